@@ -1,0 +1,77 @@
+"""Where models, indexes and training runs lie in a store, and how people name them."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from indexer.manifest import MANIFEST
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+
+
+class NotFound(LookupError):
+    """A store has no model or index of that name; the message lists what it has."""
+
+
+@dataclass(frozen=True)
+class Store:
+    """A directory that holds everything Kinsight made.
+
+    models/<model id>/                     one immutable directory a model
+    indexes/<name>/versions/<number>/      one immutable directory a version
+    indexes/<name>/active                  the number of the version that is searched
+    runs/<run>/                            checkpoints and logs of training
+    """
+
+    root: Path
+
+    @property
+    def models(self) -> Path:
+        """The directory of models."""
+        return self.root / "models"
+
+    @property
+    def indexes(self) -> Path:
+        """The directory of indexes."""
+        return self.root / "indexes"
+
+    @property
+    def runs(self) -> Path:
+        """The directory of training runs."""
+        return self.root / "runs"
+
+    def model_ids(self) -> list[str]:
+        """The ids of all models, oldest first."""
+        found = [path.parent for path in self.models.glob(f"*/{MANIFEST}")]
+        return [path.name for path in sorted(found, key=lambda path: (path / MANIFEST).stat().st_mtime_ns)]
+
+    def model(self, reference: str) -> Path:
+        """The directory of the model with this id, or the one whose id begins with it.
+
+        Raises:
+            NotFound: no model, or more than one, fits.
+        """
+        ids = self.model_ids()
+        fitting = [known for known in ids if known == reference] or [
+            known for known in ids if reference and known.startswith(reference)
+        ]
+        if len(fitting) != 1:
+            problem = f"{len(fitting)} models begin with" if fitting else "no model"
+            raise NotFound(f"{problem} {reference!r} in {self.models}; it has: {', '.join(ids) or 'none'}")
+        return self.models / fitting[0]
+
+    def index_names(self) -> list[str]:
+        """The names of all indexes that have at least one version, sorted."""
+        return sorted({path.parents[2].name for path in self.indexes.glob(f"*/versions/*/{MANIFEST}")})
+
+    def index(self, name: str) -> Path:
+        """The directory of an index, whether it exists yet or not.
+
+        Raises:
+            ValueError: the name is not usable as one.
+        """
+        if not _NAME.fullmatch(name):
+            raise ValueError(
+                f"{name!r} can't name an index; 1 to 63 of a-z, 0-9, _ and -, beginning with a letter or digit"
+            )
+        return self.indexes / name
