@@ -4,14 +4,12 @@ WeightsError   weights can't be loaded; the message names them and the remedy
 """
 
 import importlib.util
-import pickle
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import timm
 import torch
 import torchvision
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.models import PretrainedCfg
 from torch import Tensor, nn
@@ -67,6 +65,10 @@ class Backbone(nn.Module):
             features = F.adaptive_avg_pool2d(features, 1) + F.adaptive_max_pool2d(features, 1)
         return features.flatten(1)
 
+    def library_weights(self) -> dict[str, Tensor]:
+        """The weights under the names that timm or torchvision gives them, as `make_backbone` loads them."""
+        return {key.removeprefix("model."): value.contiguous() for key, value in self.network.state_dict().items()}
+
     def freeze_norms(self) -> None:
         """Keep BatchNorm at its pretrained statistics and scale: small or unusual batches don't disturb it."""
         self._frozen_norms = [m for m in self.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
@@ -97,7 +99,7 @@ class Encoder(nn.Module):
         head: features to (B, D).
     """
 
-    def __init__(self, backbone: nn.Module, head: nn.Module):
+    def __init__(self, backbone: Backbone, head: nn.Module):
         super().__init__()
         self.backbone = backbone
         self.head = head
@@ -207,12 +209,12 @@ class _TokenFeatures(nn.Module):
 class _First(nn.Module):
     """The only entry of a feature extractor's dict."""
 
-    def __init__(self, extractor: nn.Module):
+    def __init__(self, model: nn.Module):
         super().__init__()
-        self.extractor = extractor
+        self.model = model
 
     def forward(self, images: Tensor) -> Tensor:
-        return cast("Tensor", self.extractor(images)["map"])
+        return cast("Tensor", self.model(images)["map"])
 
 
 @torch.no_grad()
@@ -254,8 +256,8 @@ def _load(model: nn.Module, file: Path, *, by_order: bool = False) -> None:
     """
     try:
         state = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
-    except (OSError, SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise WeightsError(f"weights {file} can't be read: {error}") from error
+    except Exception as error:  # torch's unpickler raises nearly anything on a file that is not one of its own
+        raise WeightsError(f"weights {file} can't be read: {type(error).__name__} {error}") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise WeightsError(f"weights {file} are not a plain dictionary of tensors; save model.state_dict()")
     expected = model.state_dict()

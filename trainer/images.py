@@ -27,7 +27,7 @@ class LabelsError(ValueError):
 
 @dataclass(frozen=True)
 class ImageCache:
-    """Decoded images, whole images squashed to one square size.
+    """Decoded images, squares of one size.
 
     Attributes:
         pixels: (N, S, S, 3) uint8; memory-mapped from a file.
@@ -114,12 +114,14 @@ def read_labels(table: Path, collection: Collection) -> Labels:
     return Labels(class_of, split_of, tuple(unknown))
 
 
-def cache_images(sources: Sequence[Source], size: int, file: Path, progress: Progress, stage: str) -> ImageCache:
+def cache_images(
+    sources: Sequence[Source], spec: PixelSpec, file: Path, progress: Progress, stage: str
+) -> ImageCache:
     """Decode sources once into a cache file, or reopen the file where it already holds these sources.
 
     Args:
         sources: what to decode; damaged ones are named in `skipped`, not cached.
-        size: S of the squares, pixels.
+        spec: how each becomes a square of S pixels.
         file: where the pixels go; a `.json` beside it, written last, says that it is complete.
         progress: called with the stage and how many sources are done.
         stage: its name.
@@ -128,14 +130,14 @@ def cache_images(sources: Sequence[Source], size: int, file: Path, progress: Pro
         OSError: the disk is full.
     """
     receipt = file.with_suffix(".json")
-    key = _digest(sources, size)
+    key = _digest(sources, spec)
     if receipt.exists() and (facts := json.loads(receipt.read_text()))["key"] == key:
         progress(stage, len(sources), len(sources))
     else:
-        facts = {"key": key, **_decode_to_file(sources, size, file, progress, stage)}
+        facts = {"key": key, **_decode_to_file(sources, spec, file, progress, stage)}
         receipt.write_text(json.dumps(facts))
     count = len(facts["items"])
-    shape = (count, size, size, 3)
+    shape = (count, spec.size, spec.size, 3)
     pixels = np.memmap(file, np.uint8, "r+", shape=shape) if count else np.empty(shape, np.uint8)
     return ImageCache(
         pixels=torch.from_numpy(pixels),
@@ -146,13 +148,13 @@ def cache_images(sources: Sequence[Source], size: int, file: Path, progress: Pro
 
 
 def _decode_to_file(
-    sources: Sequence[Source], size: int, file: Path, progress: Progress, stage: str
+    sources: Sequence[Source], spec: PixelSpec, file: Path, progress: Progress, stage: str
 ) -> dict[str, list[object]]:
     items: list[object] = []
     aspects: list[object] = []
     skipped: list[object] = []
     with file.open("wb") as out:
-        for decoded in decode_all(sources, PixelSpec(size=size, fit="squash")):
+        for decoded in decode_all(sources, spec):
             if decoded.pixels is None:
                 skipped.append((decoded.source.item, decoded.error))
             else:
@@ -163,8 +165,8 @@ def _decode_to_file(
     return {"items": items, "aspect": aspects, "skipped": skipped}
 
 
-def _digest(sources: Sequence[Source], size: int) -> str:
-    digest = hashlib.sha256(str(size).encode())
+def _digest(sources: Sequence[Source], spec: PixelSpec) -> str:
+    digest = hashlib.sha256(repr(spec).encode())
     for source in sources:
         try:
             status = source.path.stat()

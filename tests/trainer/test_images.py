@@ -1,0 +1,95 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from indexer.pixels import PixelSpec, decode
+from indexer.sources import Collection, SourceError, open_collection
+from trainer.images import LabelsError, cache_images, read_labels
+
+SPEC = PixelSpec(size=16)
+
+
+@pytest.fixture
+def collection(tmp_path: Path) -> Collection:
+    folder = tmp_path / "photos"
+    (folder / "sub").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name in ("a.png", "b.png", "sub/c.png"):
+        Image.fromarray(rng.integers(0, 256, (20, 40, 3), dtype=np.uint8)).save(folder / name)
+    (folder / "broken.jpg").write_bytes(b"not an image")
+    return open_collection(folder)
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    """No progress shown."""
+
+
+def test_the_cache_holds_what_the_preprocessing_makes(collection: Collection, tmp_path: Path) -> None:
+    """Each row equals decode() of its file; the damaged image is named and has no row."""
+    cache = cache_images(collection.sources, SPEC, tmp_path / "c.u8", silent, "decode")
+    assert cache.items == ("a.png", "b.png", "sub/c.png")
+    assert [item for item, _ in cache.skipped] == ["broken.jpg"]
+    assert cache.aspect.tolist() == [2.0, 2.0, 2.0]
+    for row, item in enumerate(cache.items):
+        assert np.array_equal(cache.pixels[row].numpy(), decode((collection.root / item).read_bytes(), SPEC))
+
+
+def test_a_complete_cache_is_reopened_and_a_changed_one_is_not(collection: Collection, tmp_path: Path) -> None:
+    """The same files are not decoded twice; a changed file is."""
+    file = tmp_path / "c.u8"
+    first = cache_images(collection.sources, SPEC, file, silent, "decode")
+    written = file.stat().st_mtime_ns
+    cache_images(collection.sources, SPEC, file, silent, "decode")
+    assert file.stat().st_mtime_ns == written
+    Image.new("RGB", (9, 9), "red").save(collection.root / "a.png")
+    again = cache_images(collection.sources, SPEC, file, silent, "decode")
+    assert again.pixels[0, 0, 0].tolist() == [255, 0, 0]
+    assert first.items == again.items
+
+
+def labels_file(tmp_path: Path, text: str) -> Path:
+    file = tmp_path / "labels.csv"
+    file.write_text(text)
+    return file
+
+
+def test_labels_split_a_collection(collection: Collection, tmp_path: Path) -> None:
+    """Training takes all but the test split; judging takes the test split alone; names become numbers."""
+    table = labels_file(tmp_path, "path,class_id,split\na.png,cat,train\nb.png,dog,test\nphotos/sub/c.png,cat,test\n")
+    labels = read_labels(table, collection)
+    assert labels.class_of == {"a.png": 0, "b.png": 1, "sub/c.png": 0}
+    assert [s.item for s in labels.training(collection.sources)] == ["a.png", "broken.jpg"]
+    assert [s.item for s in labels.judging(collection.sources)] == ["b.png", "sub/c.png"]
+
+
+def test_without_a_split_all_are_learned_from_and_judged(collection: Collection, tmp_path: Path) -> None:
+    """A table of path and class_id alone judges on every labelled image."""
+    labels = read_labels(labels_file(tmp_path, "path,class_id\na.png,1\nb.png,1\n"), collection)
+    assert len(labels.training(collection.sources)) == 4
+    assert [s.item for s in labels.judging(collection.sources)] == ["a.png", "b.png"]
+
+
+def test_unknown_paths_are_named_and_the_rest_goes_on(collection: Collection, tmp_path: Path) -> None:
+    """Rows about other images don't spoil the known ones."""
+    labels = read_labels(labels_file(tmp_path, "path,class_id\na.png,1\ngone.png,1\n"), collection)
+    assert labels.unknown == ("gone.png",)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("path,klass\na.png,1\n", "has no column class_id; its columns are: path, klass"),
+        ("path,class_id\nx.png,1\n", "none of its 1 paths is in"),
+        ("path,class_id\na.png,1\na.png,2\n", r"line 3: 'a\.png' has two classes"),
+        ("path,class_id,split\na.png,1,valid\n", "split is 'valid'; it must be train or test"),
+        ("path,class_id,split\na.png,1,train\n", "no image has split 'test'"),
+        ("path,class_id\na.png\n", "line 2 has not the header's 2 cells"),
+        ("", "has no column path, class_id"),
+    ],
+)
+def test_bad_labels_say_what_is_wrong(collection: Collection, tmp_path: Path, text: str, message: str) -> None:
+    """Each kind of unusable table has an error naming the column, line or path."""
+    with pytest.raises((LabelsError, SourceError), match=message):
+        read_labels(labels_file(tmp_path, text), collection)
