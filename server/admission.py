@@ -1,0 +1,75 @@
+"""Which requests are let in: a bound on what waits and runs at once, and none while the server shuts down."""
+
+from types import TracebackType
+from typing import Self
+
+from server.errors import Draining, Overloaded
+
+MAX_REQUESTS = 256  # a search takes well under a millisecond: a longer queue only adds waiting
+MAX_IMAGE_BYTES = 512 * 2**20  # of all requests together: 16 of the largest, thousands of usual ones
+
+
+class Admission:
+    """Counts the requests that are inside; what exceeds a bound is turned away at once, not queued."""
+
+    def __init__(self, *, max_requests: int = MAX_REQUESTS, max_image_bytes: int = MAX_IMAGE_BYTES) -> None:
+        """Nothing is inside yet.
+
+        Args:
+            max_requests: most requests at a time.
+            max_image_bytes: most bytes of images in those requests together.
+        """
+        self._max_requests = max_requests
+        self._max_image_bytes = max_image_bytes
+        self._requests = 0
+        self._image_bytes = 0
+        self._draining = False
+
+    def drain(self) -> None:
+        """Let nobody in any more; who is inside stays."""
+        self._draining = True
+
+    def admit(self, image_bytes: int) -> "Admitted":
+        """A place for one request, to be entered with `with`.
+
+        Raises:
+            Draining: the server is shutting down.
+            Overloaded: a bound is reached.
+        """
+        if self._draining:
+            raise Draining("the server is shutting down; try another one, or this one when it is back")
+        if self._requests >= self._max_requests:
+            raise Overloaded(
+                f"{self._requests} requests are in progress, the most allowed; try again in a moment",
+                limit=str(self._max_requests),
+            )
+        if image_bytes and self._image_bytes + image_bytes > self._max_image_bytes:
+            raise Overloaded(
+                f"the images in progress hold {self._image_bytes:,} bytes and this one {image_bytes:,}, "
+                f"more than {self._max_image_bytes:,}; try again in a moment",
+                limit=str(self._max_image_bytes),
+            )
+        return Admitted(self, image_bytes)
+
+    def _add(self, requests: int, image_bytes: int) -> None:
+        self._requests += requests
+        self._image_bytes += image_bytes
+
+
+class Admitted:
+    """One request's place inside."""
+
+    __slots__ = ("_admission", "_image_bytes")
+
+    def __init__(self, admission: Admission, image_bytes: int) -> None:
+        self._admission = admission
+        self._image_bytes = image_bytes
+
+    def __enter__(self) -> Self:
+        self._admission._add(1, self._image_bytes)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._admission._add(-1, -self._image_bytes)

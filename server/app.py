@@ -1,0 +1,140 @@
+"""The server: listens, watches the store, and shuts down without losing a request.
+
+CannotListen   the address is malformed, not of this machine, or taken
+"""
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from kinsight.v1 import search_service_pb2, search_service_pb2_grpc
+
+from indexer.store import Store
+from server import reflection
+from server.admission import Admission
+from server.indexes import Indexes
+from server.service_search import SearchService
+
+SERVICE = search_service_pb2.DESCRIPTOR.services_by_name["SearchService"].full_name
+MAX_MESSAGE_BYTES = 32 * 2**20  # a 100-megapixel JPEG fits; gRPC answers RESOURCE_EXHAUSTED beyond it
+WATCH_INTERVAL_S = 1.0
+NOTICE_S = 0.2  # between saying NOT_SERVING and closing the door, so that who watches health hears it
+DRAIN_TIMEOUT_S = 10.0  # requests in progress may take this long; then they are cancelled
+HARD_STOP_S = 5.0  # on top of it, should the cancelled ones hang
+
+log = logging.getLogger(__name__)
+
+
+class CannotListen(OSError):
+    """The address can't be listened on; the message names it."""
+
+
+@dataclass(frozen=True)
+class Running:
+    """A server that was started, with the parts that its end needs."""
+
+    grpc: grpc.aio.Server
+    port: int
+    health: health.aio.HealthServicer
+    indexes: Indexes
+    admission: Admission
+    service: SearchService
+    watch: asyncio.Task[None]
+
+
+async def serve(store: Store, *, listen: str, index: str | None, ready: Callable[[int], None]) -> None:
+    """Serve the active versions of a store's indexes until SIGTERM or SIGINT, then drain.
+
+    Args:
+        store: where the indexes and models are; may be empty, and is watched for what appears.
+        listen: `host:port`; port 0 takes a free one.
+        index: serve only this index; all when None.
+        ready: called with the port once requests are answered.
+
+    Raises:
+        CannotListen: the address is malformed, not of this machine, or taken.
+    """
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    running = await start(store, listen=listen, index=index)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    ready(running.port)
+    await stopped.wait()
+    await drain(running)
+
+
+async def start(
+    store: Store, *, listen: str, index: str | None = None, admission: Admission | None = None
+) -> Running:
+    """Open the indexes and answer requests on this event loop; `drain` ends it. See `serve` for the rest."""
+    _warn_if_open(listen)
+    indexes, admission = Indexes(store, index), admission or Admission()
+    server = grpc.aio.server(
+        options=[
+            ("grpc.so_reuseport", 0),  # a second server on the port must fail, not take half of the requests
+            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+        ]
+    )
+    port = _bind(server, listen)
+    await asyncio.to_thread(indexes.refresh)
+    service, checks = SearchService(indexes, admission), health.aio.HealthServicer()
+    search_service_pb2_grpc.add_SearchServiceServicer_to_server(service, server)  # type: ignore[no-untyped-call]
+    health_pb2_grpc.add_HealthServicer_to_server(checks, server)
+    reflection.enable(server, [SERVICE, health.SERVICE_NAME])
+    await _tell(checks, indexes)
+    await server.start()
+    watch = asyncio.create_task(_watch(indexes, checks))
+    return Running(server, port, checks, indexes, admission, service, watch)
+
+
+async def drain(running: Running) -> None:
+    """Let requests in progress finish, refuse new ones with UNAVAILABLE, and stop."""
+    log.info("shutting down")
+    running.watch.cancel()
+    await running.health.enter_graceful_shutdown()
+    running.admission.drain()
+    await asyncio.sleep(NOTICE_S)
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(running.grpc.stop(DRAIN_TIMEOUT_S), DRAIN_TIMEOUT_S + HARD_STOP_S)
+    await running.service.close()
+
+
+async def _watch(indexes: Indexes, checks: health.aio.HealthServicer) -> None:
+    while True:
+        await asyncio.sleep(WATCH_INTERVAL_S)
+        try:
+            await asyncio.to_thread(indexes.refresh)
+        except OSError:  # the store itself, a network disk say: what is open is served on
+            log.exception("the store can't be read; trying again in %g s", WATCH_INTERVAL_S)
+        await _tell(checks, indexes)
+
+
+async def _tell(checks: health.aio.HealthServicer, indexes: Indexes) -> None:
+    status = health_pb2.HealthCheckResponse.SERVING if indexes.ready else health_pb2.HealthCheckResponse.NOT_SERVING
+    for name in ("", SERVICE):
+        await checks.set(name, status)
+
+
+def _bind(server: grpc.aio.Server, listen: str) -> int:
+    try:
+        port = server.add_insecure_port(listen)
+    except RuntimeError as error:
+        raise CannotListen(f"can't listen on {listen}: it is taken, or not an address of this machine") from error
+    return port
+
+
+def _warn_if_open(listen: str) -> None:
+    host = listen.rpartition(":")[0].strip("[]")
+    try:
+        loopback = ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name
+        loopback = host == "localhost"
+    if not loopback:
+        log.warning("%s can be reached from other machines, and there is no authentication", listen)
