@@ -1,0 +1,28 @@
+"""Memory that a training step frees stays with the process, because the next step asks for the same again."""
+
+import ctypes
+import platform
+
+# glibc/malloc.h: parameters of mallopt.
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
+_NEVER = 2**31 - 1  # mallopt takes an int: the heap is trimmed only when 2 GiB at its top are free
+_PAD_BYTES = 2**28  # the heap grows in steps of 256 MiB, not of 128 KiB
+
+
+def keep_freed_memory() -> bool:
+    """Tell glibc to keep freed tensors instead of returning them to the system; call before the first big one.
+
+    By default every tensor above 32 MiB is a fresh mapping whose pages the kernel zeroes one by one, each step
+    anew: 189,000 page faults and half of the time of a CPU step of tf_efficientnet_lite0 (64 images of 112 px);
+    with these settings 5,000, as with the MALLOC_*_ variables set before the process starts. The price is that
+    the process keeps its peak memory until it ends.
+
+    Returns:
+        Whether the settings were taken; False where the C library is not glibc.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    # Large tensors from the heap instead of mappings of their own; a threshold would stop at 32 MiB.
+    settings = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, _NEVER), (_TOP_PAD, _PAD_BYTES))
+    return all(mallopt(parameter, value) == 1 for parameter, value in settings)

@@ -1,0 +1,112 @@
+"""What a training method is: an `Objective`, fed with batches by the loop, which knows no method by name."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from trainer.encoders import Encoder
+
+# embed_all(module or function from images (B, 3, S, S) to (B, C)) -> (N, C) float32, on the loop's device: the whole
+# training set, in its order, without augmentation, in eval mode, without gradient.
+EmbedAll = Callable[[Callable[[Tensor], Tensor]], Tensor]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's images.
+
+    Attributes:
+        views: V tensors (B, 3, H, W) float32 in [0, 1]; sizes may differ between views (multi-crop).
+        index: (B,) int64, row of each image in the training set; may repeat.
+        label: (B,) int64 class, -1 where unknown.
+    """
+
+    views: list[Tensor]
+    index: Tensor
+    label: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """How one random view of an image is drawn; every image draws its own values.
+
+    Attributes:
+        scale: smallest and largest share of the image's area that the crop keeps, in (0, 1].
+        ratio: narrowest and widest crop, width over height.
+        flip: probability of a mirror image.
+        rotation_deg: the crop is turned by up to this many degrees either way.
+        brightness, contrast, saturation: factors are drawn from 1 ± this, 0 to 1.
+        hue: shift, up to this share of the colour circle either way, 0 to 0.5.
+        grey: probability of losing all colour.
+    """
+
+    scale: tuple[float, float] = (0.16, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = 0.5
+    rotation_deg: float = 0.0
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+    grey: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise ValueError(f"view.scale is {self.scale}; it must be two rising shares above 0, at most 1")
+        if not 0 < self.ratio[0] <= self.ratio[1]:
+            raise ValueError(f"view.ratio is {self.ratio}; it must be two rising numbers above 0")
+        limits = {
+            "flip": 1,
+            "rotation_deg": 180,
+            "brightness": 1,
+            "contrast": 1,
+            "saturation": 1,
+            "hue": 0.5,
+            "grey": 1,
+        }
+        for name, limit in limits.items():
+            if not 0 <= getattr(self, name) <= limit:
+                raise ValueError(f"view.{name} is {getattr(self, name)}; it must be 0 to {limit}")
+
+
+class Objective(nn.Module):
+    """A training method: losses on batches, and what it does between them.
+
+    All state that training changes is a parameter or a buffer, so that a checkpoint holds it and resuming is exact.
+    Everything trainable that is not in `encoder.backbone` is a head.
+    """
+
+    views: ClassVar[tuple[View, ...]] = (View(), View())
+
+    def __init__(self, encoder: Encoder):
+        super().__init__()
+        self.encoder = encoder
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """The terms of the loss by name, scalars float32; the loop minimises their sum."""
+        raise NotImplementedError
+
+    def after_step(self, progress: float) -> None:
+        """Called after each optimiser step; `progress` is the share of the run that is done, (0, 1]."""
+
+    def before_epoch(self, embed_all: EmbedAll, batch_size: int) -> Tensor | None:  # noqa: ARG002
+        """Called before each epoch.
+
+        Args:
+            embed_all: embeds the training set with any function of images.
+            batch_size: about how many images a step should have.
+
+        Returns:
+            The epoch's sampling order, (steps, B) int64 rows of the training set; None for a random permutation.
+        """
+        return None
+
+    def param_groups(self, lr: float, head_lr: float | None = None) -> list[dict[str, Any]]:
+        """The optimiser's groups: the backbone at `lr`, the heads at `head_lr`, or at `lr` too where that is None."""
+        backbone = [p for p in self.encoder.backbone.parameters() if p.requires_grad]
+        known = {id(p) for p in self.encoder.backbone.parameters()}
+        heads = [p for p in self.parameters() if p.requires_grad and id(p) not in known]
+        groups = ({"params": backbone, "lr": lr}, {"params": heads, "lr": lr if head_lr is None else head_lr})
+        return [group for group in groups if group["params"]]

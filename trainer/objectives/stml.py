@@ -1,0 +1,225 @@
+"""STML: a teacher, the moving average of the student, labels each batch with how alike its images are in context."""
+
+import copy
+import random
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from trainer.encoders import Encoder
+from trainer.objective import Batch, EmbedAll, Objective
+from trainer.parts.distances import relative_distances, squared_distances
+from trainer.parts.ema import update_teacher
+from trainer.parts.heads import orthogonal_head, set_to_principal_axes
+from trainer.parts.neighbours import nearest
+
+
+@torch.no_grad()
+def contextual_similarity(teacher: Tensor, index: Tensor, k: int, sigma: float) -> Tensor:
+    """How alike the images of a batch are: half their kernel, half how much their neighbourhoods share.
+
+    Args:
+        teacher: (N, C) embeddings of the teacher, unit length.
+        index: (N,) int64, row of each image in the training set: views and duplicates of one image are its nearest
+            neighbours, whatever their distance.
+        k: neighbours that make a context, itself included; at most N are used.
+        sigma: width of the kernel on squared distances.
+
+    Returns:
+        (N, N) in [0, 1], symmetric.
+
+    Source:
+        Kim et al., CVPR 2022, section 3.2, as the authors' code computes it (tjddus9597/STML-CVPR22, loss.py).
+        Where more than k entries are of one image, which of them are neighbours is arbitrary, but each is its own.
+    """
+    pairwise = torch.exp(-squared_distances(teacher) / sigma)
+    ranking = pairwise.masked_fill(index[:, None] == index, 1).fill_diagonal_(2)
+    k = min(k, len(teacher))
+    order = ranking.topk(k, dim=1).indices
+    neighbours = _membership(order)
+    reciprocal = neighbours * neighbours.T
+    # |R(i) ∩ R(j)| / |R(i)| for j in R(i), else 0: R is symmetric, so one product counts all intersections.
+    context = reciprocal * (reciprocal @ reciprocal) / reciprocal.sum(1, keepdim=True)
+    half = max(1, round(k / 2))
+    expanded = _membership(order[:, :half]).to(context) @ context / half
+    return (pairwise + (expanded + expanded.T) / 2) / 2
+
+
+def _membership(order: Tensor) -> Tensor:
+    """(N, k) columns to (N, N) float: 1 where row i lists column j."""
+    return torch.zeros(len(order), len(order), device=order.device).scatter_(1, order, 1)
+
+
+def relaxed_contrastive(rows: Tensor, similarity: Tensor, delta: float) -> Tensor:
+    """Pull pairs together by their similarity and push them apart by its rest, up to a relative distance.
+
+    Args:
+        rows: (N, D) embeddings, any scale; only their relative distances count.
+        similarity: (N, N) in [0, 1]; the diagonal is not used.
+        delta: relative distance beyond which nothing is pushed.
+
+    Returns:
+        Scalar, at least 0: the mean over all ordered pairs, as in the authors' code; the paper divides the sum by N
+        alone, which only changes its weight against the other terms.
+
+    Source:
+        Kim et al., CVPR 2022, section 3.3.
+    """
+    count = len(rows)
+    distances = relative_distances(rows)
+    terms = similarity * distances.square() + (1 - similarity) * (delta - distances).clamp_min(0).square()
+    return (terms.sum() - terms.diagonal().sum()) / (count * (count - 1))
+
+
+def self_distillation(rows: Tensor, target: Tensor, temperature: float) -> Tensor:
+    """Kullback-Leibler divergence of one head's neighbourhood distributions from another's.
+
+    Args:
+        rows: (N, D) embeddings that learn.
+        target: (N, C) embeddings of the same images that teach; no gradient reaches them.
+        temperature: of both softmaxes over negative relative distances.
+
+    Returns:
+        Scalar, at least 0.
+
+    Source:
+        Kim et al., CVPR 2022, section 3.3.
+    """
+    with torch.no_grad():
+        taught = F.softmax(-relative_distances(target) / temperature, dim=1)
+    learned = F.log_softmax(-relative_distances(rows) / temperature, dim=1)
+    return temperature**2 * F.kl_div(learned, taught, reduction="batchmean")
+
+
+class STML(Objective):
+    """Self-Taught Metric Learning without Labels (Kim, Kim, Cho, Kwak, CVPR 2022, arXiv 2205.01903).
+
+    The student is the encoder with a second, wider head g beside its own head f; the teacher has the backbone and g
+    only. Batches are lists of nearest neighbours, found anew each epoch. Authors' code: tjddus9597/STML-CVPR22.
+
+    Deviations:
+        The teacher starts equal to the student (the code draws its head g independently).
+        The teacher moves after the optimiser's step (in the code before it, and so one step later).
+        `head_init="pca"` starts both heads at the principal axes of the pretrained features instead of at random.
+        Features for both heads, and all that follows, are float32 whatever the backbone's precision.
+    """
+
+    heads_are_set: Tensor
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        background_dim: int = 1024,
+        neighbours: int = 5,
+        context: int = 10,
+        sigma: float = 3.0,
+        delta: float = 1.0,
+        momentum: float = 0.999,
+        temperature: float = 1.0,
+        head_init: Literal["orthogonal", "pca"] = "orthogonal",
+    ):
+        """Keyword defaults are the paper's for CUB and Cars.
+
+        Args:
+            encoder: the student; its head f is a linear layer, set anew here or before the first epoch.
+            background_dim: outputs of head g.
+            neighbours: n, length of the lists that make a batch, the query itself included.
+            context: k, neighbours that make a context within a batch; n times the number of views in the paper.
+            sigma: width of the kernel.
+            delta: margin, in relative distances.
+            momentum: of the teacher, [0, 1].
+            temperature: of the self-distillation.
+            head_init: `orthogonal` or `pca`.
+
+        Raises:
+            ValueError: a keyword is out of its range, or the encoder's head is not linear.
+        """
+        super().__init__(encoder)
+        if not isinstance(encoder.head, nn.Linear):
+            raise ValueError(f"the encoder's head is a {type(encoder.head).__name__}; STML needs nn.Linear")
+        if neighbours < 2 or context < 2:
+            raise ValueError(f"neighbours is {neighbours} and context {context}; both must be 2 or more")
+        if min(sigma, delta, temperature) <= 0 or not 0 <= momentum <= 1 or background_dim < 1:
+            raise ValueError(
+                f"sigma {sigma}, delta {delta}, temperature {temperature} and background_dim {background_dim} must "
+                f"be above 0, and momentum {momentum} in [0, 1]"
+            )
+        if head_init not in ("orthogonal", "pca"):
+            raise ValueError(f"head_init is {head_init!r}; it must be 'orthogonal' or 'pca'")
+        channels = encoder.head.in_features
+        encoder.head = orthogonal_head(channels, encoder.head.out_features)
+        self.background = orthogonal_head(channels, background_dim)
+        self.teacher = nn.Sequential(copy.deepcopy(encoder.backbone), copy.deepcopy(self.background))
+        self.teacher.requires_grad_(False)
+        self.register_buffer("heads_are_set", torch.tensor(head_init == "orthogonal"))
+        self.neighbours, self.context, self.sigma, self.delta = neighbours, context, sigma, delta
+        self.momentum, self.temperature = momentum, temperature
+        self.train()
+
+    def train(self, mode: bool = True) -> "STML":
+        """As `nn.Module.train`, except that the teacher stays in eval mode."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """The three terms, weighted: their sum is the paper's total."""
+        images, index = torch.cat(batch.views), batch.index.repeat(len(batch.views))
+        features = self.encoder.backbone(images)
+        with torch.no_grad():
+            taught = self.teacher[0](images)
+        with torch.autocast(images.device.type, enabled=False):
+            f, g = self.encoder.head(features.float()), self.background(features.float())
+            z = F.normalize(self.teacher[1](taught.float()), dim=1)
+            similarity = contextual_similarity(z, index, self.context, self.sigma)
+            return {
+                "relaxed_contrastive_f": 0.5 * relaxed_contrastive(f, similarity, self.delta),
+                "relaxed_contrastive_g": 0.5 * relaxed_contrastive(g, similarity, self.delta),
+                "self_distillation": self_distillation(f, g, self.temperature),
+            }
+
+    def after_step(self, progress: float) -> None:  # noqa: ARG002
+        """The teacher follows the student."""
+        self._move_teacher(self.momentum)
+
+    def before_epoch(self, embed_all: EmbedAll, batch_size: int) -> Tensor:
+        """Find each image's neighbours by head g of the student and draw batches of such lists.
+
+        Args:
+            embed_all: embeds the training set.
+            batch_size: B; a step has B // n queries, all different, and n images each. Fewer where N is small.
+
+        Returns:
+            (max(1, N // B), queries * n) int64.
+
+        Raises:
+            ValueError: B is below n.
+        """
+        if batch_size < self.neighbours:
+            raise ValueError(
+                f"batch_size is {batch_size}; with lists of {self.neighbours} neighbours it must be at least that"
+            )
+        features = embed_all(self.encoder.backbone)
+        if not self.heads_are_set:
+            self._set_heads(features)
+        with torch.no_grad():
+            lists = nearest(self.background(features), self.neighbours).cpu()
+        draw = random.Random(int(torch.randint(2**62, ())))  # noqa: S311  # of the loop's seeded generator
+        queries = min(batch_size // self.neighbours, len(lists))
+        steps = max(1, len(lists) // batch_size)
+        drawn = torch.tensor([draw.sample(range(len(lists)), queries) for _ in range(steps)])
+        return lists[drawn].flatten(1)
+
+    def _set_heads(self, features: Tensor) -> None:
+        for head in (self.encoder.head, self.background):
+            assert isinstance(head, nn.Linear)  # noqa: S101  # checked in __init__
+            set_to_principal_axes(head, features)
+        self._move_teacher(0)
+        self.heads_are_set.fill_(True)
+
+    def _move_teacher(self, momentum: float) -> None:
+        update_teacher(self.teacher[0], self.encoder.backbone, momentum)
+        update_teacher(self.teacher[1], self.background, momentum)

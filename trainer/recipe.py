@@ -1,0 +1,263 @@
+"""Recipes: everything a training run is made of, as a TOML file or the name of one that ships with the trainer.
+
+RecipeError   an unknown section or key (the nearest name is given), or a value of the wrong type or out of range
+"""
+
+import dataclasses
+import difflib
+import inspect
+import json
+import tomllib
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from trainer.objective import View
+from trainer.objectives import objective_class
+
+_FOLDER = Path(__file__).parent / "recipes"
+
+
+class RecipeError(ValueError):
+    """A recipe can't be used; the message names the key and the remedy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Which pixels are learned from.
+
+    Attributes:
+        size: side of the images that the encoder sees, pixels.
+        cache_size: side of the decoded images that views are cropped from, pixels; at least `size`.
+        fit: how an image becomes a square when it is embedded: `squash` or `crop`.
+    """
+
+    size: int = 128
+    cache_size: int = 160
+    fit: Literal["squash", "crop"] = "squash"
+
+    def __post_init__(self) -> None:
+        _in_range("data.size", self.size, 16, 1024)
+        _in_range("data.cache_size", self.cache_size, self.size, 1024)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderPart:
+    """What embeds.
+
+    Attributes:
+        backbone: name of a timm or torchvision network.
+        weights: `imagenet`, `none` or a file.
+        dim: D of the embeddings.
+        freeze_bn: keep BatchNorm at its pretrained statistics.
+    """
+
+    backbone: str = "tf_efficientnet_lite0"
+    weights: str = "imagenet"
+    dim: int = 128
+    freeze_bn: bool = True
+
+    def __post_init__(self) -> None:
+        _in_range("encoder.dim", self.dim, 2, 4096)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectivePart:
+    """The method and its own keywords, where they differ from its defaults."""
+
+    name: str = "stml"
+    keywords: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """How weights move.
+
+    Attributes:
+        name: `adamp` (the paper's; many small kernels) or `adamw` (fused).
+        lr: learning rate of the backbone.
+        head_lr: of the heads; `lr` where it is not given.
+        weight_decay: decoupled, on all trained parameters.
+    """
+
+    name: Literal["adamp", "adamw"] = "adamw"
+    lr: float = 3e-4
+    head_lr: float | None = None
+    weight_decay: float = 0.01
+
+    def __post_init__(self) -> None:
+        _in_range("optimizer.lr", self.lr, 0, 10)
+        _in_range("optimizer.head_lr", self.head_lr or 0, 0, 10)
+        _in_range("optimizer.weight_decay", self.weight_decay, 0, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """How long, how many at a time, how exactly.
+
+    Attributes:
+        epochs: passes over the training set; each is as many steps as fill it once.
+        batch_size: images of a step; each is seen in as many views as the objective has.
+        seed: of everything random.
+        precision: of the backbone's passes; `auto` is bfloat16 or float16 on a GPU and float32 on a CPU.
+        schedule: of the learning rates, by epoch: `cosine` to 0, or `constant`.
+    """
+
+    epochs: int = 10
+    batch_size: int = 120
+    seed: int = 0
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    schedule: Literal["cosine", "constant"] = "cosine"
+
+    def __post_init__(self) -> None:
+        _in_range("run.epochs", self.epochs, 1, 100_000)
+        _in_range("run.batch_size", self.batch_size, 2, 65_536)
+        _in_range("run.seed", self.seed, 0, 2**63 - 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything a training run is made of; `view` overrides fields of each of the objective's views."""
+
+    data: Data = field(default_factory=Data)
+    encoder: EncoderPart = field(default_factory=EncoderPart)
+    objective: ObjectivePart = field(default_factory=ObjectivePart)
+    view: Mapping[str, Any] = field(default_factory=dict)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    run: Run = field(default_factory=Run)
+
+
+def load(name: str | Path) -> Recipe:
+    """A recipe by name, such as `stml`, or from a TOML file.
+
+    Raises:
+        RecipeError: no such recipe or file, not TOML, or a key or value that is not right.
+    """
+    path = _FOLDER / f"{name}.toml"
+    if not path.is_file():
+        path = Path(name)
+    try:
+        fields = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(
+            f"no recipe {str(name)!r}; there are: {', '.join(names())}, or give a .toml file"
+        ) from error
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"recipe {path} is not TOML: {error}") from error
+    return from_dict(fields)
+
+
+def names() -> list[str]:
+    """The recipes that ship with the trainer."""
+    return sorted(path.stem for path in _FOLDER.glob("*.toml"))
+
+
+def override(recipe: Recipe, assignment: str) -> Recipe:
+    """A recipe with one value changed: `run.epochs=20`; `none` empties a value that may be absent.
+
+    Raises:
+        RecipeError: not of this form, or a key or value that is not right.
+    """
+    target, equals, text = assignment.partition("=")
+    section, dot, key = target.strip().partition(".")
+    if not (equals and dot):
+        raise RecipeError(f"{assignment!r} is not of the form section.key=value, for example run.epochs=20")
+    fields = to_dict(recipe)
+    _known(section, fields, "section")
+    fields[section][key] = _parsed(text.strip())
+    return from_dict(fields)
+
+
+def to_dict(recipe: Recipe) -> dict[str, dict[str, Any]]:
+    """All sections and values, as `from_dict` and JSON take them."""
+    fields = dataclasses.asdict(recipe)
+    objective = fields["objective"]
+    fields["objective"] = {"name": objective["name"], **objective["keywords"]}
+    plain: dict[str, dict[str, Any]] = json.loads(json.dumps(fields))
+    return plain
+
+
+def from_dict(fields: Mapping[str, Mapping[str, Any]]) -> Recipe:
+    """The recipe of the sections and values that `fields` has, and the defaults of the rest; raises RecipeError."""
+    kinds = get_type_hints(Recipe)
+    sections: dict[str, Any] = {}
+    for section, values in fields.items():
+        _known(section, kinds, "section")
+        if not isinstance(values, Mapping):
+            raise RecipeError(f"{section} is {values!r}; it must be a section, [{section}]")
+        if section == "objective":
+            sections[section] = _objective(values)
+        elif section == "view":
+            sections[section] = _values(section, values, get_type_hints(View))
+            _construct(View, sections[section])
+        else:
+            sections[section] = _construct(kinds[section], _values(section, values, get_type_hints(kinds[section])))
+    return Recipe(**sections)
+
+
+def _objective(values: Mapping[str, Any]) -> ObjectivePart:
+    name = values.get("name", ObjectivePart.name)
+    try:
+        kind = objective_class(name)
+    except (ValueError, TypeError) as error:
+        raise RecipeError(f"objective.name: {error}") from error
+    hints = get_type_hints(kind.__init__)
+    own = [p.name for p in inspect.signature(kind).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    keywords = {key: value for key, value in values.items() if key != "name"}
+    return ObjectivePart(name=name, keywords=_values("objective", keywords, {key: hints[key] for key in own}))
+
+
+def _values(section: str, values: Mapping[str, Any], kinds: Mapping[str, Any]) -> dict[str, Any]:
+    for key in values:
+        _known(key, kinds, f"key of [{section}]")
+    return {key: _checked(f"{section}.{key}", value, kinds[key]) for key, value in values.items()}
+
+
+def _checked(key: str, value: Any, kind: Any) -> Any:
+    """The value as its type; RecipeError where it is none of that type."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return None if value is None or value == "none" else _checked(key, value, parts[0])
+    if origin is Literal:
+        if value in parts:
+            return value
+        raise RecipeError(f"{key} is {value!r}; it must be one of: {', '.join(parts)}")
+    if origin is tuple:
+        if isinstance(value, (list, tuple)) and len(value) == len(parts):
+            return tuple(_checked(key, item, part) for item, part in zip(value, parts, strict=True))
+        raise RecipeError(f"{key} is {value!r}; it must be a list of {len(parts)} numbers")
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not kind:
+        raise RecipeError(f"{key} is {value!r}; it must be of type {kind.__name__}")
+    return value
+
+
+def _construct(kind: type, values: dict[str, Any]) -> Any:
+    try:
+        return kind(**values)
+    except RecipeError:
+        raise
+    except ValueError as error:
+        raise RecipeError(str(error)) from error
+
+
+def _known(name: str, names: Mapping[str, Any], what: str) -> None:
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else "."
+        raise RecipeError(f"no {what} is named {name!r}{hint} There are: {', '.join(names)}")
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text  # a bare word is a string: nobody quotes twice on a command line
+
+
+def _in_range(key: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise RecipeError(f"{key} is {value}; it must be {low} to {high}")
