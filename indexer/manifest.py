@@ -25,6 +25,7 @@ FORMAT = 1  # of both manifests; raised when a reader of the old one could misun
 ID_LENGTH = 16  # hex digits of SHA-256: 64 bits, no collision in any store that fits on earth
 
 _CHUNK = 2**20
+_SEAL = "sha256"  # of the other fields: a manifest vouches for every file, and this for the manifest
 
 
 class ManifestError(Exception):
@@ -160,7 +161,9 @@ def publish(staging: Path, target: Path, manifest: Manifest) -> Path:
     )
     for path in staging.iterdir():
         _sync(path)
-    write_atomically(staging / MANIFEST, json.dumps(dataclasses.asdict(complete), indent=2).encode() + b"\n")
+    fields = dataclasses.asdict(complete)
+    sealed = {**fields, _SEAL: _seal(fields)}
+    write_atomically(staging / MANIFEST, json.dumps(sealed, indent=2).encode() + b"\n")
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.exists():
         raise FileExistsError(f"{target} exists already; a published directory never changes")
@@ -199,11 +202,14 @@ def read_version(directory: Path) -> VersionManifest:
 
 
 def verify(directory: Path, manifest: Manifest) -> None:
-    """Check every file that a manifest names against its size and SHA-256.
+    """Check every file that a manifest names against its size and SHA-256, and that it names all that are opened.
 
     Raises:
         CorruptFile: naming the first file that is missing, truncated or changed.
     """
+    for name in _opened(manifest):
+        if name not in manifest.files:
+            raise CorruptFile(f"{directory / MANIFEST} has no record of {name}")
     for name, expected in manifest.files.items():
         path = directory / name
         try:
@@ -233,6 +239,8 @@ def _read(directory: Path, kind: type[_Kind]) -> _Kind:
     if not isinstance(fields, dict) or fields.get("format") != FORMAT:
         found = fields.get("format") if isinstance(fields, dict) else type(fields).__name__
         raise ManifestError(f"{path} has format {found}; this Kinsight reads format {FORMAT}")
+    if fields.pop(_SEAL, None) != _seal(fields):
+        raise CorruptFile(f"{path} was changed: it does not match its own SHA-256")
     try:
         fields["files"] = {name: FileRecord(**entry) for name, entry in fields["files"].items()}
         if "pixels" in fields:
@@ -240,6 +248,17 @@ def _read(directory: Path, kind: type[_Kind]) -> _Kind:
         return kind(**fields)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CorruptFile(f"{path} is not the manifest of a {kind.__name__[:-8].lower()}: {error}") from error
+
+
+def _seal(fields: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+
+def _opened(manifest: Manifest) -> tuple[str, ...]:
+    if isinstance(manifest, ModelManifest):
+        return ("model.onnx", "probe.png", "probe.npy")
+    codes = ("index.faiss",) if manifest.plan.get("kind") == "ivfpq" else ()
+    return (*codes, "rows.faiss", "items.sqlite")
 
 
 def _sync(path: Path) -> None:

@@ -1,0 +1,115 @@
+"""Which item is in which row of a version: one SQLite file, which is also the record of progress while it is built.
+
+SQLite's own errors pass through while building; a finished table is only read.
+"""
+
+import json
+import os
+import sqlite3
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Self
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS items (
+    row INTEGER PRIMARY KEY,   -- of rows.faiss, counted from 0
+    item TEXT NOT NULL UNIQUE,
+    path BLOB NOT NULL,        -- where the image was; bytes, because not every path is UTF-8
+    sha256 TEXT NOT NULL       -- of the image file
+);
+CREATE TABLE IF NOT EXISTS skipped (item TEXT NOT NULL PRIMARY KEY, reason TEXT NOT NULL) WITHOUT ROWID;
+"""
+
+
+class UnknownItem(LookupError):
+    """An index version has no item of that id."""
+
+
+class ItemWriter:
+    """The items of a version that is being built; what `commit` wrote survives a crash."""
+
+    def __init__(self, path: Path) -> None:
+        self._connection = sqlite3.connect(path)
+        self._connection.executescript(_SCHEMA)
+
+    def add(self, row: int, item: str, path: Path, sha256: str) -> None:
+        """Record the item of a row."""
+        self._connection.execute("INSERT INTO items VALUES (?, ?, ?, ?)", (row, item, os.fsencode(path), sha256))
+
+    def skip(self, item: str, reason: str) -> None:
+        """Record an image that has no row, and why."""
+        self._connection.execute("INSERT INTO skipped VALUES (?, ?)", (item, reason))
+
+    def commit(self) -> None:
+        """Put everything so far on the disk."""
+        self._connection.commit()
+
+    def count(self) -> int:
+        """How many rows have an item."""
+        (count,) = self._connection.execute("SELECT count(*) FROM items").fetchone()
+        return int(count)
+
+    def skipped(self) -> tuple[tuple[str, str], ...]:
+        """Every image left out, with the reason, sorted by item."""
+        return tuple(self._connection.execute("SELECT item, reason FROM skipped ORDER BY item"))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.close()
+
+
+class ItemTable:
+    """The items of a published version; safe to read from several threads at once."""
+
+    def __init__(self, path: Path) -> None:
+        # `immutable` needs no locks and no journal, so a read-only file system serves too.
+        uri = f"{path.resolve().as_uri()}?mode=ro&immutable=1"
+        self._connection = sqlite3.connect(uri, uri=True, check_same_thread=False)
+        self._lock = threading.Lock()
+
+    def count(self) -> int:
+        """How many items there are."""
+        return int(self._read("SELECT count(*) FROM items")[0][0])
+
+    def items(self, rows: Iterable[int]) -> list[str]:
+        """The item ids of rows, in their order; a row may come twice.
+
+        Raises:
+            IndexError: a row is not in the version.
+        """
+        wanted = [int(row) for row in rows]
+        found = self._read(
+            "SELECT item FROM json_each(?) AS wanted JOIN items ON items.row = wanted.value ORDER BY wanted.key",
+            json.dumps(wanted),
+        )
+        if len(found) != len(wanted):
+            raise IndexError(f"a row of {min(wanted)} to {max(wanted)} is not one of the version's")
+        return [item for (item,) in found]
+
+    def row_of(self, item: str) -> int:
+        """The row of an item; raises UnknownItem."""
+        try:
+            found = self._read("SELECT row FROM items WHERE item = ?", item)
+        except UnicodeEncodeError:  # a lone surrogate: no item id has one
+            found = []
+        if not found:
+            raise UnknownItem(f"no item {item!r} in this version of the index")
+        return int(found[0][0])
+
+    def path_of(self, row: int) -> Path:
+        """Where the image of a row was when it was indexed; raises IndexError."""
+        found = self._read("SELECT path FROM items WHERE row = ?", int(row))
+        if not found:
+            raise IndexError(f"row {row} is not one of the version's")
+        return Path(os.fsdecode(found[0][0]))
+
+    def skipped(self) -> list[tuple[str, str]]:
+        """Every image left out of the version, with the reason, sorted by item."""
+        return self._read("SELECT item, reason FROM skipped ORDER BY item")
+
+    def _read(self, query: str, *values: object) -> list[Any]:
+        with self._lock:
+            return self._connection.execute(query, values).fetchall()

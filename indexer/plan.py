@@ -1,0 +1,136 @@
+"""From the size of a collection to how it is indexed, and what that costs in memory, before anything starts.
+
+BudgetTooSmall   no plan fits the memory budget; the message says what would
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+# Below this many rows comparing with every one is as fast as an index (measured at D 128 and 512 by
+# tests/benchmarks/bench_plan.py), finds everything, and needs no training set.
+FLAT_BELOW = 4_000
+HELD_OUT = 1_000  # rows that only measure recall; their 95 % interval at recall 0.99 is then 0.012 wide
+TRAIN_PER_LIST = 64  # training rows per list; FAISS asks for 39 to 256, and recall on 100,000 rows is flat from 64 on
+MIN_PER_LIST = 39
+
+# Operating points (nprobe, k_factor) in the order of their cost: 27,000 to 2,700 queries/s on one thread at
+# 100,000 rows of 128 dimensions. A build climbs until its measured recall is high enough.
+LADDER = ((16, 10), (32, 20), (64, 40), (128, 100), (128, 200))
+ADD_CHUNK = 16_384  # rows encoded at a time
+
+_FLOAT_BYTES, _ID_BYTES = 4, 8
+_SCAN_BLOCK = 32  # rows; fast-scan pads each list to a multiple
+# Above the sample itself, as peaks of the resident size showed: its rotated copy, k-means' copy, and PQ's residuals.
+_TRAIN_COPIES = 3
+
+
+class BudgetTooSmall(ValueError):
+    """No plan for so many rows of so many dimensions fits the memory budget."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How a collection is indexed.
+
+    Attributes:
+        kind: `flat` compares with every row; `ivfpq` scans the codes of the nearest lists and refines from the rows.
+        factory: FAISS's factory string; for `ivfpq`, of what comes after the rotation.
+        nlist: inverted lists; 0 for flat.
+        nprobe: lists that a search scans; 0 for flat.
+        k_factor: candidates per neighbour that are compared in full precision; 1 for flat.
+        train_rows: rows that train it; 0 for flat.
+        reason: why this one, for a person.
+        serving_bytes: memory that a search needs at hand: codes, ids and centroids, or all rows for flat. The
+            full-precision rows of `ivfpq` are mapped from the disk and not counted.
+        peak_build_bytes: memory that building takes above the encoder's own.
+    """
+
+    kind: Literal["flat", "ivfpq"]
+    factory: str
+    nlist: int
+    nprobe: int
+    k_factor: int
+    train_rows: int
+    reason: str
+    serving_bytes: int
+    peak_build_bytes: int
+
+
+def plan(count: int, dim: int, *, memory_budget_bytes: int | None = None) -> Plan:
+    """Plan the index of `count` rows of `dim` dimensions.
+
+    Args:
+        count: rows, at least 1.
+        dim: D.
+        memory_budget_bytes: for serving and for building; None for no limit.
+
+    Raises:
+        BudgetTooSmall: nothing fits the budget, seen before anything is decoded.
+    """
+    if count < 1 or dim < 1:
+        raise ValueError(f"count is {count} and dim {dim}; both must be at least 1")
+    if count < FLAT_BELOW:
+        chosen = _flat(count, dim, f"{count:,} rows: below {FLAT_BELOW:,}, comparing with every row is as fast")
+    elif dim % 2:
+        chosen = _flat(count, dim, f"dimension {dim} is odd, which 2-dimensional product quantisation can't split")
+    else:
+        chosen = _ivfpq(count, dim, memory_budget_bytes)
+    needed = max(chosen.serving_bytes, chosen.peak_build_bytes)
+    if memory_budget_bytes is not None and needed > memory_budget_bytes:
+        raise BudgetTooSmall(
+            f"{count:,} rows of dimension {dim} need {needed:,} bytes of memory ({chosen.serving_bytes:,} to serve, "
+            f"{chosen.peak_build_bytes:,} to build); the budget is {memory_budget_bytes:,}: raise it, index fewer "
+            f"images, or train a model of a smaller dimension"
+        )
+    return chosen
+
+
+def held_out(count: int) -> int:
+    """How many rows of `count` stay out of the training to measure recall."""
+    return min(HELD_OUT, count // 4)
+
+
+def _flat(count: int, dim: int, reason: str) -> Plan:
+    row_bytes = count * dim * _FLOAT_BYTES
+    return Plan(
+        kind="flat",
+        factory="Flat",
+        nlist=0,
+        nprobe=0,
+        k_factor=1,
+        train_rows=0,
+        reason=reason,
+        serving_bytes=row_bytes,
+        peak_build_bytes=min(row_bytes, ADD_CHUNK * dim * _FLOAT_BYTES),
+    )
+
+
+def _ivfpq(count: int, dim: int, budget: int | None) -> Plan:
+    trainable = count - held_out(count)
+    # About 4 √N lists balance the search for the nearest lists against the scan of their codes.
+    nlist = 2 ** round(math.log2(4 * math.sqrt(count)))
+    while nlist * MIN_PER_LIST > trainable:
+        nlist //= 2
+    row_bytes = dim * _FLOAT_BYTES
+    code_bytes = math.ceil(dim / 4)  # D / 2 codes of 4 bits
+    lists_bytes = count * (code_bytes + _ID_BYTES) + nlist * _SCAN_BLOCK * code_bytes
+    tables_bytes = (nlist + dim + 16) * row_bytes
+    train_rows = min(trainable, TRAIN_PER_LIST * nlist)
+    if budget is not None:
+        affordable = (budget - tables_bytes) // (row_bytes * _TRAIN_COPIES)
+        train_rows = max(nlist * MIN_PER_LIST, min(train_rows, affordable))
+    training_bytes = train_rows * row_bytes * _TRAIN_COPIES
+    adding_bytes = 2 * lists_bytes + 2 * ADD_CHUNK * row_bytes  # a list doubles its room when it is full
+    nprobe, k_factor = LADDER[0]
+    return Plan(
+        kind="ivfpq",
+        factory=f"IVF{nlist},PQ{dim // 2}x4fs",
+        nlist=nlist,
+        nprobe=min(nprobe, nlist),
+        k_factor=k_factor,
+        train_rows=train_rows,
+        reason=f"{count:,} rows: {nlist:,} lists, {train_rows / nlist:.0f} training rows each, 2 bits a dimension",
+        serving_bytes=lists_bytes + tables_bytes,
+        peak_build_bytes=tables_bytes + max(training_bytes, adding_bytes),
+    )

@@ -1,0 +1,196 @@
+"""Immutable index versions: open one and search it; list them; say which is active.
+
+VersionError            the versions of an index are not as they must be
+└── NoSuchVersion       there is no version of that number
+UnknownItem             (of `indexer.items`) a version has no such item
+ManifestError           (of `indexer.manifest`) a version's directory or file is damaged
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from indexer import ivfpq, manifest
+from indexer.items import ItemTable, UnknownItem
+from indexer.ivfpq import Index, Neighbours
+from indexer.manifest import MANIFEST, CorruptFile, VersionManifest
+from indexer.rows import Embeddings
+
+CODES, ROWS, ITEMS = "index.faiss", "rows.faiss", "items.sqlite"
+
+__all__ = ["NoSuchVersion", "UnknownItem", "Version", "VersionError", "activate", "active_version", "list_versions"]
+
+
+class VersionError(Exception):
+    """The versions of an index are not as they must be; the message says which and why."""
+
+
+class NoSuchVersion(VersionError):
+    """An index has no version of that number."""
+
+
+class Version:
+    """An opened version; immutable, and safe for searches from several threads at once.
+
+    Searches of up to 16 queries run on the calling thread alone; larger ones use FAISS's OpenMP threads.
+
+    Attributes:
+        manifest: of the version.
+        directory: that it was opened from.
+    """
+
+    def __init__(self, directory: Path, version: VersionManifest, index: Index, items: ItemTable) -> None:
+        self.manifest = version
+        self.directory = directory
+        self._index = index
+        self._items = items
+
+    @property
+    def count(self) -> int:
+        """How many items are searched."""
+        return self.manifest.count
+
+    def search(
+        self, embeddings: Embeddings, top_k: int, *, nprobe: int | None = None, exact: bool = False
+    ) -> Neighbours:
+        """Find the nearest items of each query.
+
+        Args:
+            embeddings: (Q, D) float32, unit length, made by this version's model.
+            top_k: neighbours wanted, at least 1.
+            nprobe: lists to scan, 1 to nlist; None for the measured value. A flat index scans every row anyway.
+            exact: compare with every row.
+
+        Returns:
+            Similarities (Q, k) float32 in [-1, 1], nearest first, and rows (Q, k) int64, where k is `top_k` or, if
+            that is less, the item count.
+
+        Raises:
+            ValueError: an argument is not as said above.
+        """
+        self._check(embeddings, top_k, nprobe)
+        k = min(top_k, self.count)
+        queries = np.require(embeddings, np.float32, ["C", "A"])
+        if exact:
+            similarities, rows = self._index.search_exact(queries, k)
+        else:
+            plan = self.manifest.plan
+            similarities, rows = self._index.search(queries, k, nprobe or plan["nprobe"], plan["k_factor"])
+        # Products of float32 unit vectors exceed 1 by some 1e-7.
+        return np.clip(similarities, -1.0, 1.0, out=similarities), rows
+
+    def items(self, rows: Iterable[int]) -> list[str]:
+        """The item ids of rows, in their order; raises IndexError for a row that is not there."""
+        return self._items.items(rows)
+
+    def row_of(self, item: str) -> int:
+        """The row of an item; raises UnknownItem."""
+        return self._items.row_of(item)
+
+    def embedding(self, row: int) -> Embeddings:
+        """The embedding of a row, (D,) float32, unit length; raises IndexError."""
+        if not 0 <= row < self.count:
+            raise IndexError(f"row {row} is not one of 0 to {self.count - 1}")
+        return np.asarray(self._index.rows.reconstruct(int(row)))
+
+    def source_path(self, row: int) -> Path:
+        """Where the image of a row was when it was indexed; raises IndexError."""
+        return self._items.path_of(row)
+
+    def skipped(self) -> list[tuple[str, str]]:
+        """The images left out of this version: item and reason."""
+        return self._items.skipped()
+
+    def _check(self, embeddings: Embeddings, top_k: int, nprobe: int | None) -> None:
+        if embeddings.dtype != np.float32 or embeddings.ndim != 2 or embeddings.shape[1] != self.manifest.dim:
+            raise ValueError(
+                f"embeddings are {embeddings.dtype} {embeddings.shape}; expected float32 (Q, {self.manifest.dim})"
+            )
+        if not np.isfinite(embeddings).all():
+            raise ValueError("embeddings have values that are not finite")
+        if top_k < 1:
+            raise ValueError(f"top_k is {top_k}; it must be at least 1")
+        nlist = self.manifest.plan["nlist"]
+        if nprobe is not None and (nprobe < 1 or (nlist and nprobe > nlist)):
+            raise ValueError(f"nprobe is {nprobe}; it must be 1 to {nlist or 'any number (this index is flat)'}")
+
+
+def open_version(directory: Path, *, verify: bool = True) -> Version:
+    """Open a version directory.
+
+    Args:
+        directory: of the version.
+        verify: check every file's SHA-256 first; False where it was just checked.
+
+    Raises:
+        ManifestError: the directory is not a version, or a file of it is missing or changed. With `verify`, found
+            before FAISS or SQLite reads the file.
+    """
+    version = manifest.read_version(directory)
+    if verify:
+        manifest.verify(directory, version)
+    codes = ivfpq.load(directory / CODES, mapped=False) if version.plan["kind"] == "ivfpq" else None
+    index = Index(ivfpq.load(directory / ROWS, mapped=True), codes)
+    items = ItemTable(directory / ITEMS)
+    _check_sizes(directory, version, index, items)
+    return Version(directory, version, index, items)
+
+
+def list_versions(index_dir: Path) -> list[int]:
+    """The numbers of an index's versions, ascending; empty where there is no index."""
+    return sorted(
+        int(path.parent.name) for path in index_dir.glob(f"versions/*/{MANIFEST}") if path.parent.name.isdecimal()
+    )
+
+
+def version_dir(index_dir: Path, version: int) -> Path:
+    """The directory of a version, whether it exists or not."""
+    return index_dir / "versions" / str(version)
+
+
+def active_version(index_dir: Path) -> int | None:
+    """The number of the version that is searched, or None where none was ever activated.
+
+    Raises:
+        VersionError: the pointer is damaged.
+        NoSuchVersion: it points to a version that is not there.
+    """
+    pointer = index_dir / "active"
+    try:
+        text = pointer.read_text("ascii").strip()
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise VersionError(f"{pointer} can't be read: {error}") from error
+    if not text.isdecimal():
+        raise VersionError(f"{pointer} says {text[:40]!r}; expected the number of a version: activate one again")
+    return _existing(index_dir, int(text))
+
+
+def activate(index_dir: Path, version: int) -> None:
+    """Make a version the one that is searched, atomically.
+
+    Raises:
+        NoSuchVersion: the index has no such version.
+        OSError: the pointer can't be written; the old one stays.
+    """
+    manifest.write_atomically(index_dir / "active", f"{_existing(index_dir, version)}\n".encode())
+
+
+def _existing(index_dir: Path, version: int) -> int:
+    known = list_versions(index_dir)
+    if version not in known:
+        raise NoSuchVersion(f"{index_dir} has no version {version}; it has: {', '.join(map(str, known)) or 'none'}")
+    return version
+
+
+def _check_sizes(directory: Path, version: VersionManifest, index: Index, items: ItemTable) -> None:
+    expected = (version.count, version.dim)
+    for name, part in ((ROWS, index.rows), (CODES, index.codes)):
+        if part is not None and (part.ntotal, part.d) != expected:
+            raise CorruptFile(
+                f"{directory / name} holds {(part.ntotal, part.d)} rows × dim; the manifest says {expected}"
+            )
+    if items.count() != version.count:
+        raise CorruptFile(f"{directory / ITEMS} holds {items.count():,} items; the manifest says {version.count:,}")
