@@ -26,7 +26,7 @@ import grpc
 from google.protobuf import any_pb2, duration_pb2, message  # type: ignore[import-untyped]
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
-from indexer.version import UnknownItem
+from indexer.version import UnknownItem, VersionError
 
 from indexer.encoder import ProbeMismatch
 from indexer.manifest import ManifestError
@@ -129,6 +129,7 @@ TABLE: Mapping[type[Exception], Answer] = {
     Overloaded: Answer(grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED", retry=True),
     Draining: Answer(grpc.StatusCode.UNAVAILABLE, "DRAINING", retry=True),
     ManifestError: Answer(grpc.StatusCode.DATA_LOSS, "INDEX_CORRUPT"),
+    VersionError: Answer(grpc.StatusCode.DATA_LOSS, "INDEX_CORRUPT"),
     ProbeMismatch: Answer(grpc.StatusCode.DATA_LOSS, "MODEL_PROBE_MISMATCH"),
 }
 

@@ -81,7 +81,8 @@ class Indexes:
         if name in active:
             return active[name]
         if name in failures:
-            raise failures[name].error
+            # without the traceback, which would grow with every request that raises this one object
+            raise failures[name].error.with_traceback(None)
         if not known:
             raise NoIndex("the server has no index yet; build one with `kinsight index build`")
         problem = f"no index {name!r} is served" if name else "several indexes are served: name one"

@@ -28,7 +28,7 @@ from server.searching import Floats, Group, Query
 
 DEFAULT_TOP_K = 10
 MAX_TOP_K = 1000
-MAX_SEARCH_BATCH = 64
+MAX_SEARCH_BATCH = 16  # above it a search wakes FAISS's other threads, which the other worker is better for
 MAX_EMBED_BATCH = 16  # on a CPU larger batches are no faster an image, and the first of them waits for the last
 SEARCH_WORKERS = 2  # one searches while the other's answers are written; a slow exact search blocks only one
 
@@ -98,7 +98,7 @@ def _group(request: SearchRequest, index: ActiveIndex) -> Group:
     params = request.params
     if not params.HasField("nprobe"):
         return Group(index, top_k, None, params.exact)
-    nlist = index.version.nlist
+    nlist = index.version.manifest.plan["nlist"] or math.inf  # a flat index has no lists and scans every row anyway
     if not 1 <= params.nprobe <= nlist:
         raise NprobeOutOfRange(f"nprobe is {params.nprobe}; it must be 1 to {nlist}, the lists of index {index.name}")
     return Group(index, top_k, params.nprobe, params.exact)
