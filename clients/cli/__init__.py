@@ -1,0 +1,18 @@
+"""The `kinsight` command: the front door of all rooms.
+
+`import clients.cli` loads nothing but the standard library; each verb imports the rooms that it needs when it runs,
+so that `kinsight --help` is instant and serving never loads torch.
+"""
+
+import sys
+
+
+def main() -> None:
+    """Run the command with the arguments of this process, and exit: 0 done, 1 failed, 2 wrongly called."""
+    try:
+        from clients.cli.command import kinsight
+    except ModuleNotFoundError as error:
+        if error.name not in ("click", "rich"):
+            raise
+        sys.exit(f"error: the kinsight command needs {error.name}; install it with: pip install 'kinsight[cli]'")
+    kinsight(prog_name="kinsight")

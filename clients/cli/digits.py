@@ -1,0 +1,101 @@
+"""The demo's pictures: scikit-learn's handwritten digits, each put into a small colour picture of its own.
+
+Place, scale, tilt, ink, background and noise differ from picture to picture, so that two pictures of one digit share
+few pixels: what a metric has to learn is what is left, the shape.
+"""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+SIDE = 64  # of a picture, pixels
+SEED = 0
+UNSEEN = 5  # this digit and those above it are only judged on
+
+_LUMA = np.array([0.299, 0.587, 0.114])
+_MIN_CONTRAST = 0.35  # of luma between ink and background: below it people, too, can't read the digit
+
+Colours = npt.NDArray[np.float64]
+
+
+def write_digits(folder: Path) -> Path:
+    """Write the 1,797 pictures as PNG files and their labels; the same bytes every time.
+
+    Args:
+        folder: gets `images/` and `labels.csv` with path, class_id (the digit) and split (digits 0-4 train, 5-9 test).
+
+    Returns:
+        The labels file.
+    """
+    from sklearn.datasets import load_digits
+
+    scans, digits = load_digits(return_X_y=True)
+    rng = np.random.default_rng(SEED)
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    labels = folder / "labels.csv"
+    with labels.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(["path", "class_id", "split"])
+        for number, (scan, digit) in enumerate(zip(scans.reshape(-1, 8, 8) / 16, digits, strict=True)):
+            path = f"images/{number:04}.png"
+            Image.fromarray(compose(scan, rng)).save(folder / path)
+            rows.writerow([path, digit, "test" if digit >= UNSEEN else "train"])
+    return labels
+
+
+def compose(scan: npt.NDArray[np.float64], rng: np.random.Generator) -> npt.NDArray[np.uint8]:
+    """A picture of a scanned digit with random place, scale, tilt, ink, background and noise.
+
+    Args:
+        scan: (8, 8) float64, ink in [0, 1].
+        rng: its only source of randomness.
+
+    Returns:
+        (SIDE, SIDE, 3) uint8.
+    """
+    coverage = _place(scan, rng)[..., None]
+    paper, ink = _colours(rng)
+    background = _background(paper, rng)
+    picture = background * (1 - coverage) + ink * coverage
+    noisy = picture + rng.normal(0, rng.uniform(0, 0.06), picture.shape)
+    return (np.clip(noisy, 0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+def _place(scan: npt.NDArray[np.float64], rng: np.random.Generator) -> npt.NDArray[np.float64]:
+    """(SIDE, SIDE) coverage of the ink: the scan enlarged, tilted and put somewhere."""
+    side = round(SIDE * rng.uniform(0.5, 0.85))
+    stamp = Image.fromarray((scan * 255).astype(np.uint8)).resize((side, side), Image.Resampling.BICUBIC)
+    stamp = stamp.rotate(rng.uniform(-20, 20), Image.Resampling.BICUBIC, expand=False)
+    sheet = Image.new("L", (SIDE, SIDE))
+    left, top = rng.integers(0, SIDE - side, 2, endpoint=True)
+    sheet.paste(stamp, (int(left), int(top)))
+    return np.asarray(sheet) / 255
+
+
+def _colours(rng: np.random.Generator) -> tuple[Colours, Colours]:
+    """Two RGB colours in [0, 1] that differ enough in luma; either may be the darker one."""
+    while True:
+        paper, ink = rng.uniform(0, 1, (2, 3))
+        if abs((paper - ink) @ _LUMA) > _MIN_CONTRAST:
+            return paper, ink
+
+
+def _background(paper: Colours, rng: np.random.Generator) -> npt.NDArray[np.float64]:
+    """(SIDE, SIDE, 3) around a colour: a gradient, stripes or soft blotches."""
+    y, x = np.mgrid[0:SIDE, 0:SIDE] / SIDE
+    angle = rng.uniform(0, 2 * np.pi)
+    along = x * np.cos(angle) + y * np.sin(angle)
+    kind = rng.integers(3)
+    if kind == 0:
+        pattern = along
+    elif kind == 1:
+        pattern = np.sin(2 * np.pi * rng.uniform(2, 6) * along)
+    else:
+        coarse = Image.fromarray(rng.uniform(-1, 1, (6, 6)).astype(np.float32))
+        pattern = np.asarray(coarse.resize((SIDE, SIDE), Image.Resampling.BICUBIC)).astype(np.float64)
+    # Half the contrast at most: the digit stays the strongest thing in the picture.
+    swing = rng.uniform(-1, 1, 3) * _MIN_CONTRAST / 2
+    return paper + pattern[..., None] * swing

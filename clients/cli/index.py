@@ -1,0 +1,192 @@
+"""`kinsight index`: build, list, inspect and activate versions of an index."""
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from clients.cli.options import PATH, device_option, json_option, store_option
+from clients.cli.output import print_facts, print_json, print_table, progress, warn_skipped
+
+if TYPE_CHECKING:
+    from indexer.manifest import VersionManifest
+    from indexer.store import Store
+
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+class ByteCount(click.ParamType):
+    """A number of bytes, such as 500000000, 512M or 2G (1M = 2^20)."""
+
+    name = "bytes"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The number; a usage error where it is none."""
+        match = re.fullmatch(r"(\d+)([KMGT]?)(?:iB|B)?", str(value), re.IGNORECASE)
+        if not match:
+            self.fail(f"{value!r} is not a number of bytes, such as 500000000, 512M or 2G", param, ctx)
+        return int(match[1]) * _UNITS[match[2].upper()]
+
+
+@click.group()
+def index() -> None:
+    """Build, list, inspect and activate indexes."""
+
+
+@index.command()
+@click.argument("name")
+@click.argument("images", type=PATH)
+@click.option("--model", required=True, help="Id of the model that embeds, or how it begins.")
+@store_option
+@click.option(
+    "--memory-budget", type=ByteCount(), metavar="BYTES", help="Most memory that the served index may take, say 2G."
+)
+@device_option
+@json_option
+def build(
+    name: str, images: Path, model: str, store: Path, memory_budget: int | None, device: str, as_json: bool
+) -> None:
+    """Index IMAGES with a model as the next version of NAME, and activate it.
+
+    The version appears whole or not at all; until then the one before it is served. The same command again goes on
+    where an interrupted one ended. Its recall is measured against exact search and kept with it.
+
+    \b
+    JSON keys: index, version, model, count, skipped[].item, skipped[].reason,
+    recall_at_10, recall{}, plan{}, seconds{}
+    """
+    from indexer.build import build as run
+    from indexer.manifest import read_version
+    from indexer.store import Store
+    from indexer.version import version_dir
+
+    place = Store(store)
+    with progress() as report:
+        done = run(
+            name, images, model=model, store=place, memory_budget_bytes=memory_budget, device=device, progress=report
+        )
+    warn_skipped(done.skipped)
+    manifest = read_version(version_dir(place.index(name), done.version))
+    if as_json:
+        skipped = [{"item": item, "reason": reason} for item, reason in done.skipped]
+        print_json({**_summary(manifest), "skipped": skipped, "seconds": dict(done.seconds)})
+    else:
+        _print_version(manifest)
+
+
+@index.command(name="list")
+@store_option
+@json_option
+def list_(store: Path, as_json: bool) -> None:
+    """List the indexes of a store, with their versions.
+
+    \b
+    JSON keys: indexes[].index, indexes[].versions[], indexes[].active
+    """
+    from indexer.store import Store
+    from indexer.version import active_version, list_versions
+
+    place = Store(store)
+    found = [
+        {"index": name, "versions": list_versions(place.index(name)), "active": active_version(place.index(name))}
+        for name in place.index_names()
+    ]
+    if as_json:
+        print_json({"indexes": found})
+    elif found:
+        rows = [(f["index"], " ".join(map(str, f["versions"])), f["active"] or "none") for f in found]
+        print_table(["index", "versions", "active"], rows)
+    else:
+        click.echo(f"no index in {store}")
+
+
+@index.command()
+@click.argument("name")
+@click.option("--version", type=int, metavar="N", help="Instead of the active version.")
+@store_option
+@json_option
+def inspect(name: str, version: int | None, store: Path, as_json: bool) -> None:
+    """Show what a version of NAME is: model, plan, recall, files. Every file is checked against its SHA-256.
+
+    \b
+    JSON keys: index, version, model, count, skipped, recall_at_10, recall{}, plan{}, build{}, dim, software{},
+    files{}.bytes, files{}.sha256, created
+    """
+    from indexer.manifest import read_version, verify
+    from indexer.store import Store
+    from indexer.version import version_dir
+
+    place = Store(store)
+    directory = version_dir(place.index(name), _number(place, name, version))
+    manifest = read_version(directory)
+    verify(directory, manifest)
+    if as_json:
+        print_json({**dataclasses.asdict(manifest), **_summary(manifest)})
+    else:
+        _print_version(manifest)
+
+
+@index.command()
+@click.argument("name")
+@click.argument("version", type=int)
+@store_option
+@json_option
+def activate(name: str, version: int, store: Path, as_json: bool) -> None:
+    """Make VERSION the one of NAME that is searched; running servers swap to it within seconds.
+
+    An earlier version works as well: that is how to roll back.
+
+    \b
+    JSON keys: index, version
+    """
+    from indexer.store import Store
+    from indexer.version import activate as run
+
+    place = Store(store)
+    run(place.index(name), _number(place, name, version))
+    if as_json:
+        print_json({"index": name, "version": version})
+    else:
+        click.echo(f"{name}: version {version} is active")
+
+
+def _number(place: "Store", name: str, version: int | None) -> int:
+    """The version that is meant, the active one where none is given; raises NotFound, naming what there is."""
+    from indexer.store import NotFound
+    from indexer.version import active_version, list_versions
+
+    known = list_versions(place.index(name))
+    if not known:
+        raise NotFound(f"no index {name!r} in {place.indexes}; it has: {', '.join(place.index_names()) or 'none'}")
+    number = active_version(place.index(name)) if version is None else version
+    if number not in known:
+        raise NotFound(f"index {name!r} has no version {number}; it has: {', '.join(map(str, known))}")
+    return number
+
+
+def _summary(manifest: "VersionManifest") -> dict[str, object]:
+    return {
+        "index": manifest.index,
+        "version": manifest.version,
+        "model": manifest.model,
+        "count": manifest.count,
+        "recall_at_10": manifest.recall.get("recall_at_10"),
+        "recall": dict(manifest.recall),
+        "plan": dict(manifest.plan),
+    }
+
+
+def _print_version(manifest: "VersionManifest") -> None:
+    facts: dict[str, object] = {
+        "index": manifest.index,
+        "version": manifest.version,
+        "model": manifest.model,
+        "count": f"{manifest.count:,}",
+        "skipped": f"{manifest.skipped:,}",
+        "created": manifest.created,
+    }
+    parts = {"plan": manifest.plan, "recall": manifest.recall, "build": manifest.build}
+    nested = {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
+    print_facts(facts | nested)

@@ -1,0 +1,24 @@
+"""Options that several verbs share."""
+
+from pathlib import Path
+
+import click
+
+PATH = click.Path(path_type=Path)
+
+store_option = click.option(
+    "--store",
+    type=PATH,
+    default="store",
+    show_default=True,
+    help="Directory of models, indexes and training runs; made where it does not exist.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, keys as below.")
+labels_help = "CSV or Parquet: path, class_id and, optionally, split (train or test)."
+device_option = click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Where to compute; auto takes a GPU where one works.",
+)

@@ -1,0 +1,115 @@
+"""What the command prints: one JSON object or a table on stdout, progress on stderr."""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+Progress = Callable[[str, int, int], None]
+
+PLAIN_INTERVAL_S = 5.0  # between progress lines where stderr is a file or a pipe: readable logs, not floods
+
+
+def print_json(result: Mapping[str, Any]) -> None:
+    """Print one JSON object on one line; ASCII, so that any pipe carries it."""
+    click.echo(json.dumps(result, allow_nan=False))
+
+
+def print_facts(facts: Mapping[str, object]) -> None:
+    """Print names and values, one a line, values aligned."""
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        click.echo(f"{name:<{width}}  {value}")
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print a table; columns whose cells are all numbers are aligned right."""
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=SIMPLE, pad_edge=False)
+    for i, column in enumerate(columns):
+        numeric = all(str(row[i]).replace(".", "").replace(",", "").lstrip("-").isdigit() for row in rows)
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(str(cell)) for cell in row))  # Text: an item named [red] is not markup
+    # Rich assumes 80 columns where stdout is no terminal, and would fold long item ids.
+    Console(width=None if sys.stdout.isatty() else 10_000).print(table)
+
+
+def warn_skipped(skipped: Sequence[tuple[str, str]]) -> None:
+    """Name on stderr the images that could not be decoded and were left out, the first 20 of them."""
+    shown = skipped[:20]
+    for item, reason in shown:
+        click.echo(f"skipped {item}: {reason}", err=True)
+    if len(skipped) > len(shown):
+        click.echo(f"skipped {len(skipped) - len(shown):,} more; --json lists them all", err=True)
+
+
+@contextmanager
+def progress() -> Iterator[Progress]:
+    """Show progress with rate and ETA on stderr: bars on a terminal, otherwise a line every few seconds."""
+    if not sys.stderr.isatty():
+        yield PlainProgress()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), redirect_stdout=False) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def report(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total, completed=done, rate="")
+            speed = next(task.speed for task in bars.tasks if task.id == tasks[stage])
+            bars.update(tasks[stage], completed=done, total=total, rate=f"{speed:,.1f}/s" if speed else "")
+
+        yield report
+
+
+class PlainProgress:
+    """Progress as lines: one every `PLAIN_INTERVAL_S` seconds and one when a stage is done."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._stage = ""
+        self._started_at = self._printed_at = 0.0
+        self._first = 0
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        now = self._clock()
+        if stage != self._stage:
+            # A resumed stage begins above zero; only what is done from here on tells the rate.
+            self._stage, self._started_at, self._printed_at, self._first = stage, now, now, done
+        if done < total and now - self._printed_at < PLAIN_INTERVAL_S:
+            return
+        self._printed_at = now
+        click.echo(self._line(done, total, now - self._started_at), err=True)
+
+    def _line(self, done: int, total: int, seconds: float) -> str:
+        rate = (done - self._first) / seconds if seconds > 0 else 0.0
+        pace = f"  {rate:,.1f}/s" if rate else ""
+        left = f"  ETA {_clock_time((total - done) / rate)}" if rate and done < total else ""
+        return f"{self._stage}  {done:,}/{total:,}{pace}{left}"
+
+
+def _clock_time(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"

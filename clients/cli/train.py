@@ -1,0 +1,156 @@
+"""`kinsight train` and `kinsight evaluate`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from clients.cli.options import PATH, device_option, json_option, labels_help, store_option
+from clients.cli.output import print_facts, print_json, print_table, progress, warn_skipped
+
+if TYPE_CHECKING:
+    from trainer.run import TrainReport
+
+# Options that are short for a recipe's keys.
+_KEY_OF = {
+    "backbone": "encoder.backbone",
+    "weights": "encoder.weights",
+    "size": "data.size",
+    "dim": "encoder.dim",
+    "epochs": "run.epochs",
+    "seed": "run.seed",
+}
+
+
+@click.command()
+@click.argument("images", type=PATH)
+@store_option
+@click.option("--labels", type=PATH, help=f"Only to judge with, never to learn from. {labels_help}")
+@click.option(
+    "--recipe", default="stml", show_default=True, help="Name of a recipe that comes along, or a TOML file."
+)
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="SECTION.KEY=VALUE",
+    help="Change one value of the recipe; repeatable.",
+)
+@click.option("--backbone", help="A timm model, or torchvision/NAME.")
+@click.option("--weights", help="What to start from: none, imagenet, or a file (.safetensors, .pth).")
+@click.option("--size", type=int, metavar="PX", help="Side of the images that the encoder sees.")
+@click.option("--dim", type=int, metavar="D", help="Dimension of the embeddings.")
+@click.option("--epochs", type=int, metavar="N", help="Passes over the images.")
+@click.option("--seed", type=int, metavar="N", help="Of everything random.")
+@device_option
+@click.option("--resume", metavar="RUN", help="Go on with this unfinished run; give the options that it began with.")
+@json_option
+def train(
+    images: Path,
+    store: Path,
+    labels: Path | None,
+    recipe: str,
+    settings: tuple[str, ...],
+    device: str,
+    resume: str | None,
+    as_json: bool,
+    **shortcuts: str | int | None,
+) -> None:
+    """Learn a metric from IMAGES, and register the model in the store.
+
+    IMAGES is a folder, searched with its subfolders, or a CSV or Parquet table with a column path. The images need no
+    labels. Where --labels are given, R@1 of the frozen backbone and of the trained model are measured; with a column
+    split it learns on train and judges on test.
+
+    \b
+    JSON keys: model, run, images, epochs, skipped[].item, skipped[].reason, unknown_labels[], seconds{};
+    with --labels also beats_frozen, and in each of frozen{} and trained{}:
+    recall_at_1, recall_at_2, recall_at_4, recall_at_8, map_at_r, r_precision, nmi, queries
+    """
+    from indexer.store import Store
+    from trainer import recipe as recipes
+    from trainer.run import train as run
+
+    chosen = recipes.load(recipe)
+    given = [f"{_KEY_OF[name]}={value}" for name, value in shortcuts.items() if value is not None]
+    for setting in (*settings, *given):
+        chosen = recipes.override(chosen, setting)
+    place = Store(store)
+    with progress() as report:
+        done = run(
+            images,
+            models=place.models,
+            runs=place.runs,
+            recipe=chosen,
+            labels=labels,
+            device=device,
+            resume=resume,
+            progress=report,
+        )
+    warn_skipped(done.skipped)
+    if done.unknown_labels:
+        click.echo(f"{len(done.unknown_labels):,} paths of {labels} are not in {images}: left out", err=True)
+    if as_json:
+        print_json(_train_result(done))
+    else:
+        _print_training(done)
+
+
+@click.command()
+@click.argument("model")
+@click.argument("images", type=PATH)
+@click.option("--labels", type=PATH, required=True, help=labels_help)
+@store_option
+@device_option
+@json_option
+def evaluate(model: str, images: Path, labels: Path, store: Path, device: str, as_json: bool) -> None:
+    """Measure how well the neighbours under MODEL share a class, on labelled IMAGES.
+
+    MODEL is a model's id, or how it begins. Every image is a query against all others; with a column split in the
+    labels, only those of test.
+
+    \b
+    JSON keys: model, recall_at_1, recall_at_2, recall_at_4, recall_at_8, map_at_r, r_precision, nmi, queries
+    """
+    from indexer.store import Store
+    from trainer.run import evaluate as run
+
+    directory = Store(store).model(model)
+    with progress() as report:
+        metrics = run(directory, images, labels, device=device, progress=report)
+    if as_json:
+        print_json({"model": directory.name, **metrics})
+    else:
+        print_facts({"model": directory.name, **_rounded(metrics)})
+
+
+def _train_result(done: "TrainReport") -> dict[str, object]:
+    result: dict[str, object] = {
+        "model": done.model,
+        "run": done.run,
+        "images": done.images,
+        "epochs": done.epochs,
+        "skipped": [{"item": item, "reason": reason} for item, reason in done.skipped],
+        "unknown_labels": list(done.unknown_labels),
+        "seconds": dict(done.seconds),
+    }
+    if done.trained:
+        result |= {"beats_frozen": done.beats_frozen, "frozen": dict(done.frozen), "trained": dict(done.trained)}
+    return result
+
+
+def _print_training(done: "TrainReport") -> None:
+    print_facts({"model": done.model, "run": done.run, "images": f"{done.images:,}", "epochs": done.epochs})
+    if not done.trained:
+        return
+    frozen, trained = _rounded(done.frozen), _rounded(done.trained)
+    print_table(["", "frozen", "trained"], [(name, frozen[name], trained[name]) for name in trained])
+    if not done.beats_frozen:
+        click.echo(
+            "This training does not beat the frozen backbone: use more epochs, other views or another backbone."
+        )
+
+
+def _rounded(metrics: Mapping[str, float]) -> dict[str, str]:
+    return {name: f"{value:,}" if name == "queries" else f"{value:.4f}" for name, value in metrics.items()}
