@@ -1,0 +1,62 @@
+"""Opening and running a model: its probe, its graph, its errors."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from indexer import manifest
+from indexer.encoder import DeviceUnavailable, Encoder, EncoderError, ProbeMismatch
+from indexer.store import Store
+
+
+def _republish(model: Path, target: Path, **fields: object) -> Path:
+    """A copy of a model with a valid manifest of changed content, as a broken export would leave it."""
+    staging = target.with_name("staging")
+    shutil.copytree(model, staging)
+    if "probe" in fields:
+        np.save(staging / "probe.npy", fields.pop("probe"))
+    return manifest.publish(staging, target, dataclasses.replace(manifest.read_model(model), **fields))
+
+
+def test_embeddings_are_unit_length_and_do_not_depend_on_the_batch(store: Store, tiny_model: str) -> None:
+    """A picture has the same unit-length embedding alone and in any batch; an empty batch gives none."""
+    encoder = Encoder.open(store.model(tiny_model), threads=1)
+    images = np.random.default_rng(0).integers(0, 256, (7, 32, 32, 3), dtype=np.uint8)
+    together = encoder.embed(images)
+    np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1.0, atol=1e-6)
+    np.testing.assert_allclose(together, np.concatenate([encoder.embed(image[None]) for image in images]), atol=1e-6)
+    assert (encoder.embed(images[:0]).shape, together.dtype) == ((0, encoder.dim), np.float32)
+
+
+@pytest.mark.parametrize("shape", [(1, 31, 32, 3), (32, 32, 3), (1, 3, 32, 32)])
+def test_other_shapes_are_refused(store: Store, tiny_model: str, shape: tuple[int, ...]) -> None:
+    """Pixels of another size or layout are a ValueError that says what is expected."""
+    encoder = Encoder.open(store.model(tiny_model))
+    with pytest.raises(ValueError, match=r"expected uint8 \(B, 32, 32, 3\)"):
+        encoder.embed(np.zeros(shape, np.uint8))
+
+
+def test_another_probe_embedding_is_refused(store: Store, tiny_model: str) -> None:
+    """A model whose graph no longer gives its probe's embedding is refused with the cosine and the versions."""
+    model = store.model(tiny_model)
+    wrong = np.load(model / "probe.npy") + 0.1 * np.eye(32, dtype=np.float32)[0]
+    with pytest.raises(ProbeMismatch, match=rf"expected at least 0\.9999.*onnxruntime {onnxruntime.__version__}"):
+        Encoder.open(_republish(model, store.root / "wrong", probe=wrong))
+
+
+def test_a_probe_of_another_dimension_is_refused(store: Store, tiny_model: str) -> None:
+    """A manifest whose dimension is not the graph's is refused."""
+    with pytest.raises(EncoderError, match="the manifest says"):
+        Encoder.open(_republish(store.model(tiny_model), store.root / "wrong", dim=64))
+
+
+@pytest.mark.skipif("CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="has the CUDA build")
+def test_cuda_is_refused_where_it_is_not(store: Store, tiny_model: str) -> None:
+    """Asking for CUDA without it is an error; `auto` takes the CPU and says so."""
+    with pytest.raises(DeviceUnavailable, match="CUDA is not live"):
+        Encoder.open(store.model(tiny_model), device="cuda")
+    assert Encoder.open(store.model(tiny_model)).provider == "CPUExecutionProvider"

@@ -1,0 +1,189 @@
+"""Plan, rows, index and recall, against exact search and naive loops."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pytest
+
+from indexer import evaluate, ivfpq
+from indexer.ivfpq import Index
+from indexer.manifest import CorruptFile
+from indexer.plan import FLAT_BELOW, MIN_PER_LIST, BudgetTooSmall, Plan, held_out, plan
+from indexer.rows import RowWriter, map_rows
+
+
+@pytest.fixture(scope="module")
+def searched(hard: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, Index]:
+    """An index of the hard rows, trained without the first 1,000."""
+    folder = tmp_path_factory.mktemp("index")
+    chosen = plan(*hard.shape)
+    codes = ivfpq.train(chosen, hard[held_out(len(hard)) :][: chosen.train_rows], use_gpu=False)
+    ivfpq.add(codes, hard, lambda done: None)
+    ivfpq.save(codes, folder / "index.faiss")
+    _write(folder / "rows.faiss", hard)
+    rows = ivfpq.load(folder / "rows.faiss", mapped=True)
+    return chosen, Index(rows, ivfpq.load(folder / "index.faiss", mapped=False))
+
+
+def _write(path: Path, rows: np.ndarray) -> None:
+    with RowWriter(path, rows.shape[1]) as writer:
+        for start in range(0, len(rows), 1_000):
+            writer.append(rows[start : start + 1_000])
+        writer.finish()
+
+
+def test_a_streamed_file_is_the_one_that_faiss_writes(hard: np.ndarray, tmp_path: Path) -> None:
+    """Rows written as a stream give byte for byte the file that FAISS writes from memory."""
+    _write(tmp_path / "streamed", hard)
+    whole = faiss.IndexFlatIP(hard.shape[1])
+    whole.add(hard)
+    faiss.write_index(whole, str(tmp_path / "whole"))
+    assert (tmp_path / "whole").read_bytes() == (tmp_path / "streamed").read_bytes()
+    np.testing.assert_array_equal(hard, map_rows(tmp_path / "streamed", *hard.shape))
+
+
+def test_rows_go_on_after_those_kept(hard: np.ndarray, tmp_path: Path) -> None:
+    """A reopened file is cut to the rows that are kept; one that has fewer is refused."""
+    _write(tmp_path / "rows", hard[:50])
+    with RowWriter(tmp_path / "rows", hard.shape[1], keep=20) as writer:
+        writer.append(hard[20:30])
+        writer.finish()
+    np.testing.assert_array_equal(hard[:30], map_rows(tmp_path / "rows", 30, hard.shape[1]))
+    with pytest.raises(OSError, match="fewer than 31 rows"):
+        RowWriter(tmp_path / "rows", hard.shape[1], keep=31)
+
+
+def test_recall_is_measured_and_high_enough(searched: tuple[Plan, Index], hard: np.ndarray) -> None:
+    """The chosen operating point finds 99 % of the neighbours of rows that it was not trained on."""
+    chosen, index = searched
+    held = np.arange(held_out(len(hard)))
+    point = evaluate.choose(index, hard[held], held, chosen.nlist)
+    assert point.recall.low < point.recall.recall_at_10 <= point.recall.high
+    assert point.recall.recall_at_10 >= 0.99
+    naive = []
+    found = index.search(hard[held], 11, point.nprobe, point.k_factor)[1]
+    for query in held[:100]:
+        exact = [row for row in np.argsort(-(hard @ hard[query])) if row != query][:10]
+        naive.append(len(set(exact) & set([row for row in found[query] if row != query][:10])) / 10)
+    np.testing.assert_allclose(point.recall.recall_at_10, np.mean(naive), atol=0.02)
+
+
+def test_the_rotation_earns_its_place(searched: tuple[Plan, Index], hard: np.ndarray) -> None:
+    """On a falling spectrum the rotated codes find many more neighbours than codes of the same size without it."""
+    chosen, index = searched
+    plain = faiss.index_factory(hard.shape[1], chosen.factory, faiss.METRIC_INNER_PRODUCT)
+    plain.train(hard[1_000:][: chosen.train_rows])
+    plain.add(hard)
+    held = np.arange(1_000)
+    exact = index.search_exact(hard[held], 11)
+    everything = faiss.SearchParametersIVF(nprobe=chosen.nlist)
+    rotated = faiss.SearchParametersPreTransform(index_params=everything)
+    with_it, without = (
+        np.mean([len(set(a) & set(b)) for a, b in zip(exact[1], found, strict=True)]) / 11
+        for found in (
+            index.codes.search(hard[held], 11, params=rotated)[1],
+            plain.search(hard[held], 11, params=everything)[1],
+        )
+    )
+    assert with_it > without + 0.1
+
+
+def test_a_search_always_gives_k_rows(searched: tuple[Plan, Index], hard: np.ndarray) -> None:
+    """Where the probed lists hold fewer than k rows, every row asked for still comes, distinct and sorted."""
+    similarities, rows = searched[1].search(hard[:20], 1_000, 1, 1)
+    assert rows.shape == (20, 1_000)
+    assert all(len(set(found)) == 1_000 and min(found) >= 0 for found in rows.tolist())
+    assert (np.diff(similarities, axis=1) <= 0).all()
+
+
+def test_similarities_are_exact(searched: tuple[Plan, Index], hard: np.ndarray) -> None:
+    """The similarities that a search returns are the rows' own inner products, not the codes'."""
+    similarities, rows = searched[1].search(hard[:50], 10, 16, 10)
+    np.testing.assert_allclose(np.einsum("qd,qkd->qk", hard[:50], hard[rows]), similarities, atol=1e-6)
+
+
+def test_threads_search_at_once(searched: tuple[Plan, Index], hard: np.ndarray) -> None:
+    """Searches from many threads with different parameters give what they give one after the other."""
+    _, index = searched
+    calls = [(hard[i : i + 1 + i % 40], 1 + i % 30, 1 + i % 16, 1 + i % 20) for i in range(200)]
+    alone = [index.search(*call)[1] for call in calls]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda call: index.search(*call)[1], calls))
+    for expected, actual in zip(alone, together, strict=True):
+        np.testing.assert_array_equal(expected, actual)
+
+
+def test_ties_count_as_found() -> None:
+    """Among equal similarities any row counts; the query's own row counts in neither list."""
+    held = np.array([0])
+    exact = (np.full((1, 11), 0.5, np.float32), np.arange(11)[None])
+    others = (np.full((1, 11), 0.5, np.float32), np.arange(50, 61)[None])
+    worse = (np.concatenate([np.full((1, 6), 0.5), np.full((1, 5), 0.4)], 1).astype(np.float32), np.arange(11)[None])
+    assert evaluate.recall(exact, others, held).recall_at_10 == 1.0
+    assert evaluate.recall(exact, worse, held).recall_at_10 == 0.5
+
+
+def test_the_interval_is_wilsons() -> None:
+    """9 of 10 give Wilson's published 95 % interval, 0.596 to 0.982."""
+    found = np.ones((10, 11), np.float32)
+    found[0] = 0.0
+    rows = np.tile(np.arange(100, 111), (10, 1))
+    measured = evaluate.recall((np.ones((10, 11), np.float32), rows), (found, rows), np.arange(10))
+    np.testing.assert_allclose([0.9, 0.596, 0.982], [measured.recall_at_10, measured.low, measured.high], atol=5e-4)
+
+
+@pytest.mark.parametrize("count", [FLAT_BELOW, 5_421, 11_788, 100_000, 1_000_000, 50_000_000])
+def test_plans_can_be_trained(count: int) -> None:
+    """Every plan has between FAISS's 39 and 256 training rows a list, from rows that are there."""
+    chosen = plan(count, 128)
+    assert MIN_PER_LIST <= chosen.train_rows / chosen.nlist <= 256
+    assert chosen.train_rows <= count - held_out(count)
+
+
+def test_small_or_odd_is_flat() -> None:
+    """Few rows, and dimensions that can't be split in pairs, are flat, and the reason says so."""
+    assert (plan(FLAT_BELOW - 1, 128).kind, plan(10**6, 127).kind) == ("flat", "flat")
+    assert "odd" in plan(10**6, 127).reason
+
+
+def test_a_tight_budget_trains_on_less() -> None:
+    """A budget below the usual peak shrinks the training sample; one below that is refused."""
+    free = plan(100_000, 128)
+    tight = plan(100_000, 128, memory_budget_bytes=free.peak_build_bytes - 1)
+    assert tight.train_rows < free.train_rows
+    assert tight.peak_build_bytes < free.peak_build_bytes
+    with pytest.raises(BudgetTooSmall, match="the budget is 1,000,000"):
+        plan(100_000, 128, memory_budget_bytes=1_000_000)
+
+
+def test_the_predicted_size_is_the_files(searched: tuple[Plan, Index], tmp_path: Path) -> None:
+    """The bytes that a plan says serving needs are within a quarter of what the index file has."""
+    chosen, index = searched
+    ivfpq.save(index.codes, tmp_path / "index.faiss")
+    assert 0.75 <= (tmp_path / "index.faiss").stat().st_size / chosen.serving_bytes <= 1.0
+
+
+def test_a_file_that_is_no_index_is_refused(tmp_path: Path) -> None:
+    """Bytes that FAISS can't read are a CorruptFile with the path, mapped or not."""
+    (tmp_path / "index.faiss").write_bytes(b"IxFI" + bytes(range(200)))
+    for mapped in (False, True):
+        with pytest.raises(CorruptFile, match=r"index\.faiss"):
+            ivfpq.load(tmp_path / "index.faiss", mapped=mapped)
+
+
+@pytest.mark.gpu
+def test_gpu_and_cpu_train_alike(hard: np.ndarray, searched: tuple[Plan, Index]) -> None:
+    """Lists trained on a GPU find as many neighbours as lists trained on the CPU."""
+    chosen, index = searched
+    codes = ivfpq.train(chosen, hard[1_000:][: chosen.train_rows], use_gpu=True)
+    ivfpq.add(codes, hard, lambda done: None)
+    held = np.arange(1_000)
+    on_cpu, on_gpu = (
+        evaluate.recall(
+            index.search_exact(hard[held], 11), Index(index.rows, each).search(hard[held], 11, 32, 20), held
+        )
+        for each in (index.codes, codes)
+    )
+    np.testing.assert_allclose(on_cpu.recall_at_10, on_gpu.recall_at_10, atol=0.01)

@@ -1,0 +1,133 @@
+"""Collections: what is found in a folder or a table, how items are named, how decoding reports damage."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+from PIL import Image
+
+from indexer.pixels import PixelSpec
+from indexer.sources import SourceError, decode_all, item_of, open_collection, read_table
+
+
+def _picture(path: Path, colour: str = "red") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (4, 4), colour).save(path, "PNG")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "item"),
+    [
+        (b"a b.png", "a b.png"),
+        (b"line\nbreak.png", "line%0Abreak.png"),
+        (b"100%.png", "100%25.png"),
+        ("straße.png".encode(), "straße.png"),
+        (b"\xff\xfe.png", "%FF%FE.png"),
+        (b"%FF%FE.png", "%25FF%25FE.png"),
+    ],
+)
+def test_any_file_name_has_an_item_id_and_decodes(tmp_path: Path, name: bytes, item: str) -> None:
+    """Spaces, newlines, per cent signs and bytes that are not UTF-8 give printable ids, and the file is read."""
+    _picture(tmp_path / os.fsdecode(name))
+    (source,) = open_collection(tmp_path).sources
+    (decoded,) = decode_all([source], PixelSpec(size=4))
+    assert (source.item, source.item.isprintable(), decoded.error) == (item, True, None)
+
+
+def test_item_ids_are_unique(tmp_path: Path) -> None:
+    """Different byte strings never share an id, even where one spells the other's escape."""
+    names = [b"\xff", b"%FF", b"%25FF", b"\xc3\xbf", b"%C3%BF", b"a\n", b"a%0A", b"\xff%", b"%FF%25"]
+    assert len({item_of(tmp_path / os.fsdecode(name), tmp_path) for name in names}) == len(names)
+
+
+def test_a_folder_is_read_whole(tmp_path: Path) -> None:
+    """Subfolders are followed, hidden files left out, other files counted, and order is by item."""
+    for name in ("b/2.png", "a/1.JPG", ".hidden/3.png", ".4.png"):
+        _picture(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("x")
+    collection = open_collection(tmp_path)
+    assert ([source.item for source in collection.sources], collection.ignored) == (["a/1.JPG", "b/2.png"], 2)
+
+
+def test_an_empty_folder_is_an_error(tmp_path: Path) -> None:
+    """A folder without images is refused with what was found and what is accepted."""
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(SourceError, match=r"1 other files.*\.jpg"):
+        open_collection(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["nowhere", "notes.txt"])
+def test_what_is_no_collection_is_an_error(tmp_path: Path, name: str) -> None:
+    """A path that is missing or is neither folder nor table is refused by name."""
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(SourceError, match=name):
+        open_collection(tmp_path / name)
+
+
+def test_tables_list_paths(tmp_path: Path) -> None:
+    """A CSV with a byte-order mark and a Parquet list the same images, relative and absolute ones, once each."""
+    cells = ["a.png", str(_picture(tmp_path / "a.png")), str(_picture(tmp_path / "b c.png"))]
+    (tmp_path / "t.csv").write_text("path,class_id\n" + "".join(f"{cell},1\n" for cell in cells), "utf-8-sig")
+    pyarrow.parquet.write_table(pa.table({"path": cells}), tmp_path / "t.parquet")
+    for table in ("t.csv", "t.parquet"):
+        assert [source.item for source in open_collection(tmp_path / table).sources] == ["a.png", "b c.png"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"file,class\na.png,1\n", "no column path; its columns are: file, class"),
+        (b"path,class\na.png\n", "line 2"),
+        (b"path\na.png,1\n", "line 2"),
+        (b"path\n\xff.png\n", "can't be read"),
+        (b'path\n"a.png\n', "can't be read"),
+        (b"", "no column path; its columns are: none"),
+    ],
+)
+def test_a_broken_csv_is_refused(tmp_path: Path, text: bytes, message: str) -> None:
+    """A missing column, ragged lines, other encodings and open quotes are refused, never half read."""
+    table = tmp_path / "t.csv"
+    table.write_bytes(text)
+    with pytest.raises(SourceError, match=message):
+        open_collection(table)
+
+
+def test_a_broken_parquet_is_refused(tmp_path: Path) -> None:
+    """A file that only calls itself Parquet is refused."""
+    (tmp_path / "t.parquet").write_bytes(b"PAR1 not really")
+    with pytest.raises(SourceError, match="can't be read as a table"):
+        read_table(tmp_path / "t.parquet", ["path"])
+
+
+def test_an_unreadable_folder_is_reported(tmp_path: Path) -> None:
+    """A folder that may not be listed is named in `unreadable`, and the rest is found."""
+    _picture(tmp_path / "open" / "a.png")
+    (tmp_path / "closed").mkdir(mode=0)
+    script = (
+        "import os, sys; from pathlib import Path; from indexer.sources import open_collection\n"
+        "if os.geteuid() == 0: os.chdir(sys.argv[1]); os.setgid(65534); os.setuid(65534)\n"
+        "found = open_collection(Path('.')); print([s.item for s in found.sources], *found.unreadable)"
+    )
+    for folder in [tmp_path, *list(tmp_path.parents)[:2]]:
+        folder.chmod(0o755)
+    printed = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], cwd=tmp_path, capture_output=True, text=True, check=True
+    ).stdout
+    assert printed.strip() == "['open/a.png'] closed: Permission denied"
+
+
+def test_damage_is_reported_in_order(tmp_path: Path) -> None:
+    """Each source gives one result in its order; a bad one carries its reason and stops nobody."""
+    for number in range(100):
+        path = _picture(tmp_path / f"{number:03d}.png")
+        if number % 10 == 3:
+            path.write_bytes(b"text")
+    decoded = list(decode_all(open_collection(tmp_path).sources, PixelSpec(size=4), workers=3))
+    assert [d.row for d in decoded] == list(range(100))
+    assert [d.row for d in decoded if d.error] == list(range(3, 100, 10))
+    assert all((d.pixels is None) == (d.error is not None) for d in decoded)
