@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.optim import AdamP
+from timm.optim.adamp import AdamP
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -96,7 +96,7 @@ class _Training:
         self.images = images.to(device)
         self.checkpoints = directory / "checkpoints"
         self.objective = objective.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.dtype = _dtype(recipe.run.precision, device)
+        self.dtype = training_dtype(recipe.run.precision, device)
         self.views = [dataclasses.replace(view, **recipe.view) for view in objective.views]
         self.optimizer = _optimizer(objective, recipe.optimizer)
         self.base_lrs = [float(group["lr"]) for group in self.optimizer.param_groups]
@@ -150,7 +150,8 @@ class _Training:
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             losses = self.objective.losses(batch)
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(torch.stack(list(losses.values())).sum()).backward()
+        total = torch.stack(list(losses.values())).sum()
+        self.scaler.scale(total).backward()  # type: ignore[no-untyped-call]
         self.scaler.step(self.optimizer)
         self.scaler.update()
         done = self.position.total_steps + 1
@@ -191,7 +192,7 @@ class _Training:
         """`trainer.objective.EmbedAll`: the whole training set, squashed, not augmented."""
         self.objective.eval()
         count, size, parts = len(self.images), self.recipe.data.size, []
-        for rows in torch.arange(count).split(_EMBED_BATCH):
+        for rows in torch.split(torch.arange(count), _EMBED_BATCH):
             pixels, _ = self._fetch(rows)
             images = pixels.permute(0, 3, 1, 2).float() / 255
             if images.shape[-1] != size:
@@ -264,7 +265,8 @@ class _Training:
         return warnings
 
 
-def _dtype(precision: str, device: torch.device) -> torch.dtype:
+def training_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """What the passes of the backbone are computed in, of a recipe's `run.precision`."""
     if precision != "auto":
         chosen = getattr(torch, precision)
         return chosen if isinstance(chosen, torch.dtype) else torch.float32
@@ -276,7 +278,7 @@ def _dtype(precision: str, device: torch.device) -> torch.dtype:
 def _optimizer(objective: Objective, part: Optimizer) -> torch.optim.Optimizer:
     groups = objective.param_groups(part.lr, part.head_lr)
     if part.name == "adamp":
-        return AdamP(groups, lr=part.lr, weight_decay=part.weight_decay, nesterov=True)  # type: ignore[no-any-return]
+        return AdamP(groups, lr=part.lr, weight_decay=part.weight_decay, nesterov=True)  # type: ignore[no-untyped-call]
     return torch.optim.AdamW(groups, lr=part.lr, weight_decay=part.weight_decay, fused=True)
 
 

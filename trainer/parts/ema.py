@@ -24,4 +24,4 @@ def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float) -> N
         else:
             value.copy_(current[name])
     if averaged[0]:
-        get_ema_multi_avg_fn(momentum)(*averaged, None)
+        get_ema_multi_avg_fn(momentum)(*averaged, None)  # type: ignore[no-untyped-call]

@@ -26,7 +26,7 @@ def set_to_principal_axes(head: nn.Linear, features: Tensor) -> None:
     mean = features.mean(0)
     channels = features.shape[1]
     covariance = torch.zeros(channels, channels, dtype=torch.float64, device=features.device)
-    for block in features.split(8192):
+    for block in torch.split(features, 8192):
         centred = (block - mean).double()
         covariance += centred.T @ centred
     axes = torch.linalg.eigh(covariance).eigenvectors.flip(1).T.to(features.dtype)  # (C, C), most variance first

@@ -1,0 +1,265 @@
+"""The loop: exact resume, through a real SIGKILL too, and clear ends to trainings that can't go on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from trainer import loop
+from trainer.checkpoint import CheckpointError
+from trainer.encoders import Encoder, make_backbone
+from trainer.images import ImageCache
+from trainer.loop import Outcome, TrainingError
+from trainer.objective import Batch, Objective
+from trainer.objectives import OBJECTIVES, make_objective
+from trainer.recipe import Recipe, load, override
+
+# 40 images, batches of 20: two steps an epoch.
+CHANGES = ("run.epochs=2", "run.batch_size=20", "data.size=32", "data.cache_size=32", "objective.background_dim=32")
+
+
+def recipe(*changes: str) -> Recipe:
+    chosen = load("stml")
+    for change in (*CHANGES, *changes):
+        chosen = override(chosen, change)
+    return chosen
+
+
+def images(count: int = 40) -> ImageCache:
+    pixels = torch.randint(0, 256, (count, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
+    return ImageCache(pixels, torch.linspace(0.5, 2, count), tuple(f"{row}.jpg" for row in range(count)), ())
+
+
+def encoder() -> Encoder:
+    torch.manual_seed(0)
+    backbone = make_backbone("test_resnet", "none", size=32)
+    return Encoder(backbone, nn.Linear(backbone.channels, 8))
+
+
+def build(chosen: Recipe) -> Objective:
+    return make_objective(chosen.objective.name, encoder(), **chosen.objective.keywords)
+
+
+def train(
+    directory: Path, chosen: Recipe | None = None, objective: Objective | None = None, **options: Any
+) -> tuple[Objective, Outcome]:
+    chosen = chosen or recipe()
+    objective = objective or build(chosen)
+    options = {"progress": lambda *_: None, **options}
+    device = torch.device("cpu")
+    return objective, loop.train(objective, images(), chosen, directory, device=device, **options)
+
+
+def assert_equal_weights(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
+    assert list(first) == list(second)
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+
+
+class _Stopped(Exception):
+    pass
+
+
+def stop_at(step: int) -> Any:
+    def progress(stage: str, done: int, _: int) -> None:
+        if stage == "train" and done == step:
+            raise _Stopped
+
+    return progress
+
+
+@pytest.mark.parametrize("optimizer", ["adamp", "adamw"])
+@pytest.mark.parametrize("step", [2, 3, 4])
+def test_resumed_training_equals_uninterrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str, step: int
+) -> None:
+    """Stopped within an epoch or between two, a fresh object continues to the same bits."""
+    monkeypatch.setattr(loop, "SAVE_EVERY_S", 0.0)
+    chosen = recipe(f"optimizer.name={optimizer}", "run.epochs=3")
+    whole, outcome = train(tmp_path / "whole", chosen)
+    with pytest.raises(_Stopped):
+        train(tmp_path / "parts", chosen, progress=stop_at(step))
+    resumed, rest = train(tmp_path / "parts", chosen)
+    assert outcome.steps == 6
+    assert 0 < rest.steps < 6
+    assert_equal_weights(whole.state_dict(), resumed.state_dict())
+
+
+def test_killed_training_resumes_to_the_same_weights(tmp_path: Path) -> None:
+    """SIGKILL at any moment costs at most the steps since the last checkpoint, and no bit of the result."""
+    child = "import sys; sys.path.insert(0, sys.argv[1]); import test_loop; test_loop.train_slowly(sys.argv[2])"
+    arguments = [sys.executable, "-c", child, str(Path(__file__).parent), str(tmp_path / "killed")]
+    process = subprocess.Popen(arguments, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    log = tmp_path / "killed" / "checkpoints"
+    deadline = time.monotonic() + 60
+    while len(list(log.glob("step-*"))) < 2 and time.monotonic() < deadline:
+        assert process.poll() is None, "the child ended before it could be killed"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    chosen = recipe("run.epochs=8")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the child had: sums in another order differ in the last bit
+    try:
+        resumed, rest = train(tmp_path / "killed", chosen)
+        whole, outcome = train(tmp_path / "whole", chosen)
+    finally:
+        torch.set_num_threads(threads)
+    assert 0 < rest.steps < outcome.steps
+    assert_equal_weights(whole.state_dict(), resumed.state_dict())
+    steps = [json.loads(line)["step"] for line in (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()]
+    assert list(range(2, 17, 2)) == sorted(set(steps) & set(range(2, 17, 2)))
+
+
+def train_slowly(directory: str) -> None:
+    """What the killed child runs: a checkpoint after every step, and time to be killed in."""
+    loop.SAVE_EVERY_S = 0.0
+    torch.set_num_threads(1)
+    train(Path(directory), recipe("run.epochs=8"), progress=lambda *_: time.sleep(0.1))
+
+
+def newest(directory: Path) -> Path:
+    return max((directory / "checkpoints").glob("step-*"))
+
+
+def test_damaged_newest_checkpoint_falls_back_with_a_warning(tmp_path: Path) -> None:
+    """A truncated checkpoint is named, and the one before it gives the same end."""
+    whole, _ = train(tmp_path)
+    with (newest(tmp_path) / "weights.safetensors").open("r+b") as file:
+        file.truncate(1000)
+    resumed, outcome = train(tmp_path)
+    assert outcome.steps == 2
+    assert newest(tmp_path).name in outcome.warnings[0]
+    assert_equal_weights(whole.state_dict(), resumed.state_dict())
+
+
+def test_only_damaged_checkpoints_are_an_error_naming_each(tmp_path: Path) -> None:
+    """Where no checkpoint can be read, training does not start over in silence."""
+    train(tmp_path)
+    for directory in (tmp_path / "checkpoints").iterdir():
+        (directory / "state.pt").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"step-000000002.*start a new run|start a new run.*step-000000002"):
+        train(tmp_path)
+
+
+def test_only_the_last_two_checkpoints_are_kept(tmp_path: Path) -> None:
+    """Disk use does not grow with epochs, and nothing half-written lies about."""
+    train(tmp_path, recipe("run.epochs=4"))
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["step-000000006-00003", "step-000000008-00004"]
+
+
+def test_finished_training_has_nothing_left_to_do(tmp_path: Path) -> None:
+    """Continuing a finished run takes no step and gives its weights."""
+    whole, _ = train(tmp_path)
+    again, outcome = train(tmp_path)
+    assert outcome.steps == 0
+    assert_equal_weights(whole.state_dict(), again.state_dict())
+
+
+def test_other_images_can_not_continue_a_run(tmp_path: Path) -> None:
+    """A sampling order of other rows means nothing: the error says so."""
+    train(tmp_path)
+    chosen = recipe()
+    objective = build(chosen)
+    with pytest.raises(TrainingError, match="the images are not those"):
+        loop.train(objective, images(41), chosen, tmp_path, device=torch.device("cpu"), progress=lambda *_: None)
+
+
+def test_one_image_is_an_error(tmp_path: Path) -> None:
+    """One image has no neighbours to learn from."""
+    chosen = recipe()
+    objective = build(chosen)
+    with pytest.raises(TrainingError, match="one image can't teach a metric"):
+        loop.train(objective, images(1), chosen, tmp_path, device=torch.device("cpu"), progress=lambda *_: None)
+
+
+class _Bursts(Objective):
+    """A method that the loop has never heard of; its second term stops being a number at the third step."""
+
+    steps: Tensor
+
+    def __init__(self, inner: Encoder):
+        super().__init__(inner)
+        self.register_buffer("steps", torch.tensor(0))
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        self.steps += 1
+        embedding = self.encoder(batch.views[0])
+        bad = torch.where(self.steps == 3, torch.nan, 1.0)
+        return {"fine": embedding.square().mean(), "odd": embedding.mean() * bad}
+
+
+def test_loss_that_is_no_number_names_step_term_and_images(tmp_path: Path) -> None:
+    """Losses are read every ten steps, and still the right step is named; no checkpoint holds the damage."""
+    objective = _Bursts(encoder())
+    with pytest.raises(TrainingError, match=r"step 3 \(epoch 1\): odd is nan, on the images in rows \[\d+, \d+, "):
+        train(tmp_path, recipe("run.batch_size=4"), objective)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_log_has_losses_speed_and_evaluation(tmp_path: Path) -> None:
+    """Each epoch leaves its losses, which sum to `loss`, its speed and what the caller measured."""
+    _, outcome = train(tmp_path, on_epoch=lambda epoch: {"recall_at_1": epoch / 10})
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    first = lines[0]
+    assert first["loss"] == pytest.approx(
+        first["relaxed_contrastive_f"] + first["relaxed_contrastive_g"] + first["self_distillation"]
+    )
+    assert first["images_per_s"] > 0
+    assert [line["recall_at_1"] for line in lines if "recall_at_1" in line] == [0.1, 0.2]
+    assert pytest.approx([line["lr"] for line in lines if "lr" in line]) == [3e-4, 1.5e-4]
+    assert list((tmp_path / "tensorboard").iterdir())
+    assert outcome.steps == 4
+
+
+def test_heads_have_their_own_learning_rate(tmp_path: Path) -> None:
+    """With a backbone rate of 0 only the heads move."""
+    chosen = recipe(
+        "optimizer.lr=0.0", "optimizer.head_lr=0.1", "optimizer.weight_decay=0.0", "run.schedule=constant"
+    )
+    before = {name: p.clone() for name, p in build(chosen).named_parameters()}
+    objective, _ = train(tmp_path, chosen)
+    moved = {name for name, p in objective.named_parameters() if not torch.equal(p, before[name])}
+    assert {"encoder.head.weight", "background.weight"} <= moved
+    assert not any(name.startswith("encoder.backbone") for name in moved)
+
+
+@pytest.mark.parametrize("name", sorted(OBJECTIVES))
+def test_every_objective_learns_to_tell_toy_classes(tmp_path: Path, name: str) -> None:
+    """A short training finds the colour of unlabelled pictures under light that changes, which hides it at first."""
+    generator = torch.Generator().manual_seed(0)
+    classes = torch.arange(8).repeat_interleave(12)
+    colours = torch.rand(8, 1, 1, 3, generator=generator)[classes]
+    light = 0.3 + 0.7 * torch.rand(96, 1, 1, 1, generator=generator)
+    noise = 0.3 * torch.randn(96, 32, 32, 3, generator=generator)
+    pixels = ((colours * light + noise).clamp(0, 1) * 255).to(torch.uint8)
+    cache = ImageCache(pixels, torch.ones(96), tuple(map(str, range(96))), ())
+    changes = (
+        "run.epochs=12",
+        "run.batch_size=40",
+        "objective.momentum=0.9",
+        "optimizer.lr=3e-3",
+        "view.brightness=0.9",
+    )
+    chosen = recipe(*changes)
+    objective = build(chosen)
+
+    def recall() -> float:
+        objective.eval()
+        with torch.no_grad():
+            embeddings = objective.encoder.embed(pixels.permute(0, 3, 1, 2).float() / 255)
+        nearest = (embeddings @ embeddings.T).fill_diagonal_(-1).argmax(1)
+        return (classes[nearest] == classes).float().mean().item()
+
+    before = recall()
+    loop.train(objective, cache, chosen, tmp_path, device=torch.device("cpu"), progress=lambda *_: None)
+    assert recall() > before + 0.1

@@ -1,0 +1,54 @@
+"""Neighbours, heads and moving averages against plain arithmetic."""
+
+import pytest
+import torch
+
+from trainer.parts import neighbours
+from trainer.parts.heads import orthogonal_head, set_to_principal_axes
+from trainer.parts.neighbours import nearest
+
+
+@pytest.mark.parametrize("tiles", [(4096, 16384), (7, 10)])
+def test_nearest_equals_sorted_distances(monkeypatch: pytest.MonkeyPatch, tiles: tuple[int, int]) -> None:
+    """In one tile or in many, the neighbours are those of the full distance matrix, far from the origin too."""
+    monkeypatch.setattr(neighbours, "_ROWS", tiles[0])
+    monkeypatch.setattr(neighbours, "_COLUMNS", tiles[1])
+    rows = torch.randn(53, 6) + 100
+    expected = torch.cdist(rows.double(), rows.double()).topk(5, largest=False).indices
+    assert torch.equal(expected, nearest(rows, 5))
+
+
+def test_a_row_is_its_own_first_neighbour_even_among_equals() -> None:
+    """Identical rows don't displace each other from their own lists."""
+    assert torch.arange(20).tolist() == nearest(torch.ones(20, 3), 4)[:, 0].tolist()
+
+
+def test_no_more_neighbours_than_rows() -> None:
+    """Asked for five of three rows, there are three."""
+    assert tuple(nearest(torch.randn(3, 2), 5).shape) == (3, 3)
+
+
+@pytest.mark.parametrize(("count", "channels", "dim"), [(50, 8, 4), (50, 8, 8), (50, 8, 20), (3, 8, 6), (1, 8, 4)])
+def test_principal_axes_keep_distances(count: int, channels: int, dim: int) -> None:
+    """Where the outputs can hold the features' rank, no distance changes; the mean is gone, wherever it was."""
+    features = torch.randn(count, channels) + 5
+    head = orthogonal_head(channels, dim)
+    set_to_principal_axes(head, features)
+    with torch.no_grad():
+        found = head(features)
+    torch.testing.assert_close(found.mean(0), torch.zeros(dim), atol=1e-4, rtol=0)
+    if dim >= min(channels, count - 1):
+        torch.testing.assert_close(
+            torch.cdist(found.double(), found.double()),
+            torch.cdist(features.double(), features.double()),
+            atol=1e-3,
+            rtol=1e-3,
+        )
+
+
+def test_principal_axes_are_those_of_most_variance() -> None:
+    """Two outputs see the two directions that vary."""
+    features = torch.randn(200, 6) * torch.tensor([0.1, 0.1, 9.0, 0.1, 5.0, 0.1])
+    head = orthogonal_head(6, 2)
+    set_to_principal_axes(head, features)
+    assert head.weight.abs().argmax(1).tolist() == [2, 4]

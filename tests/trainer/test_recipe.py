@@ -1,0 +1,97 @@
+"""Recipes: what ships loads, what is misspelt is named, and every value keeps its type."""
+
+from pathlib import Path
+
+import pytest
+
+from trainer.objectives import objective_class
+from trainer.recipe import RecipeError, from_dict, load, names, override, to_dict
+
+
+@pytest.mark.parametrize("name", names())
+def test_shipped_recipes_load_and_survive_a_round_trip(name: str) -> None:
+    """to_dict and from_dict are inverse, through JSON's types."""
+    recipe = load(name)
+    assert recipe == from_dict(to_dict(recipe))
+
+
+def test_the_papers_recipe_has_the_papers_numbers() -> None:
+    """`stml-paper` is the authors' command for CUB and Cars."""
+    recipe = load("stml-paper")
+    optimizer, run = recipe.optimizer, recipe.run
+    assert (optimizer.name, optimizer.lr, optimizer.weight_decay) == ("adamp", 1e-4, 1e-2)
+    assert (run.epochs, run.batch_size, run.schedule) == (90, 120, "cosine")
+    assert {key: recipe.objective.keywords[key] for key in ("neighbours", "context", "sigma")} == {
+        "neighbours": 5,
+        "context": 10,
+        "sigma": 3.0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("assignment", "section", "key", "expected"),
+    [
+        ("run.epochs=3", "run", "epochs", 3),
+        ("optimizer.lr=1e-3", "optimizer", "lr", 0.001),
+        ("optimizer.lr=1", "optimizer", "lr", 1.0),
+        ("optimizer.head_lr=none", "optimizer", "head_lr", None),
+        ("encoder.freeze_bn=false", "encoder", "freeze_bn", False),
+        ("encoder.backbone=resnet18", "encoder", "backbone", "resnet18"),
+        ("objective.sigma=2", "objective", "sigma", 2.0),
+        ("view.scale=[0.5, 1.0]", "view", "scale", [0.5, 1.0]),
+        ("view.hue=0.1", "view", "hue", 0.1),
+    ],
+)
+def test_override_sets_one_value(assignment: str, section: str, key: str, expected: object) -> None:
+    """A value of the command line arrives with its type, and nothing else changes."""
+    before, after = to_dict(load("stml")), to_dict(override(load("stml"), assignment))
+    assert expected == after[section][key]
+    before[section][key] = after[section][key]
+    assert before == after
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("run.epoch=3", "did you mean 'epochs'"),
+        ("optimiser.lr=1", "did you mean 'optimizer'"),
+        ("objective.sigm=1", "did you mean 'sigma'"),
+        ("objective.name=stlm", "there are: stml"),
+        ("view.scales=1", "did you mean 'scale'"),
+        ("run.epochs=three", "run.epochs is 'three'; it must be of type int"),
+        ("run.epochs=0", "run.epochs is 0; it must be 1 to"),
+        ("run.epochs=true", "of type int"),
+        ("run.precision=half", "one of: auto, float32, bfloat16, float16"),
+        ("optimizer.lr=nan", "optimizer.lr is nan"),
+        ("view.scale=[0.5]", "a list of 2 numbers"),
+        ("view.flip=2.0", "view.flip is 2.0; it must be 0 to 1"),
+        ("data.cache_size=64", "data.cache_size is 64; it must be 128 to"),
+        ("epochs=3", "not of the form section.key=value"),
+        ("run.epochs", "not of the form section.key=value"),
+    ],
+)
+def test_wrong_overrides_name_value_and_remedy(assignment: str, message: str) -> None:
+    """Each mistake has its own message."""
+    with pytest.raises(RecipeError, match=message.replace("[", r"\[")):
+        override(load("stml"), assignment)
+
+
+def test_recipe_files_are_read_and_their_mistakes_named(tmp_path: Path) -> None:
+    """A file of one's own, one that is not TOML, and one that is not there."""
+    file = tmp_path / "mine.toml"
+    file.write_text("[run]\nepochs = 7\n")
+    assert load(file).run.epochs == 7
+    file.write_text("[run\n")
+    with pytest.raises(RecipeError, match="is not TOML"):
+        load(file)
+    with pytest.raises(RecipeError, match=r"no recipe 'stlm'; there are: .*stml, stml-paper, or give"):
+        load("stlm")
+    file.write_text("run = 3\n")
+    with pytest.raises(RecipeError, match=r"must be a section, \[run\]"):
+        load(file)
+
+
+def test_unknown_objective_lists_the_names() -> None:
+    """The table's error says what there is."""
+    with pytest.raises(ValueError, match="no objective is named 'byol'; there are: stml"):
+        objective_class("byol")

@@ -1,0 +1,307 @@
+"""STML's pure functions against the paper's formulas, and what the objective promises."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from trainer.encoders import Encoder, make_backbone
+from trainer.objective import Batch
+from trainer.objectives.stml import STML, contextual_similarity, relaxed_contrastive, self_distillation
+from trainer.parts.distances import relative_distances
+
+
+def unit(count: int, dim: int, seed: int = 0) -> Tensor:
+    return F.normalize(torch.randn(count, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64))
+
+
+# ---- the oracle: sets and double loops, from the paper's formulas
+
+
+def oracle_similarity(teacher: Tensor, index: list[int], k: int, sigma: float) -> list[list[float]]:
+    """w_ij of section 3.2, with sets."""
+    count, points = len(teacher), teacher.tolist()
+    kernel = [
+        [math.exp(-sum((a - b) ** 2 for a, b in zip(p, q, strict=True)) / sigma) for q in points] for p in points
+    ]
+
+    def ranked(i: int) -> list[int]:
+        score = [2.0 if i == j else 1.0 if index[i] == index[j] else kernel[i][j] for j in range(count)]
+        return sorted(range(count), key=lambda j: -score[j])
+
+    k = min(k, count)
+    near = [set(ranked(i)[:k]) for i in range(count)]
+    mutual = [{j for j in near[i] if i in near[j]} for i in range(count)]
+    context = [
+        [len(mutual[i] & mutual[j]) / len(mutual[i]) if j in mutual[i] else 0.0 for j in range(count)]
+        for i in range(count)
+    ]
+    half = round(k / 2)
+    expanded = [[sum(context[h][j] for h in ranked(i)[:half]) / half for j in range(count)] for i in range(count)]
+    return [[(kernel[i][j] + (expanded[i][j] + expanded[j][i]) / 2) / 2 for j in range(count)] for i in range(count)]
+
+
+def oracle_distances(rows: Tensor) -> list[list[float]]:
+    """d_ij of section 3.3."""
+    points = rows.tolist()
+    distances = [[math.dist(p, q) for q in points] for p in points]
+    return [[value / (sum(row) / len(row)) for value in row] for row in distances]
+
+
+def oracle_relaxed_contrastive(rows: Tensor, w: list[list[float]], delta: float) -> float:
+    d, count = oracle_distances(rows), len(rows)
+    total = 0.0
+    for i in range(count):
+        for j in range(count):
+            if i != j:
+                total += w[i][j] * d[i][j] ** 2 + (1 - w[i][j]) * max(delta - d[i][j], 0.0) ** 2
+    return total / (count * (count - 1))
+
+
+def oracle_self_distillation(rows: Tensor, target: Tensor, temperature: float) -> float:
+    def softmax(row: list[float]) -> list[float]:
+        powers = [math.exp(-value / temperature) for value in row]
+        return [power / sum(powers) for power in powers]
+
+    p, q = map(softmax, oracle_distances(target)), map(softmax, oracle_distances(rows))
+    total = sum(a * math.log(a / b) for x, y in zip(p, q, strict=True) for a, b in zip(x, y, strict=True))
+    return temperature**2 * total / len(rows)
+
+
+# ---- golden numbers
+
+
+ANGLES = torch.tensor([0.0, 10, 21, 90, 103, 180], dtype=torch.float64).deg2rad()
+POINTS = torch.stack([ANGLES.cos(), ANGLES.sin()], 1)
+GOLDEN = {
+    (0, 1): 0.963711, (0, 2): 0.915843, (0, 3): 0.350459, (0, 4): 0.220958, (0, 5): 0.131799,
+    (1, 2): 0.993913, (1, 3): 0.475715, (1, 4): 0.341656, (1, 5): 0.133140,
+    (2, 3): 0.607236, (2, 4): 0.375416, (2, 5): 0.137766,
+    (3, 4): 0.887363, (3, 5): 0.423375, (4, 5): 0.631576,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_golden_numbers_of_the_authors_code(dtype: torch.dtype) -> None:
+    """Six points on a circle give the similarities and losses that the authors' code gave for them."""
+    z = POINTS.to(dtype)
+    w = contextual_similarity(z, torch.arange(6), k=4, sigma=3.0)
+    f = z * torch.tensor([1.0, 2.0], dtype=dtype)
+    rc_f, rc_g, kl = relaxed_contrastive(f, w, 1.0), relaxed_contrastive(z, w, 1.0), self_distillation(f, z, 1.0)
+    for (i, j), expected in GOLDEN.items():
+        assert expected == pytest.approx(w[i, j].item(), abs=2e-6)
+    assert pytest.approx(rc_g.item(), abs=2e-6) == 0.570189
+    assert pytest.approx(relaxed_contrastive(z, w, 0.9).item(), abs=2e-6) == 0.567897
+    assert pytest.approx(kl.item(), abs=2e-6) == 0.009806
+    assert pytest.approx((0.5 * (rc_f + rc_g) + kl).item(), abs=2e-6) == 0.604843
+
+
+# ---- against the oracle
+
+
+@pytest.mark.parametrize(("count", "k"), [(2, 2), (5, 3), (12, 4), (12, 5), (20, 10), (8, 50)])
+@pytest.mark.parametrize("duplicates", [False, True])
+def test_similarity_equals_the_sets_of_the_paper(count: int, k: int, duplicates: bool) -> None:
+    """The matrix products equal the set formulas, with and without several views of one image."""
+    index = [i // 2 if duplicates else i for i in range(count)]
+    if duplicates and k // 2 < 2:
+        index = list(range(count))  # more views than k / 2: which of them counts is not defined
+    z = unit(count, 6, seed=count + k)
+    found = contextual_similarity(z, torch.tensor(index), k, 3.0)
+    expected = torch.tensor(oracle_similarity(z, index, k, 3.0), dtype=torch.float64)
+    torch.testing.assert_close(found, expected, atol=1e-7, rtol=0)
+
+
+@pytest.mark.parametrize("count", [2, 7, 30])
+@pytest.mark.parametrize("delta", [1.0, 0.9])
+def test_losses_equal_the_double_loops(count: int, delta: float) -> None:
+    """Both losses equal their formulas written as loops, in float64."""
+    f, g, z = 5 + 3 * unit(count, 4, 1), 2 * unit(count, 9, 2), unit(count, 9, 3)
+    w = contextual_similarity(z, torch.arange(count), 4, 3.0)
+    expected = oracle_relaxed_contrastive(f, w.tolist(), delta)
+    assert expected == pytest.approx(relaxed_contrastive(f, w, delta).item(), rel=1e-9)
+    for temperature in (1.0, 0.5):
+        expected = oracle_self_distillation(f, g, temperature)
+        assert expected == pytest.approx(self_distillation(f, g, temperature).item(), rel=1e-9)
+
+
+def test_gradients_of_the_losses_are_right() -> None:
+    """Backward equals finite differences, through the row means too."""
+    w = contextual_similarity(unit(6, 4), torch.arange(6), 4, 3.0)
+    rows, target = unit(6, 3, 1).requires_grad_(), unit(6, 4, 2)
+    assert torch.autograd.gradcheck(lambda s: relaxed_contrastive(s, w, 1.0), rows)
+    assert torch.autograd.gradcheck(lambda s: self_distillation(s, target, 1.0), rows)
+
+
+# ---- properties
+
+
+def test_similarity_is_symmetric_and_within_0_and_1() -> None:
+    """w is a symmetric matrix in [0, 1]."""
+    w = contextual_similarity(unit(40, 8), torch.arange(20).repeat(2), 10, 3.0)
+    assert w.min() >= 0
+    assert w.max() <= 1
+    torch.testing.assert_close(w, w.T)
+
+
+def test_order_of_the_batch_means_nothing() -> None:
+    """Permuting the batch permutes w and leaves the losses."""
+    z, f, index, order = unit(24, 8), unit(24, 4, 1), torch.arange(12).repeat(2), torch.randperm(24)
+    w = contextual_similarity(z, index, 10, 3.0)
+    permuted = contextual_similarity(z[order], index[order], 10, 3.0)
+    torch.testing.assert_close(permuted, w[order][:, order])
+    torch.testing.assert_close(relaxed_contrastive(f, w, 1.0), relaxed_contrastive(f[order], permuted, 1.0))
+
+
+def test_rotation_shift_and_scale_mean_nothing() -> None:
+    """Losses depend on relative distances only, and w on the angles of the teacher's embeddings."""
+    turn = torch.linalg.qr(torch.randn(8, 8, dtype=torch.float64)).Q
+    z, f = unit(20, 8), unit(20, 8, 1)
+    w = contextual_similarity(z, torch.arange(20), 6, 3.0)
+    torch.testing.assert_close(contextual_similarity(z @ turn, torch.arange(20), 6, 3.0), w)
+    moved = 7 * (f @ turn) + 3
+    torch.testing.assert_close(relaxed_contrastive(moved, w, 1.0), relaxed_contrastive(f, w, 1.0))
+    torch.testing.assert_close(self_distillation(moved, z, 1.0), self_distillation(f, z, 1.0))
+
+
+def test_equal_rows_give_finite_losses_and_gradients() -> None:
+    """A batch of one image repeated has no distances; nothing becomes NaN."""
+    rows = torch.ones(10, 4, requires_grad=True)
+    w = contextual_similarity(F.normalize(torch.ones(10, 4)), torch.zeros(10, dtype=torch.int64), 10, 3.0)
+    loss = relaxed_contrastive(rows, w, 1.0) + self_distillation(rows, torch.ones(10, 3), 1.0)
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert loss.isfinite()
+    assert rows.grad is not None
+    assert bool(rows.grad.isfinite().all())
+    assert bool((relative_distances(rows) == 0).all())
+
+
+# ---- the objective
+
+
+def make(**keywords: Any) -> STML:
+    torch.manual_seed(0)
+    backbone = make_backbone("test_resnet", "none", size=32)
+    return STML(Encoder(backbone, nn.Linear(backbone.channels, 8)), background_dim=96, **keywords)
+
+
+def batch_of(count: int) -> Batch:
+    images = torch.rand(2, count, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    return Batch(list(images), torch.arange(count), torch.full((count,), -1))
+
+
+def test_sum_of_the_terms_is_the_papers_total() -> None:
+    """The terms carry their weights: half, half and one."""
+    objective, batch = make(), batch_of(8)
+    objective.eval()  # BatchNorm alike in both passes
+    terms = objective.losses(batch)
+    images = torch.cat(batch.views)
+    features = objective.encoder.backbone(images)
+    f, g = objective.encoder.head(features), objective.background(features)
+    w = contextual_similarity(F.normalize(objective.teacher(images)), batch.index.repeat(2), 10, 3.0)
+    expected = 0.5 * (relaxed_contrastive(f, w, 1.0) + relaxed_contrastive(g, w, 1.0)) + self_distillation(f, g, 1.0)
+    torch.testing.assert_close(torch.stack(list(terms.values())).sum(), expected)
+
+
+def test_gradient_reaches_the_student_and_never_the_teacher() -> None:
+    """Backbone and both heads learn; the teacher has no gradient, and no head f."""
+    objective = make()
+    torch.stack(list(objective.losses(batch_of(8)).values())).sum().backward()  # type: ignore[no-untyped-call]
+    for name, parameter in objective.named_parameters():
+        assert (parameter.grad is None) == name.startswith("teacher."), name
+    assert [m.out_features for m in objective.teacher.modules() if isinstance(m, nn.Linear)] == [96]
+
+
+def test_self_distillation_sends_no_gradient_into_its_target() -> None:
+    """Head f learns from g, not g from f."""
+    f, g = unit(6, 3).requires_grad_(), unit(6, 4).requires_grad_()
+    self_distillation(f, g, 1.0).backward()  # type: ignore[no-untyped-call]
+    assert f.grad is not None
+    assert g.grad is None
+
+
+def test_teacher_starts_as_the_student_and_follows_weights_and_buffers() -> None:
+    """After one step the teacher is the moving average, running statistics included, and stays in eval mode."""
+    objective = make(momentum=0.9)
+    teacher, student = objective.teacher[0].state_dict(), objective.encoder.backbone.state_dict()
+    before = {name: value.clone() for name, value in teacher.items()}
+    for name, value in student.items():
+        assert torch.equal(teacher[name], value), name
+    mean = next(name for name in teacher if name.endswith("running_mean"))
+    objective.train()
+    objective.losses(batch_of(8))  # moves the student's running statistics
+    assert not any(module.training for module in objective.teacher.modules())
+    assert torch.equal(teacher[mean], before[mean])
+    objective.after_step(0.5)
+    expected = 0.9 * before[mean] + 0.1 * student[mean]
+    torch.testing.assert_close(teacher[mean], expected)
+    counter = mean.replace("running_mean", "num_batches_tracked")
+    assert torch.equal(teacher[counter], student[counter])
+    assert student[counter].item() == 1
+
+
+def embed_all_of(objective: STML, count: int) -> Any:
+    images = torch.rand(count, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+
+    def embed_all(embed: Any) -> Tensor:
+        objective.eval()
+        with torch.no_grad():
+            found: Tensor = embed(images)
+        return found
+
+    return embed_all
+
+
+def test_batches_are_lists_of_neighbours_led_by_their_queries() -> None:
+    """Each step has B // n different queries, each followed by its true nearest images under head g."""
+    objective = make(neighbours=5)
+    embed_all = embed_all_of(objective, 50)
+    order = objective.before_epoch(embed_all, 22)
+    g = embed_all(nn.Sequential(objective.encoder.backbone, objective.background))
+    nearest = torch.cdist(g.double(), g.double()).fill_diagonal_(-1).topk(5, largest=False).indices
+    assert tuple(order.shape) == (2, 20)
+    for step in order.view(2, 4, 5):
+        assert len(set(step[:, 0].tolist())) == 4
+        for listed in step:
+            assert set(nearest[listed[0]].tolist()) == set(listed.tolist())
+
+
+def test_fewer_images_than_a_batch_use_what_there_is() -> None:
+    """Three images, a batch of 120: one step of three lists of three."""
+    objective = make(neighbours=5)
+    assert tuple(objective.before_epoch(embed_all_of(objective, 3), 120).shape) == (1, 9)
+
+
+def test_pca_heads_keep_the_backbones_distances_and_are_set_once() -> None:
+    """The first epoch sets f, g and the teacher; the second leaves what was learned."""
+    objective = make(head_init="pca")
+    embed_all = embed_all_of(objective, 50)
+    objective.before_epoch(embed_all, 20)
+    features = embed_all(objective.encoder.backbone)
+    wide = objective.background(features)  # more outputs than the rank of 50 images
+    assert torch.cdist(wide, wide).mean() > 0.9 * torch.cdist(features, features).mean()
+    torch.testing.assert_close(wide.mean(0), torch.zeros(96), atol=1e-4, rtol=0)
+    assert torch.equal(objective.teacher.get_parameter("1.weight"), objective.background.weight)
+    nn.init.ones_(objective.encoder.head.weight)  # type: ignore[arg-type]
+    objective.before_epoch(embed_all, 20)
+    assert bool((objective.encoder.head.weight == 1).all())  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [({"neighbours": 1}, "neighbours is 1"), ({"sigma": 0.0}, "sigma 0.0"), ({"head_init": "zero"}, "'zero'")],
+)
+def test_bad_keywords_are_named(keywords: dict[str, Any], message: str) -> None:
+    """A keyword out of range is an error that names it."""
+    with pytest.raises(ValueError, match=message):
+        make(**keywords)
+
+
+def test_batch_smaller_than_a_list_is_an_error() -> None:
+    """A batch can't hold one list of neighbours: the error names both numbers."""
+    objective = make(neighbours=5)
+    with pytest.raises(ValueError, match="batch_size is 4"):
+        objective.before_epoch(embed_all_of(objective, 10), 4)
