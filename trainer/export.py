@@ -111,7 +111,10 @@ def export(
             return read_model(models / manifest.id)
         # Published twice: first without what only the opened model can tell, to open it as every reader will.
         candidate = publish(parts, Path(scratch, "candidate"), manifest)
-        runtime = onnx_encoder.Encoder.open(candidate, device="cpu")
+        try:
+            runtime = onnx_encoder.Encoder.open(candidate, device="cpu")
+        except onnx_encoder.ProbeMismatch as error:
+            raise ParityError(f"ONNX Runtime does not reproduce torch, nothing was exported: {error}") from error
         parity = check_parity(graph, runtime, sample)
         complete = dataclasses.replace(manifest, parity=parity, metrics=judge(runtime))
         (candidate / "card.md").write_text(model_card(complete))

@@ -1,0 +1,316 @@
+"""One training run from images to a registered model, and the judging of models with labels."""
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from indexer.encoder import Encoder as RuntimeEncoder
+from indexer.manifest import ModelManifest, write_atomically
+from indexer.pixels import Pixels, PixelSpec
+from indexer.sources import Collection, Source, SourceError, decode_all, open_collection
+from trainer.encoders import Backbone, Encoder, make_backbone
+from trainer.evaluate import Metrics, retrieval_metrics
+from trainer.export import PARITY_IMAGES, Origin, export
+from trainer.images import ImageCache, Labels, Progress, cache_images, read_labels
+from trainer.loop import train as run_loop
+from trainer.memory import keep_freed_memory
+from trainer.objectives import make_objective
+from trainer.recipe import Recipe, from_dict, to_dict
+
+_RECIPE = "recipe.json"  # of a run: resolved, written before the first step
+_EMBED_BATCH = 128
+
+Embed = Callable[[Tensor], Tensor]  # pixels (B, S, S, 3) uint8 to embeddings (B, D) float32, unit length
+
+
+class RunError(ValueError):
+    """A run can't be started or resumed as asked; the message says why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainReport:
+    """What a training run did.
+
+    Attributes:
+        model: the manifest of the model that it registered.
+        run: name of the run.
+        images: how many images it learned from.
+        skipped: (item, reason) of each image that could not be decoded.
+        unknown_labels: paths of the labels table that are not in the collection.
+        frozen: metrics of the backbone as it was before training; None without labels.
+        trained: metrics of the exported model; None without labels.
+        warnings: what went wrong and was dealt with, for example a damaged checkpoint passed over.
+        images_per_s: images drawn a second while training.
+        seconds: wall clock by stage.
+    """
+
+    model: ModelManifest
+    run: str
+    images: int
+    skipped: tuple[tuple[str, str], ...]
+    unknown_labels: tuple[str, ...]
+    frozen: Metrics | None
+    trained: Metrics | None
+    warnings: tuple[str, ...]
+    images_per_s: float
+    seconds: Mapping[str, float]
+
+    @property
+    def beats_frozen(self) -> bool | None:
+        """Whether training raised R@1 above the frozen backbone's; None without labels."""
+        if self.frozen is None or self.trained is None:
+            return None
+        return self.trained.recall_at_1 > self.frozen.recall_at_1
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """The labelled images that models are judged on, decoded."""
+
+    cache: ImageCache
+    classes: Tensor
+
+    def __call__(self, embed: Embed, progress: Progress) -> Metrics:
+        parts = []
+        for pixels in torch.split(self.cache.pixels, _EMBED_BATCH):
+            parts.append(embed(pixels))
+            progress("judge", len(parts) * _EMBED_BATCH, len(self.cache))
+        return retrieval_metrics(torch.cat(parts), self.classes)
+
+
+def train(
+    images: Path,
+    *,
+    models: Path,
+    runs: Path,
+    recipe: Recipe,
+    labels: Path | None = None,
+    device: str = "auto",
+    resume: str | None = None,
+    progress: Progress,
+) -> TrainReport:
+    """Learn a metric from a collection of unlabelled images and register the model.
+
+    Args:
+        images: a folder, or a CSV or Parquet table of paths.
+        models: the store's directory of models.
+        runs: the store's directory of runs.
+        recipe: what to learn with; a resumed run goes on with its own.
+        labels: a table `path,class_id[,split]`, used to judge and never to learn.
+        device: auto, cpu or cuda.
+        resume: name of an unfinished run in `runs` to go on with.
+        progress: called with a stage, how much of it is done, and its total.
+
+    Raises:
+        SourceError: the collection can't be read, or fewer than two of its images can be decoded.
+        LabelsError: the labels can't be used.
+        RunError: there is no such run or device.
+        WeightsError: the backbone's weights can't be had.
+        TrainingError, CheckpointError: training can't go on.
+        ParityError: the exported model does not reproduce the trained one.
+        OSError: the disk is full; the run can be resumed.
+    """
+    clock = _Clock()
+    keep_freed_memory()
+    chosen = choose_device(device)
+    collection = open_collection(images)
+    known = read_labels(labels, collection) if labels else None
+    run = _resume_run(runs, resume) if resume else _new_run(runs, recipe)
+    recipe = from_dict(json.loads((run / _RECIPE).read_text()))
+    spec = PixelSpec(size=recipe.data.size, fit=recipe.data.fit)
+
+    cache = _training_set(images, collection, known, recipe, run, progress)
+    judge = _judging_set(known, collection, spec, run / "judged.u8", progress) if known else None
+    clock.lap("decode")
+    backbone = _backbone(recipe, chosen)
+    frozen = judge(_torch_embed(backbone, chosen), progress) if judge else None
+    clock.lap("frozen")
+
+    encoder = Encoder(backbone, nn.Linear(backbone.channels, recipe.encoder.dim))
+    objective = make_objective(recipe.objective.name, encoder, **recipe.objective.keywords)
+    outcome = run_loop(
+        objective,
+        cache,
+        recipe,
+        run,
+        device=chosen,
+        progress=progress,
+        on_epoch=(lambda _: judge(_torch_embed(encoder, chosen), progress).to_dict()) if judge else None,
+    )
+    clock.lap("train")
+
+    trained: list[Metrics] = []
+
+    def score(runtime: RuntimeEncoder) -> dict[str, float]:
+        if judge is None or frozen is None:
+            return {}
+        trained.append(judge(_runtime_embed(runtime), progress))
+        return {
+            f"{who}.{k}": v for who, m in (("frozen", frozen), ("trained", trained[0])) for k, v in vars(m).items()
+        }
+
+    progress("export", 0, 1)
+    model = export(encoder, spec, _sample(collection, cache, spec), models, _origin(recipe, backbone, cache), score)
+    progress("export", 1, 1)
+    clock.lap("export")
+    _forget_pixels(run)
+    return TrainReport(
+        model=model,
+        run=run.name,
+        images=len(cache),
+        skipped=cache.skipped + (judge.cache.skipped if judge else ()),
+        unknown_labels=known.unknown if known else (),
+        frozen=frozen,
+        trained=trained[0] if trained else None,
+        warnings=outcome.warnings,
+        images_per_s=outcome.images_per_s,
+        seconds=clock.seconds,
+    )
+
+
+def evaluate(
+    model: Path, images: Path, labels: Path, *, device: str = "auto", progress: Progress
+) -> tuple[Metrics, tuple[tuple[str, str], ...]]:
+    """Judge a model of a store on labelled images: those with split `test`, or all where there is no split.
+
+    Returns:
+        The metrics, and (item, reason) of each image that could not be decoded.
+
+    Raises:
+        SourceError, LabelsError: the images or labels can't be used.
+        ManifestError: the model can't be opened.
+        ValueError: no class has two images.
+    """
+    runtime = RuntimeEncoder.open(model, device="cpu" if choose_device(device).type == "cpu" else "cuda")
+    collection = open_collection(images)
+    known = read_labels(labels, collection)
+    sources = known.judging(collection.sources)
+    embeddings, classes, skipped = [], [], []
+    batch: list[Pixels] = []
+    for decoded in decode_all(sources, runtime.pixels):
+        if decoded.pixels is None:
+            skipped.append((decoded.source.item, str(decoded.error)))
+        else:
+            batch.append(decoded.pixels)
+            classes.append(known.class_of[decoded.source.item])
+        if len(batch) == _EMBED_BATCH or (batch and decoded.row + 1 == len(sources)):
+            embeddings.append(torch.from_numpy(runtime.embed(np.stack(batch))))
+            batch.clear()
+        progress("judge", decoded.row + 1, len(sources))
+    if not embeddings:
+        raise SourceError(f"none of the {len(sources):,} labelled images in {images} can be decoded: {skipped[0][1]}")
+    return retrieval_metrics(torch.cat(embeddings), torch.tensor(classes)), tuple(skipped)
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of this name; `auto` is CUDA where it is live. Raises RunError where it is not to be had."""
+    if name not in ("auto", "cpu", "cuda"):
+        raise RunError(f"device is {name!r}; it must be auto, cpu or cuda")
+    live = torch.cuda.is_available()
+    if name == "cuda" and not live:
+        raise RunError("device is cuda, but torch sees no GPU; use --device cpu, or run `kinsight doctor`")
+    return torch.device("cuda" if live and name != "cpu" else "cpu")
+
+
+def _new_run(runs: Path, recipe: Recipe) -> Path:
+    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")[:-3]
+    run = runs / f"{stamp}-{recipe.objective.name}-seed{recipe.run.seed}"
+    run.mkdir(parents=True)
+    write_atomically(run / _RECIPE, json.dumps(to_dict(recipe), indent=2).encode() + b"\n")
+    return run
+
+
+def _resume_run(runs: Path, name: str) -> Path:
+    run = runs / name
+    if not (run / _RECIPE).is_file():
+        known = sorted(path.parent.name for path in runs.glob(f"*/{_RECIPE}"))
+        raise RunError(f"no run {name!r} in {runs}; it has: {', '.join(known) or 'none'}")
+    return run
+
+
+def _training_set(
+    images: Path, collection: Collection, known: Labels | None, recipe: Recipe, run: Path, progress: Progress
+) -> ImageCache:
+    sources = known.training(collection.sources) if known else collection.sources
+    cache = cache_images(sources, PixelSpec(size=recipe.data.cache_size), run / "images.u8", progress, "decode")
+    if len(cache) < 2:
+        example = f"; {cache.skipped[0][0]}: {cache.skipped[0][1]}" if cache.skipped else ""
+        raise SourceError(
+            f"{len(cache)} of the {len(sources):,} images to learn from in {images} can be decoded; "
+            f"a metric needs at least two{example}"
+        )
+    return cache
+
+
+def _judging_set(known: Labels, collection: Collection, spec: PixelSpec, file: Path, progress: Progress) -> _Judge:
+    cache = cache_images(known.judging(collection.sources), spec, file, progress, "decode")
+    return _Judge(cache, torch.tensor([known.class_of[item] for item in cache.items], dtype=torch.int64))
+
+
+def _backbone(recipe: Recipe, device: torch.device) -> Backbone:
+    torch.manual_seed(recipe.run.seed)
+    part = recipe.encoder
+    backbone = make_backbone(part.backbone, part.weights, size=recipe.data.size, freeze_bn=part.freeze_bn)
+    return backbone.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def _torch_embed(encoder: nn.Module, device: torch.device) -> Embed:
+    encoder.eval()
+
+    @torch.no_grad()
+    def embed(pixels: Tensor) -> Tensor:
+        images = pixels.to(device).permute(0, 3, 1, 2).float() / 255
+        return F.normalize(encoder(images).float(), dim=1)
+
+    return embed
+
+
+def _runtime_embed(runtime: RuntimeEncoder) -> Embed:
+    return lambda pixels: torch.from_numpy(runtime.embed(pixels.numpy()))
+
+
+def _sample(collection: Collection, cache: ImageCache, spec: PixelSpec) -> Pixels:
+    """Real images at the model's own spec, spread over the training set: what the export is checked on."""
+    by_item = {source.item: source for source in collection.sources}
+    step = max(1, len(cache) // PARITY_IMAGES)
+    sources: Sequence[Source] = [by_item[item] for item in cache.items[::step][:PARITY_IMAGES]]
+    return np.stack([decoded.pixels for decoded in decode_all(sources, spec) if decoded.pixels is not None])
+
+
+def _origin(recipe: Recipe, backbone: Backbone, cache: ImageCache) -> Origin:
+    return Origin(
+        backbone=recipe.encoder.backbone,
+        weights=recipe.encoder.weights,
+        objective=recipe.objective.name,
+        recipe=to_dict(recipe),
+        images=len(cache),
+        licence=backbone.licence,
+    )
+
+
+def _forget_pixels(run: Path) -> None:
+    """Remove the decoded pixels of a finished run: by far its largest files, and made again by decoding."""
+    for file in (*run.glob("*.u8"), *(path.with_suffix(".json") for path in run.glob("*.u8"))):
+        file.unlink()
+
+
+class _Clock:
+    """Seconds by stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        """End a stage."""
+        now = time.perf_counter()
+        self.seconds[stage] = now - self._last
+        self._last = now
