@@ -80,7 +80,7 @@ def _missing_extra(module: str) -> str | None:
 @click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="kinsight")
 @click.option("--traceback", is_flag=True, help="Show the Python traceback of every error, for a bug report.")
-def kinsight(traceback: bool) -> None:  # noqa: ARG001  read by _Verbs.invoke
+def kinsight(traceback: bool) -> None:
     """Learn what looks alike from a folder of unlabelled images, and search it.
 
     The loop: train a model on images, build an index of images with it, serve the index, search it.

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from clients.cli.options import PATH, device_option, json_option
+from clients.cli.options import PATH, Device, device_option, json_option
 from clients.cli.output import Progress, print_json, print_table, progress, warn_skipped
 
 if TYPE_CHECKING:
+    from kinsight_client import Client
+
     from clients.cli.grid import Cell
     from indexer.store import Store
-    from kinsight_client import Client
     from trainer.run import TrainReport
 
 Scores = Mapping[str, tuple[str, float]]  # key to its name for people and its R@1
@@ -66,7 +67,7 @@ class Searched:
 )
 @device_option
 @json_option
-def demo(images: Path | None, out: Path, device: str, as_json: bool) -> None:
+def demo(images: Path | None, out: Path, device: Device, as_json: bool) -> None:
     """Run the whole road: train, export, index, serve, and search over gRPC.
 
     Without --images on scikit-learn's 1,797 handwritten digits, each put into a small colour picture: learns on the
@@ -87,7 +88,7 @@ def demo(images: Path | None, out: Path, device: str, as_json: bool) -> None:
     pictures = Pictures(images, "stml", None, {}) if images else _digits(out)
     with progress() as report:
         trained = _train(pictures, store, device, report)
-        built = build(INDEX, pictures.images, model=trained.model, store=store, device=device, progress=report)
+        built = build(INDEX, pictures.images, model=trained.model.id, store=store, device=device, progress=report)
     warn_skipped(built.skipped)
     paths = {source.item: source.path for source in open_collection(pictures.images).sources}
     left_out = {item for item, _ in built.skipped}
@@ -96,7 +97,7 @@ def demo(images: Path | None, out: Path, device: str, as_json: bool) -> None:
     with _server(store) as address:
         searched = _search(address, pictures, items, paths, grid)
     result = {
-        "model": trained.model,
+        "model": trained.model.id,
         "index": INDEX,
         "version": built.version,
         "count": built.count,
@@ -122,7 +123,7 @@ def _digits(out: Path) -> Pictures:
     return Pictures(out / "images", "digits", labels, {Path(row["path"]).name: row["class_id"] for row in unseen})
 
 
-def _train(pictures: Pictures, store: "Store", device: str, report: Progress) -> "TrainReport":
+def _train(pictures: Pictures, store: "Store", device: Device, report: Progress) -> "TrainReport":
     from trainer.recipe import load
     from trainer.run import train
 
@@ -146,7 +147,7 @@ def _server(store: "Store") -> Iterator[str]:
         "clients.cli",
         "serve",
         "--store",
-        store.root,
+        str(store.root),
         "--listen",
         "127.0.0.1:0",
         "--json",
@@ -169,8 +170,9 @@ def _search(
     address: str, pictures: Pictures, items: Sequence[str], paths: Mapping[str, Path], grid: Path
 ) -> Searched:
     """Search with images and items over gRPC, and draw some of the answers."""
-    from clients.cli.grid import draw_grid
     from kinsight_client import Client
+
+    from clients.cli.grid import draw_grid
 
     sample = _spread(items, QUERIES)
     with Client(address) as client:
@@ -223,7 +225,7 @@ def _drawn(class_of: Mapping[str, str], items: Sequence[str]) -> list[str]:
 
 def _row(
     client: "Client", item: str, class_of: Mapping[str, str], paths: Mapping[str, Path]
-) -> tuple[Cell, list[Cell]]:
+) -> tuple["Cell", list["Cell"]]:
     from clients.cli.grid import Cell
 
     hits = client.search(item=item, top_k=NEIGHBOURS + 1).hits
@@ -241,12 +243,12 @@ def _spread(items: Sequence[str], count: int) -> list[str]:
 
 
 def _scores(pictures: Pictures, paths: Mapping[str, Path], trained: "TrainReport", searched: Searched) -> Scores:
-    if searched.served_recall_at_1 is None:
+    if searched.served_recall_at_1 is None or trained.frozen is None or trained.trained is None:
         return {}
     return {
         "pixels": ("raw pixels", _pixels_recall_at_1(pictures.class_of, paths)),
-        "frozen": ("untrained encoder", trained.frozen["recall_at_1"]),
-        "trained": ("learned metric", trained.trained["recall_at_1"]),
+        "frozen": ("untrained encoder", trained.frozen.recall_at_1),
+        "trained": ("learned metric", trained.trained.recall_at_1),
         "served": ("learned metric, over gRPC among all digits", searched.served_recall_at_1),
     }
 

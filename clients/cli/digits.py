@@ -25,7 +25,8 @@ def write_digits(folder: Path) -> Path:
     """Write the 1,797 pictures as PNG files and their labels; the same bytes every time.
 
     Args:
-        folder: gets `images/` and `labels.csv` with path, class_id (the digit) and split (digits 0-4 train, 5-9 test).
+        folder: gets `images/` and `labels.csv` with path, class_id (the digit) and split
+            (train for 0-4, test for 5-9).
 
     Returns:
         The labels file.

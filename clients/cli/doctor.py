@@ -183,7 +183,7 @@ def _live_providers(onnxruntime: Any) -> list[str]:
     for provider in onnxruntime.get_available_providers():
         try:
             session = onnxruntime.InferenceSession(IDENTITY_MODEL, options, providers=[provider])
-        except Exception:  # noqa: S112, BLE001  each provider fails in its own way; not live is what is asked
+        except Exception:  # noqa: S112  each provider fails in its own way; not live is what is asked
             continue
         if provider in session.get_providers():
             live.append(provider)

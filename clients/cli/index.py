@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from clients.cli.options import PATH, device_option, json_option, store_option
-from clients.cli.output import print_facts, print_json, print_table, progress, warn_skipped
+from clients.cli.options import PATH, Device, device_option, json_option, store_option
+from clients.cli.output import named, print_facts, print_json, print_table, progress, warn_skipped
 
 if TYPE_CHECKING:
     from indexer.manifest import VersionManifest
@@ -46,7 +46,7 @@ def index() -> None:
 @device_option
 @json_option
 def build(
-    name: str, images: Path, model: str, store: Path, memory_budget: int | None, device: str, as_json: bool
+    name: str, images: Path, model: str, store: Path, memory_budget: int | None, device: Device, as_json: bool
 ) -> None:
     """Index IMAGES with a model as the next version of NAME, and activate it.
 
@@ -68,10 +68,11 @@ def build(
             name, images, model=model, store=place, memory_budget_bytes=memory_budget, device=device, progress=report
         )
     warn_skipped(done.skipped)
+    for warning in (*done.warnings, *(f"unreadable folder {folder}" for folder in done.unreadable)):
+        click.echo(f"warning: {warning}", err=True)
     manifest = read_version(version_dir(place.index(name), done.version))
     if as_json:
-        skipped = [{"item": item, "reason": reason} for item, reason in done.skipped]
-        print_json({**_summary(manifest), "skipped": skipped, "seconds": dict(done.seconds)})
+        print_json({**_summary(manifest), "skipped": named(done.skipped), "seconds": dict(done.seconds)})
     else:
         _print_version(manifest)
 

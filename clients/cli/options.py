@@ -1,9 +1,11 @@
 """Options that several verbs share."""
 
 from pathlib import Path
+from typing import Literal
 
 import click
 
+Device = Literal["auto", "cpu", "cuda"]
 PATH = click.Path(path_type=Path)
 
 store_option = click.option(

@@ -46,6 +46,11 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Non
     Console(width=None if sys.stdout.isatty() else 10_000).print(table)
 
 
+def named(skipped: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
+    """Images that were left out, as JSON has them."""
+    return [{"item": item, "reason": reason} for item, reason in skipped]
+
+
 def warn_skipped(skipped: Sequence[tuple[str, str]]) -> None:
     """Name on stderr the images that could not be decoded and were left out, the first 20 of them."""
     shown = skipped[:20]
@@ -84,29 +89,34 @@ def progress() -> Iterator[Progress]:
 
 
 class PlainProgress:
-    """Progress as lines: one every `PLAIN_INTERVAL_S` seconds and one when a stage is done."""
+    """Progress as lines: one every `PLAIN_INTERVAL_S` seconds, and one when a stage is first done."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._stage = ""
-        self._started_at = self._printed_at = 0.0
-        self._first = 0
+        self._printed_at = clock()
+        self._began: dict[str, tuple[float, int]] = {}
+        self._ended: set[str] = set()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
+        """Report that so much of a stage is done."""
         now = self._clock()
-        if stage != self._stage:
-            # A resumed stage begins above zero; only what is done from here on tells the rate.
-            self._stage, self._started_at, self._printed_at, self._first = stage, now, now, done
-        if done < total and now - self._printed_at < PLAIN_INTERVAL_S:
+        # A resumed stage begins above zero; only what is done from here on tells the rate. A stage that comes again,
+        # as judging does after each epoch, keeps its first beginning: the ETA is of the wall clock.
+        began_at, first = self._began.setdefault(stage, (now, done))
+        ends = done >= total and stage not in self._ended
+        if not ends and now - self._printed_at < PLAIN_INTERVAL_S:
             return
+        if ends:
+            self._ended.add(stage)
         self._printed_at = now
-        click.echo(self._line(done, total, now - self._started_at), err=True)
+        click.echo(_line(stage, done, total, done - first, now - began_at), err=True)
 
-    def _line(self, done: int, total: int, seconds: float) -> str:
-        rate = (done - self._first) / seconds if seconds > 0 else 0.0
-        pace = f"  {rate:,.1f}/s" if rate else ""
-        left = f"  ETA {_clock_time((total - done) / rate)}" if rate and done < total else ""
-        return f"{self._stage}  {done:,}/{total:,}{pace}{left}"
+
+def _line(stage: str, done: int, total: int, advanced: int, seconds: float) -> str:
+    rate = advanced / seconds if seconds > 0 else 0.0
+    pace = f"  {rate:,.1f}/s" if rate > 0 else ""
+    left = f"  ETA {_clock_time((total - done) / rate)}" if rate > 0 and done < total else ""
+    return f"{stage}  {done:,}/{total:,}{pace}{left}"
 
 
 def _clock_time(seconds: float) -> str:

@@ -1,15 +1,15 @@
 """`kinsight train` and `kinsight evaluate`."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from clients.cli.options import PATH, device_option, json_option, labels_help, store_option
-from clients.cli.output import print_facts, print_json, print_table, progress, warn_skipped
+from clients.cli.output import named, print_facts, print_json, print_table, progress, warn_skipped
 
 if TYPE_CHECKING:
+    from trainer.evaluate import Metrics
     from trainer.run import TrainReport
 
 # Options that are short for a recipe's keys.
@@ -44,13 +44,13 @@ _KEY_OF = {
 @click.option("--epochs", type=int, metavar="N", help="Passes over the images.")
 @click.option("--seed", type=int, metavar="N", help="Of everything random.")
 @device_option
-@click.option("--resume", metavar="RUN", help="Go on with this unfinished run; give the options that it began with.")
+@click.option("--resume", metavar="RUN", help="Go on with this unfinished run and its own recipe.")
 @json_option
 def train(
     images: Path,
     store: Path,
     labels: Path | None,
-    recipe: str,
+    recipe: str | None,
     settings: tuple[str, ...],
     device: str,
     resume: str | None,
@@ -64,7 +64,7 @@ def train(
     split it learns on train and judges on test.
 
     \b
-    JSON keys: model, run, images, epochs, skipped[].item, skipped[].reason, unknown_labels[], seconds{};
+    JSON keys: model, run, images, images_per_s, skipped[].item, skipped[].reason, unknown_labels[], seconds{};
     with --labels also beats_frozen, and in each of frozen{} and trained{}:
     recall_at_1, recall_at_2, recall_at_4, recall_at_8, map_at_r, r_precision, nmi, queries
     """
@@ -72,8 +72,10 @@ def train(
     from trainer import recipe as recipes
     from trainer.run import train as run
 
-    chosen = recipes.load(recipe)
     given = [f"{_KEY_OF[name]}={value}" for name, value in shortcuts.items() if value is not None]
+    if resume and (recipe or settings or given):
+        raise click.UsageError("a resumed run goes on with its own recipe; leave out what would change it")
+    chosen = recipes.load(recipe or "stml")
     for setting in (*settings, *given):
         chosen = recipes.override(chosen, setting)
     place = Store(store)
@@ -89,6 +91,8 @@ def train(
             progress=report,
         )
     warn_skipped(done.skipped)
+    for warning in done.warnings:
+        click.echo(f"warning: {warning}", err=True)
     if done.unknown_labels:
         click.echo(f"{len(done.unknown_labels):,} paths of {labels} are not in {images}: left out", err=True)
     if as_json:
@@ -111,38 +115,41 @@ def evaluate(model: str, images: Path, labels: Path, store: Path, device: str, a
     labels, only those of test.
 
     \b
-    JSON keys: model, recall_at_1, recall_at_2, recall_at_4, recall_at_8, map_at_r, r_precision, nmi, queries
+    JSON keys: model, recall_at_1, recall_at_2, recall_at_4, recall_at_8, map_at_r, r_precision, nmi, queries,
+    skipped[].item, skipped[].reason
     """
     from indexer.store import Store
     from trainer.run import evaluate as run
 
     directory = Store(store).model(model)
     with progress() as report:
-        metrics = run(directory, images, labels, device=device, progress=report)
+        metrics, skipped = run(directory, images, labels, device=device, progress=report)
+    warn_skipped(skipped)
     if as_json:
-        print_json({"model": directory.name, **metrics})
+        print_json({"model": directory.name, **metrics.to_dict(), "skipped": named(skipped)})
     else:
         print_facts({"model": directory.name, **_rounded(metrics)})
 
 
 def _train_result(done: "TrainReport") -> dict[str, object]:
     result: dict[str, object] = {
-        "model": done.model,
+        "model": done.model.id,
         "run": done.run,
         "images": done.images,
-        "epochs": done.epochs,
-        "skipped": [{"item": item, "reason": reason} for item, reason in done.skipped],
+        "images_per_s": done.images_per_s,
+        "skipped": named(done.skipped),
         "unknown_labels": list(done.unknown_labels),
         "seconds": dict(done.seconds),
     }
-    if done.trained:
-        result |= {"beats_frozen": done.beats_frozen, "frozen": dict(done.frozen), "trained": dict(done.trained)}
+    if done.frozen and done.trained:
+        scores = {"frozen": done.frozen.to_dict(), "trained": done.trained.to_dict()}
+        result |= {"beats_frozen": done.beats_frozen, **scores}
     return result
 
 
 def _print_training(done: "TrainReport") -> None:
-    print_facts({"model": done.model, "run": done.run, "images": f"{done.images:,}", "epochs": done.epochs})
-    if not done.trained:
+    print_facts({"model": done.model.id, "run": done.run, "images": f"{done.images:,}"})
+    if not (done.frozen and done.trained):
         return
     frozen, trained = _rounded(done.frozen), _rounded(done.trained)
     print_table(["", "frozen", "trained"], [(name, frozen[name], trained[name]) for name in trained])
@@ -152,5 +159,5 @@ def _print_training(done: "TrainReport") -> None:
         )
 
 
-def _rounded(metrics: Mapping[str, float]) -> dict[str, str]:
-    return {name: f"{value:,}" if name == "queries" else f"{value:.4f}" for name, value in metrics.items()}
+def _rounded(metrics: "Metrics") -> dict[str, str]:
+    return {name: f"{value:,}" if name == "queries" else f"{value:.4f}" for name, value in metrics.to_dict().items()}
