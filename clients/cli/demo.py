@@ -88,6 +88,7 @@ def demo(images: Path | None, out: Path, device: Device, as_json: bool) -> None:
     pictures = Pictures(images, "stml", None, {}) if images else _digits(out)
     with progress() as report:
         trained = _train(pictures, store, device, report)
+    with progress() as report:
         built = build(INDEX, pictures.images, model=trained.model.id, store=store, device=device, progress=report)
     warn_skipped(built.skipped)
     paths = {source.item: source.path for source in open_collection(pictures.images).sources}

@@ -67,12 +67,12 @@ def compose(scan: npt.NDArray[np.float64], rng: np.random.Generator) -> npt.NDAr
 
 def _place(scan: npt.NDArray[np.float64], rng: np.random.Generator) -> npt.NDArray[np.float64]:
     """(SIDE, SIDE) coverage of the ink: the scan enlarged, tilted and put somewhere."""
-    side = round(SIDE * rng.uniform(0.5, 0.85))
+    side = round(SIDE * rng.uniform(0.4, 0.7))
     stamp = Image.fromarray((scan * 255).astype(np.uint8)).resize((side, side), Image.Resampling.BICUBIC)
-    stamp = stamp.rotate(rng.uniform(-20, 20), Image.Resampling.BICUBIC, expand=False)
+    stamp = stamp.rotate(rng.uniform(-20, 20), Image.Resampling.BICUBIC, expand=True)
     sheet = Image.new("L", (SIDE, SIDE))
-    left, top = rng.integers(0, SIDE - side, 2, endpoint=True)
-    sheet.paste(stamp, (int(left), int(top)))
+    left, top = (int(rng.integers(0, SIDE - length, endpoint=True)) for length in stamp.size)
+    sheet.paste(stamp, (left, top))
     return np.asarray(sheet) / 255
 
 
@@ -80,7 +80,7 @@ def _colours(rng: np.random.Generator) -> tuple[Colours, Colours]:
     """Two RGB colours in [0, 1] that differ enough in luma; either may be the darker one."""
     while True:
         paper, ink = rng.uniform(0, 1, (2, 3))
-        if abs((paper - ink) @ _LUMA) > _MIN_CONTRAST:
+        if abs(np.dot(paper - ink, _LUMA)) > _MIN_CONTRAST:
             return paper, ink
 
 
@@ -99,4 +99,5 @@ def _background(paper: Colours, rng: np.random.Generator) -> npt.NDArray[np.floa
         pattern = np.asarray(coarse.resize((SIDE, SIDE), Image.Resampling.BICUBIC)).astype(np.float64)
     # Half the contrast at most: the digit stays the strongest thing in the picture.
     swing = rng.uniform(-1, 1, 3) * _MIN_CONTRAST / 2
-    return paper + pattern[..., None] * swing
+    background: npt.NDArray[np.float64] = paper + pattern[..., None] * swing
+    return background

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
-class ByteCount(click.ParamType):
+class ByteCount(click.ParamType[int]):
     """A number of bytes, such as 500000000, 512M or 2G (1M = 2^20)."""
 
     name = "bytes"

@@ -154,9 +154,7 @@ def _print_training(done: "TrainReport") -> None:
     frozen, trained = _rounded(done.frozen), _rounded(done.trained)
     print_table(["", "frozen", "trained"], [(name, frozen[name], trained[name]) for name in trained])
     if not done.beats_frozen:
-        click.echo(
-            "This training does not beat the frozen backbone: use more epochs, other views or another backbone."
-        )
+        click.echo("This training does not beat the frozen backbone: try more epochs, other views, another backbone.")
 
 
 def _rounded(metrics: "Metrics") -> dict[str, str]:
