@@ -21,8 +21,9 @@ ADD_CHUNK = 16_384  # rows encoded at a time
 
 _FLOAT_BYTES, _ID_BYTES = 4, 8
 _SCAN_BLOCK = 32  # rows; fast-scan pads each list to a multiple
-# Above the sample itself, as peaks of the resident size showed: its rotated copy, k-means' copy, and PQ's residuals.
+# Training holds the sample, its rotated copy, and k-means' or PQ's copy of it, and room that BLAS and OpenMP keep.
 _TRAIN_COPIES = 3
+_TRAIN_ROOM_BYTES = 32 * 2**20
 
 
 class BudgetTooSmall(ValueError):
@@ -118,9 +119,9 @@ def _ivfpq(count: int, dim: int, budget: int | None) -> Plan:
     tables_bytes = (nlist + dim + 16) * row_bytes
     train_rows = min(trainable, TRAIN_PER_LIST * nlist)
     if budget is not None:
-        affordable = (budget - tables_bytes) // (row_bytes * _TRAIN_COPIES)
+        affordable = (budget - tables_bytes - _TRAIN_ROOM_BYTES) // (row_bytes * _TRAIN_COPIES)
         train_rows = max(nlist * MIN_PER_LIST, min(train_rows, affordable))
-    training_bytes = train_rows * row_bytes * _TRAIN_COPIES
+    training_bytes = train_rows * row_bytes * _TRAIN_COPIES + _TRAIN_ROOM_BYTES
     adding_bytes = 2 * lists_bytes + 2 * ADD_CHUNK * row_bytes  # a list doubles its room when it is full
     nprobe, k_factor = LADDER[0]
     return Plan(

@@ -1,4 +1,4 @@
-"""What the index stage of a build costs against bare FAISS doing the same: train, add, encode the same rows.
+"""What the index stage of a build costs against bare FAISS doing the same: train on as many rows, add, encode.
 
 Run: pytest -m benchmark -s tests/benchmarks/bench_build.py
 """
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from indexer import evaluate, ivfpq
-from indexer.plan import held_out, plan
+from indexer.plan import Plan, held_out, plan
 from indexer.rows import RowWriter, map_rows, take
 
 COUNT, DIM = 100_000, 128
@@ -21,13 +21,13 @@ def _clustered() -> np.ndarray:
     rng = np.random.default_rng(0)
     centres = rng.standard_normal((1_000, DIM))
     rows = centres[rng.integers(0, 1_000, COUNT)] + 0.5 * rng.standard_normal((COUNT, DIM))
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), np.float32)
 
 
-def _bare(rows: np.ndarray, factory: str) -> float:
+def _bare(rows: np.ndarray, chosen: Plan) -> float:
     start = time.perf_counter()
-    index = faiss.index_factory(DIM, factory, faiss.METRIC_INNER_PRODUCT)
-    index.train(rows)
+    index = faiss.index_factory(DIM, chosen.factory, faiss.METRIC_INNER_PRODUCT)
+    index.train(rows[: chosen.train_rows])
     index.add(rows)
     return time.perf_counter() - start
 
@@ -52,8 +52,9 @@ def _ours(rows: np.ndarray, folder: Path) -> tuple[float, float]:
 def test_a_build_costs_little_more_than_bare_faiss(tmp_path: Path) -> None:
     """Rows on disk, rotation, measured recall and all, an index of 100,000 × 128 takes at most 1.5 × bare FAISS."""
     rows = _clustered()
-    bare_s = _bare(rows, plan(COUNT, DIM).factory)
-    ours_s, recall = _ours(rows, tmp_path)
+    # The better of two turns each, taken in turn, so that a busy moment of the machine does not decide.
+    bare, ours = zip(*((_bare(rows, plan(COUNT, DIM)), _ours(rows, tmp_path)) for _ in range(2)), strict=True)
+    bare_s, (ours_s, recall) = min(bare), min(ours)
     print(f"\nbare FAISS {bare_s:.2f} s, with rows, recall and save {ours_s:.2f} s: ratio {ours_s / bare_s:.2f}")
     print(f"recall@10 {recall:.4f}")
     assert recall >= 0.99

@@ -13,7 +13,7 @@ from indexer.version import version_dir
 
 def unit(embeddings: np.ndarray) -> Embeddings:
     """Rows scaled to unit length, float32."""
-    return (embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)).astype(np.float32)
+    return np.asarray(embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True), np.float32)
 
 
 @pytest.fixture(scope="session")

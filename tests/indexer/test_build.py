@@ -170,7 +170,7 @@ def test_identical_images_train_an_index_too(
 
 
 def test_a_version_can_wait_for_activation(store: Store, tiny_model: str, photos: Path) -> None:
-    """Without activation the old version stays; activating by number goes forth and back; unknown ones are refused."""
+    """Without activation the old version stays until one is activated by number; unknown numbers are refused."""
     index_dir = store.index("street")
     _build(store, tiny_model, photos)
     build("street", photos, model=tiny_model, store=store, activate=False, progress=_quiet)

@@ -1,5 +1,7 @@
 """Plan, rows, index and recall, against exact search and naive loops."""
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -32,6 +34,13 @@ def _write(path: Path, rows: np.ndarray) -> None:
         for start in range(0, len(rows), 1_000):
             writer.append(rows[start : start + 1_000])
         writer.finish()
+
+
+def _identity(dim: int) -> faiss.LinearTransform:
+    transform = faiss.LinearTransform(dim, dim, False)
+    faiss.copy_array_to_vector(np.eye(dim, dtype=np.float32).ravel(), transform.A)
+    transform.is_trained = True
+    return transform
 
 
 def test_a_streamed_file_is_the_one_that_faiss_writes(hard: np.ndarray, tmp_path: Path) -> None:
@@ -78,14 +87,9 @@ def test_the_rotation_earns_its_place(searched: tuple[Plan, Index], hard: np.nda
     plain.add(hard)
     held = np.arange(1_000)
     exact = index.search_exact(hard[held], 11)
-    everything = faiss.SearchParametersIVF(nprobe=chosen.nlist)
-    rotated = faiss.SearchParametersPreTransform(index_params=everything)
     with_it, without = (
-        np.mean([len(set(a) & set(b)) for a, b in zip(exact[1], found, strict=True)]) / 11
-        for found in (
-            index.codes.search(hard[held], 11, params=rotated)[1],
-            plain.search(hard[held], 11, params=everything)[1],
-        )
+        evaluate.recall(exact, Index(index.rows, codes).search(hard[held], 11, chosen.nlist, 2), held).recall_at_10
+        for codes in (index.codes, faiss.IndexPreTransform(_identity(hard.shape[1]), plain))
     )
     assert with_it > without + 0.1
 
@@ -173,6 +177,28 @@ def test_a_file_that_is_no_index_is_refused(tmp_path: Path) -> None:
             ivfpq.load(tmp_path / "index.faiss", mapped=mapped)
 
 
+PEAK = """
+import resource, sys
+import numpy as np
+from indexer import ivfpq, plan
+
+chosen = plan.plan(100_000, int(sys.argv[1]))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+sample = np.random.default_rng(0).standard_normal((chosen.train_rows, int(sys.argv[1])), dtype=np.float32)
+ivfpq.train(chosen, sample, use_gpu=False)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dim", [64, 128, 256])
+def test_the_predicted_peak_holds(dim: int) -> None:
+    """Training takes no more memory than the plan says, and not so little that the plan would refuse for nothing."""
+    command = [sys.executable, "-c", PEAK, str(dim)]
+    peak_bytes = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert 0.4 <= peak_bytes / plan(100_000, dim).peak_build_bytes <= 1.0
+
+
 @pytest.mark.gpu
 def test_gpu_and_cpu_train_alike(hard: np.ndarray, searched: tuple[Plan, Index]) -> None:
     """Lists trained on a GPU find as many neighbours as lists trained on the CPU."""
@@ -180,10 +206,9 @@ def test_gpu_and_cpu_train_alike(hard: np.ndarray, searched: tuple[Plan, Index])
     codes = ivfpq.train(chosen, hard[1_000:][: chosen.train_rows], use_gpu=True)
     ivfpq.add(codes, hard, lambda done: None)
     held = np.arange(1_000)
+    exact = index.search_exact(hard[held], 11)
     on_cpu, on_gpu = (
-        evaluate.recall(
-            index.search_exact(hard[held], 11), Index(index.rows, each).search(hard[held], 11, 32, 20), held
-        )
+        evaluate.recall(exact, Index(index.rows, each).search(hard[held], 11, 32, 20), held)
         for each in (index.codes, codes)
     )
     np.testing.assert_allclose(on_cpu.recall_at_10, on_gpu.recall_at_10, atol=0.01)

@@ -4,6 +4,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from indexer.encoder import Encoder
 from indexer.manifest import MANIFEST, CorruptFile, ManifestError
 from indexer.store import NotFound, Store
 from indexer.version import open_version
+
+Damage = Callable[[Path, float], None]
 
 KILLED_BEFORE_RENAME = """
 import os, signal, sys
@@ -37,7 +40,7 @@ def _truncate(path: Path, position: float) -> None:
 
 @pytest.mark.parametrize("damage", [_flip, _truncate])
 @pytest.mark.parametrize("position", [0.0, 0.3, 0.9])
-def test_a_damaged_version_is_refused_by_name(built: Path, tmp_path: Path, damage, position: float) -> None:
+def test_a_damaged_version_is_refused_by_name(built: Path, tmp_path: Path, damage: Damage, position: float) -> None:
     """A flipped bit or a cut in any file of a version is refused with the file's name."""
     for name in sorted(path.name for path in built.iterdir()):
         copy = tmp_path / "copy"
@@ -50,7 +53,7 @@ def test_a_damaged_version_is_refused_by_name(built: Path, tmp_path: Path, damag
 
 @pytest.mark.parametrize("damage", [_flip, _truncate])
 @pytest.mark.parametrize("position", [0.0, 0.5, 1.0])
-def test_a_damaged_model_is_refused_by_name(store: Store, tiny_model: str, damage, position: float) -> None:
+def test_a_damaged_model_is_refused_by_name(store: Store, tiny_model: str, damage: Damage, position: float) -> None:
     """A flipped bit or a cut in any file of a model is refused with the file's name."""
     model = store.model(tiny_model)
     for name in ("model.onnx", "probe.png", "probe.npy", MANIFEST):
@@ -105,7 +108,7 @@ def test_a_directory_without_manifest_is_no_version(tmp_path: Path) -> None:
         open_version(tmp_path)
 
 
-def test_a_model_is_found_by_its_beginning(store: Store, make_model) -> None:
+def test_a_model_is_found_by_its_beginning(store: Store, make_model: Callable[..., str]) -> None:
     """A unique beginning of an id names a model; an unknown or ambiguous one lists what there is."""
     first, second = make_model(store, seed=1), make_model(store, seed=2)
     assert store.model(first[:6]).name == first

@@ -58,7 +58,7 @@ def test_exif_orientation_is_applied(orientation: int) -> None:
         ("I;16", 0x8080, (128, 128, 128)),
     ],
 )
-def test_every_mode_becomes_rgb(mode: str, value: object, expected: tuple[int, int, int]) -> None:
+def test_every_mode_becomes_rgb(mode: str, value: float | tuple[float, ...], expected: tuple[int, int, int]) -> None:
     """Grey, bilevel, alpha (over white) and 16-bit pictures keep their brightness."""
     data = _encoded(Image.new(mode, (9, 5), value))
     assert decode(data, SPEC)[4, 4].tolist() == list(expected)

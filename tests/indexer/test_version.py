@@ -20,7 +20,7 @@ def test_search_agrees_with_numpy(opened: Version) -> None:
     rows = np.stack([opened.embedding(row) for row in range(opened.count)])
     for exact in (False, True):
         similarities, found = opened.search(rows, 100, exact=exact)
-        assert (found.shape, found.dtype, similarities.dtype) == ((60, 60), np.int64, np.float32)
+        assert (found.shape, found.dtype.name, similarities.dtype.name) == ((60, 60), "int64", "float32")
         np.testing.assert_allclose(np.sort(rows @ rows.T, axis=1)[:, ::-1], similarities, atol=1e-5)
         assert similarities.max() <= 1.0
 
@@ -35,7 +35,9 @@ def test_search_agrees_with_numpy(opened: Version) -> None:
         (np.zeros((1, 32), np.float32), {"top_k": 1, "nprobe": 0}, "nprobe is 0"),
     ],
 )
-def test_wrong_queries_are_refused(opened: Version, embeddings, arguments, message: str) -> None:
+def test_wrong_queries_are_refused(
+    opened: Version, embeddings: np.ndarray, arguments: dict[str, int], message: str
+) -> None:
     """Wrong lengths, NaN and numbers out of range are ValueErrors that name the value."""
     with pytest.raises(ValueError, match=message):
         opened.search(embeddings, **arguments)
