@@ -97,7 +97,7 @@ def list_(store: Path, as_json: bool) -> None:
     if as_json:
         print_json({"indexes": found})
     elif found:
-        rows = [(f["index"], " ".join(map(str, f["versions"])), f["active"] or "none") for f in found]
+        rows = [tuple(map(_cell, entry.values())) for entry in found]
         print_table(["index", "versions", "active"], rows)
     else:
         click.echo(f"no index in {store}")
@@ -191,3 +191,9 @@ def _print_version(manifest: "VersionManifest") -> None:
     parts = {"plan": manifest.plan, "recall": manifest.recall, "build": manifest.build}
     nested = {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
     print_facts(facts | nested)
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    return "none" if value is None else str(value)

@@ -68,13 +68,13 @@ def train(
     with --labels also beats_frozen, and in each of frozen{} and trained{}:
     recall_at_1, recall_at_2, recall_at_4, recall_at_8, map_at_r, r_precision, nmi, queries
     """
+    given = [f"{_KEY_OF[name]}={value}" for name, value in shortcuts.items() if value is not None]
+    if resume and (recipe or settings or given):
+        raise click.UsageError("a resumed run goes on with its own recipe; leave out what would change it")
     from indexer.store import Store
     from trainer import recipe as recipes
     from trainer.run import train as run
 
-    given = [f"{_KEY_OF[name]}={value}" for name, value in shortcuts.items() if value is not None]
-    if resume and (recipe or settings or given):
-        raise click.UsageError("a resumed run goes on with its own recipe; leave out what would change it")
     chosen = recipes.load(recipe or "stml")
     for setting in (*settings, *given):
         chosen = recipes.override(chosen, setting)

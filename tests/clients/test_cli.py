@@ -1,0 +1,262 @@
+"""The command's surface: help, usage, messages, and what bad input does to it."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from clients.cli.command import INTERRUPTED, expected_message, kinsight
+from indexer.manifest import CorruptFile
+from indexer.store import Store
+
+Run = Callable[..., Result]
+
+VERBS = [
+    ["train"],
+    ["evaluate"],
+    ["index", "build"],
+    ["index", "list"],
+    ["index", "inspect"],
+    ["index", "activate"],
+    ["serve"],
+    ["search"],
+    ["demo"],
+    ["doctor"],
+]
+
+
+@pytest.fixture
+def run(store: Store) -> Run:
+    """Runs the command in this process, as a user would with `--store` for the verbs that have one."""
+
+    def invoke(*words: object, with_store: bool = True) -> Result:
+        place = ["--store", str(store.root)] if with_store else []
+        return CliRunner().invoke(kinsight, [*map(str, words), *place])
+
+    return invoke
+
+
+def error_line(result: Result) -> str:
+    """The one error line of a command that failed as expected."""
+    assert isinstance(result.exception, SystemExit), result.exception
+    assert result.exit_code == 1
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, result.stderr
+    return lines[0]
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=" ".join)
+def test_every_verb_has_help_that_documents_its_json(verb: list[str], run: Run) -> None:
+    """`--help` explains the verb and lists the keys of its JSON object."""
+    result = run(*verb, "--help", with_store=False)
+
+    assert result.exit_code == 0
+    assert "--json" in result.stdout
+    assert "JSON keys" in result.stdout
+
+
+def test_help_of_the_command_lists_every_verb(run: Run) -> None:
+    """The front page names all verbs."""
+    result = run("--help", with_store=False)
+
+    assert [name for (name, *_) in VERBS if f"\n  {name} " not in result.stdout] == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["tran"],
+        ["train"],
+        ["train", "photos", "--epochs", "many"],
+        ["train", "photos", "--device", "abacus"],
+        ["train", "photos", "--resume", "run", "--epochs", "3"],
+        ["evaluate", "model", "photos"],
+        ["index", "build", "name", "photos"],
+        ["index", "build", "name", "photos", "--model", "m", "--memory-budget", "lots"],
+        ["index", "activate", "name", "newest"],
+        ["search"],
+        ["search", "a.jpg", "--grid", "g.png"],
+        ["doctor", "--loudly"],
+    ],
+    ids=" ".join,
+)
+def test_a_wrong_call_exits_with_2(words: list[str], run: Run) -> None:
+    """Unknown verbs and options, missing arguments and unreadable values are usage errors, before any work."""
+    result = run(*words, with_store=False)
+
+    assert result.exit_code == 2
+    assert "Usage: " in result.stderr
+    assert result.stdout == ""
+
+
+def test_an_empty_folder_is_one_clear_line(run: Run, tmp_path: Path, tiny_model: str) -> None:
+    """Training on it and indexing it name the folder and what is accepted."""
+    empty = tmp_path / "empty"
+    empty.mkdir()
+
+    for words in (["train", empty], ["index", "build", "name", empty, "--model", tiny_model]):
+        line = error_line(run(*words))
+        assert str(empty) in line
+        assert ".jpg" in line
+
+
+def test_a_missing_path_is_named(run: Run, tmp_path: Path) -> None:
+    """A folder that is not there is an error that names it."""
+    assert error_line(run("train", tmp_path / "nowhere")) == f"error: {tmp_path / 'nowhere'} does not exist"
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ("path,kind\nstreet/00.png,1\n", "has no column class_id"),
+        ("path,class_id\nelsewhere/1.jpg,1\n", "none of its 1 paths"),
+        ("path,class_id,split\nstreet/00.png,1,val\n", "split is 'val'"),
+        ("path,class_id,split\nstreet/00.png,1,train\n", "nothing to judge on"),
+    ],
+    ids=["column", "paths", "split", "no test"],
+)
+def test_labels_that_can_not_be_used_are_explained(
+    table: str, said: str, run: Run, photos: Path, tmp_path: Path, tiny_model: str
+) -> None:
+    """A labels table with a missing column or unknown paths stops training and judging before any work."""
+    labels = tmp_path / "labels.csv"
+    labels.write_text(table)
+
+    assert said in error_line(run("train", photos, "--labels", labels))
+    assert said in error_line(run("evaluate", tiny_model, photos, "--labels", labels))
+
+
+def test_one_image_can_not_be_learned_from_but_can_be_indexed(run: Run, tmp_path: Path, tiny_model: str) -> None:
+    """Training says that one image is too few; an index of one image works."""
+    folder = tmp_path / "one"
+    folder.mkdir()
+    Image.new("RGB", (40, 40), "teal").save(folder / "only.png")
+
+    assert "1 " in error_line(run("train", folder))
+    result = run("index", "build", "one", folder, "--model", tiny_model, "--json")
+    assert json.loads(result.stdout)["count"] == 1
+
+
+def test_identical_images_can_be_indexed(run: Run, tmp_path: Path, tiny_model: str) -> None:
+    """A folder of copies is an index like any other."""
+    folder = tmp_path / "copies"
+    folder.mkdir()
+    for number in range(12):
+        Image.new("RGB", (40, 40), "teal").save(folder / f"{number}.png")
+
+    result = run("index", "build", "copies", folder, "--model", tiny_model, "--json")
+
+    assert json.loads(result.stdout)["count"] == 12
+
+
+def test_damaged_images_are_named_and_left_out(run: Run, photos: Path, tiny_model: str) -> None:
+    """The index holds the rest; stderr and JSON name each damaged image with its reason."""
+    (photos / "empty.jpg").touch()
+    (photos / "text.jpg").write_text("not a picture")
+    whole = (photos / "street" / "04.jpg").read_bytes()
+    (photos / "torn.jpg").write_bytes(whole[: len(whole) // 3])
+
+    result = run("index", "build", "photos", photos, "--model", tiny_model, "--json")
+
+    found = json.loads(result.stdout)
+    assert found["count"] == 60
+    assert sorted(entry["item"] for entry in found["skipped"]) == ["empty.jpg", "text.jpg", "torn.jpg"]
+    assert all(f"skipped {entry['item']}: {entry['reason']}" in result.stderr for entry in found["skipped"])
+
+
+def test_an_unknown_model_or_index_lists_what_there_is(run: Run, photos: Path, tiny_model: str) -> None:
+    """The message names the store's models, indexes or versions."""
+    assert tiny_model in error_line(run("index", "build", "photos", photos, "--model", "nosuch"))
+    run("index", "build", "photos", photos, "--model", tiny_model)
+
+    assert "it has: photos" in error_line(run("index", "inspect", "other"))
+    assert "it has: 1" in error_line(run("index", "activate", "photos", 7))
+
+
+def test_versions_are_listed_inspected_and_rolled_back(run: Run, photos: Path, tiny_model: str) -> None:
+    """A second build becomes active; activating the first again is how to roll back."""
+    for _ in range(2):
+        run("index", "build", "photos", photos, "--model", tiny_model)
+
+    listed = json.loads(run("index", "list", "--json").stdout)
+    assert listed == {"indexes": [{"index": "photos", "versions": [1, 2], "active": 2}]}
+    assert run("index", "activate", "photos", 1).exit_code == 0
+    inspected = json.loads(run("index", "inspect", "photos", "--json").stdout)
+    assert (inspected["version"], inspected["model"], inspected["count"]) == (1, tiny_model, 60)
+    assert inspected["recall_at_10"] == 1.0
+
+
+def test_a_tampered_version_is_refused_by_name(run: Run, store: Store, photos: Path, tiny_model: str) -> None:
+    """Inspecting a version whose file was changed names the file."""
+    run("index", "build", "photos", photos, "--model", tiny_model)
+    rows = store.index("photos") / "versions" / "1" / "rows.faiss"
+    data = bytearray(rows.read_bytes())
+    data[-1] ^= 1
+    rows.write_bytes(data)
+
+    assert f"{rows} was changed" in error_line(run("index", "inspect", "photos"))
+
+
+def test_an_unknown_recipe_key_names_the_nearest(run: Run, photos: Path) -> None:
+    """A misspelt setting is an error that offers the right one."""
+    assert "epochs" in error_line(run("train", photos, "--set", "run.epoch=3"))
+
+
+def test_foreseen_errors_are_told_and_defects_are_not_hidden() -> None:
+    """What rooms and the system raise becomes a message; anything else keeps its traceback."""
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/store/index.faiss")
+
+    assert expected_message(CorruptFile("model.onnx was changed")) == "model.onnx was changed"
+    assert "No space left on device" in (expected_message(full) or "")
+    assert expected_message(ZeroDivisionError("division by zero")) is None
+    assert expected_message(click.UsageError("no such option")) is None
+
+
+@pytest.mark.parametrize(
+    ("module", "extra"), [("torch", "train"), ("faiss", "cpu"), ("grpc_health.v1", "cpu"), ("onnx", "train")]
+)
+def test_a_missing_library_names_the_extra_that_brings_it(module: str, extra: str) -> None:
+    """A partial installation says what to install."""
+    message = expected_message(ModuleNotFoundError(f"No module named {module!r}", name=module))
+
+    assert f"pip install 'kinsight[{extra}]'" in (message or "")
+
+
+def test_a_module_of_no_extra_is_a_defect() -> None:
+    """A missing module that no extra brings keeps its traceback."""
+    assert expected_message(ModuleNotFoundError("No module named 'x'", name="x")) is None
+
+
+def test_interrupting_a_build_ends_with_130_and_no_version(store: Store, tmp_path: Path, tiny_model: str) -> None:
+    """Ctrl-C while indexing prints one line, exits with 130, and leaves no half-written version."""
+    folder = tmp_path / "many"
+    folder.mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, (700, 700, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(folder / "0.png")
+    for number in range(1, 3000):
+        (folder / f"{number}.png").hardlink_to(folder / "0.png")
+    words = ["index", "build", "many", str(folder), "--model", tiny_model, "--store", str(store.root)]
+    process = subprocess.Popen([sys.executable, "-m", "clients.cli", *words], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 30
+    while not list(store.indexes.glob("many/*")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=30)
+
+    assert process.returncode == INTERRUPTED
+    assert stderr.splitlines()[-1].startswith("interrupted: ")
+    assert "Traceback" not in stderr
+    assert store.index_names() == []
