@@ -7,8 +7,12 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-# Below this many rows comparing with every one is as fast as an index (measured at D 128 and 512 by
-# tests/benchmarks/bench_plan.py), finds everything, and needs no training set.
+# Below this many rows comparing with every one is as fast as an index, finds everything, and needs no training.
+# Single queries a second on one thread, flat against ivfpq (tests/benchmarks/bench_plan.py):
+#     rows      D 128             D 512
+#     4,000    11,200 / 8,200    4,100 / 3,900
+#     8,000     6,900 / 6,200    1,400 / 3,800
+#    16,000     3,600 / 4,500      650 / 2,500
 FLAT_BELOW = 4_000
 HELD_OUT = 1_000  # rows that only measure recall; their 95 % interval at recall 0.99 is then 0.012 wide
 TRAIN_PER_LIST = 64  # training rows per list; FAISS asks for 39 to 256, and recall on 100,000 rows is flat from 64 on

@@ -1,6 +1,7 @@
 """An opened version: its searches, its items, its refusals."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,7 +37,7 @@ def test_search_agrees_with_numpy(opened: Version) -> None:
     ],
 )
 def test_wrong_queries_are_refused(
-    opened: Version, embeddings: np.ndarray, arguments: dict[str, int], message: str
+    opened: Version, embeddings: np.ndarray, arguments: dict[str, Any], message: str
 ) -> None:
     """Wrong lengths, NaN and numbers out of range are ValueErrors that name the value."""
     with pytest.raises(ValueError, match=message):
