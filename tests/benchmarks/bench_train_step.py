@@ -24,8 +24,8 @@ STEPS, EPOCHS = 2, 5  # of 60 images in two views each; the first epoch warms up
 def test_training_step_against_bare_passes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A step of the loop costs at most a quarter more than student forward and backward and teacher forward.
 
-    `pytest -m benchmark tests/benchmarks/bench_train_step.py` prints both, images/s and the ratio. The two take turns,
-    an epoch of one and then as many steps of the other, so that what else the machine does slows both.
+    `pytest -m benchmark tests/benchmarks/bench_train_step.py` prints both, images/s and the ratio. The two take
+    turns, an epoch of one and then as many steps of the other, so that what else the machine does slows both.
     """
     keep_freed_memory()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -48,8 +48,9 @@ def test_training_step_against_bare_passes(tmp_path: Path, capsys: pytest.Captur
     step, passes = statistics.median(step_s), statistics.median(bare_s)
     with capsys.disabled():
         print(
-            f"\n{device.type}, {part.backbone}, {recipe.data.size} px, {batch} images in two views: step "
-            f"{step * 1000:.0f} ms = {batch / step:.1f} images/s; bare passes {passes * 1000:.0f} ms; ratio {ratio:.3f}"
+            f"\n{device.type}, {part.backbone}, {recipe.data.size} px, {batch} images in two views: "
+            f"step {step * 1000:.0f} ms = {batch / step:.1f} images/s; bare passes {passes * 1000:.0f} ms; "
+            f"ratio {ratio:.3f}"
         )
     assert ratio < 1.25
 
