@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,10 @@ class Index:
     rows: Any
     codes: Any | None
 
+    @cached_property
+    def _refined(self) -> Any:
+        return faiss.IndexRefine(self.codes, self.rows)
+
     def search_exact(self, queries: Embeddings, k: int) -> Neighbours:
         """Compare with every row.
 
@@ -63,16 +68,24 @@ class Index:
         if self.codes is None:
             return self.search_exact(queries, k)
         # Parameters go with the call: an index that others are searching is never changed.
-        lists = faiss.SearchParametersIVF(nprobe=nprobe)  # type: ignore[call-arg]
-        rotated = faiss.SearchParametersPreTransform(index_params=lists)  # type: ignore[call-arg]
-        refined = faiss.IndexRefineSearchParameters(k_factor=k_factor, base_index_params=rotated)  # type: ignore[call-arg]
-        index = faiss.IndexRefine(self.codes, self.rows)
+        parameters = _parameters(nprobe, k_factor)
         with _threads_for(len(queries)):
-            similarities, rows = index.search(queries, k, params=refined)
+            similarities, rows = self._refined.search(queries, k, params=parameters)
         short = rows[:, -1] < 0
         if short.any():
             similarities[short], rows[short] = self.search_exact(np.ascontiguousarray(queries[short]), k)
         return similarities, rows
+
+
+# Made once and shared, because every object of FAISS that Python makes and drops gives up the interpreter lock several
+# times: in a server that costs more than the search itself.
+@lru_cache(maxsize=1024)
+def _parameters(nprobe: int, k_factor: int) -> Any:
+    lists = faiss.SearchParametersIVF(nprobe=nprobe)  # type: ignore[call-arg]
+    rotated = faiss.SearchParametersPreTransform(index_params=lists)  # type: ignore[call-arg]
+    return faiss.IndexRefineSearchParameters(  # type: ignore[call-arg]
+        k_factor=k_factor, base_index_params=rotated
+    )
 
 
 def train(plan: Plan, sample: Embeddings, *, use_gpu: bool) -> Any:

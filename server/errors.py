@@ -26,11 +26,11 @@ import grpc
 from google.protobuf import any_pb2, duration_pb2, message  # type: ignore[import-untyped]
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
-from indexer.version import UnknownItem, VersionError
 
 from indexer.encoder import ProbeMismatch
 from indexer.manifest import ManifestError
 from indexer.pixels import ImageTooLarge, UndecodableImage
+from indexer.version import UnknownItem, VersionError
 
 DOMAIN = "kinsight"
 RETRY_DELAY_S = 0.5  # long enough for a full queue to empty, short enough that nobody notices

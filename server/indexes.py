@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from indexer.version import Version, active_version, open_version
-
 from indexer.encoder import Encoder
 from indexer.store import Store
+from indexer.version import Version, active_version, open_version
 from server.errors import IndexNotFound, NoIndex
+from server.item_ids import ItemIds
 
 RETRY_S = 30.0  # until a version that could not be opened is tried again: opening reads every byte of it
 
@@ -24,6 +24,7 @@ class ActiveIndex:
     name: str
     number: int
     version: Version
+    items: ItemIds
     encoder: Encoder
 
     @property
@@ -123,7 +124,7 @@ class Indexes:
 
     def _open(self, name: str, number: int) -> ActiveIndex:
         version = open_version(self._store.index(name) / "versions" / str(number))
-        opened = ActiveIndex(name, number, version, self._encoder(version.manifest.model))
+        opened = ActiveIndex(name, number, version, ItemIds(version), self._encoder(version.manifest.model))
         log.info("index %s: version %d with %d items, model %s", name, number, version.count, opened.model)
         return opened
 

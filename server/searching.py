@@ -7,12 +7,12 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from indexer.version import UnknownItem
 from kinsight.v1.search_service_pb2 import SearchResponse
 
 from indexer import pixels
 from indexer.encoder import Encoder
 from indexer.pixels import Pixels, PixelSpec
+from indexer.version import UnknownItem
 from server.indexes import ActiveIndex
 
 Floats = npt.NDArray[np.float32]
@@ -84,7 +84,7 @@ def _embedding(index: ActiveIndex, query: Floats | str) -> Floats:
 def _search_group(group: Group, embeddings: Floats) -> Iterable[SearchResponse]:
     index = group.index
     similarities, rows = index.version.search(embeddings, group.top_k, nprobe=group.nprobe, exact=group.exact)
-    items = iter(index.version.items(rows.ravel()))
+    items = iter(index.items.of(rows.ravel()))
     for row in similarities.tolist():
         # strict=False: the row's end is what ends the pairs; `items` goes on with the next row
         hits = [{"item": item, "similarity": similarity} for similarity, item in zip(row, items, strict=False)]
