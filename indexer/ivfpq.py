@@ -77,8 +77,8 @@ class Index:
         return similarities, rows
 
 
-# Made once and shared, because every object of FAISS that Python makes and drops gives up the interpreter lock several
-# times: in a server that costs more than the search itself.
+# Made once and shared, because every object of FAISS that Python makes and drops gives up the interpreter lock
+# several times: in a server that costs more than the search itself.
 @lru_cache(maxsize=1024)
 def _parameters(nprobe: int, k_factor: int) -> Any:
     lists = faiss.SearchParametersIVF(nprobe=nprobe)  # type: ignore[call-arg]

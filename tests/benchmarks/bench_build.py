@@ -50,7 +50,7 @@ def _ours(rows: np.ndarray, folder: Path) -> tuple[float, float]:
 
 @pytest.mark.benchmark
 def test_a_build_costs_little_more_than_bare_faiss(tmp_path: Path) -> None:
-    """An index of 100,000 × 128 with rows, rotation and measured recall takes at most 1.5 × the CPU time of bare FAISS."""
+    """An index of 100,000 × 128 with rows, rotation and measured recall takes at most 1.5 × bare FAISS."""
     rows = _clustered()
     # CPU seconds of all threads, the better of two turns each: other programs on the machine do not decide.
     bare, ours = zip(*((_bare(rows, plan(COUNT, DIM)), _ours(rows, tmp_path)) for _ in range(2)), strict=True)
