@@ -154,19 +154,22 @@ def names() -> list[str]:
     return sorted(path.stem for path in _FOLDER.glob("*.toml"))
 
 
-def override(recipe: Recipe, assignment: str) -> Recipe:
-    """A recipe with one value changed: `run.epochs=20`; `none` empties a value that may be absent.
+def override(recipe: Recipe, *assignments: str) -> Recipe:
+    """A recipe with values changed together: `run.epochs=20`; `none` empties a value that may be absent.
+
+    Only the outcome must be valid, so that values which limit each other can be given in any order.
 
     Raises:
         RecipeError: not of this form, or a key or value that is not right.
     """
-    target, equals, text = assignment.partition("=")
-    section, dot, key = target.strip().partition(".")
-    if not (equals and dot):
-        raise RecipeError(f"{assignment!r} is not of the form section.key=value, for example run.epochs=20")
     fields = to_dict(recipe)
-    _known(section, fields, "section")
-    fields[section][key] = _parsed(text.strip())
+    for assignment in assignments:
+        target, equals, text = assignment.partition("=")
+        section, dot, key = target.strip().partition(".")
+        if not (equals and dot):
+            raise RecipeError(f"{assignment!r} is not of the form section.key=value, for example run.epochs=20")
+        _known(section, fields, "section")
+        fields[section][key] = _parsed(text.strip())
     return from_dict(fields)
 
 

@@ -85,19 +85,11 @@ def _colours(rng: np.random.Generator) -> tuple[Colours, Colours]:
 
 
 def _background(paper: Colours, rng: np.random.Generator) -> npt.NDArray[np.float64]:
-    """(SIDE, SIDE, 3) around a colour: a gradient, stripes or soft blotches."""
-    y, x = np.mgrid[0:SIDE, 0:SIDE] / SIDE
+    """(SIDE, SIDE, 3): a gradient in a random direction, from one neighbour of a colour to another."""
+    y, x = np.mgrid[0:SIDE, 0:SIDE] / (SIDE - 1) - 0.5
     angle = rng.uniform(0, 2 * np.pi)
     along = x * np.cos(angle) + y * np.sin(angle)
-    kind = rng.integers(3)
-    if kind == 0:
-        pattern = along
-    elif kind == 1:
-        pattern = np.sin(2 * np.pi * rng.uniform(2, 6) * along)
-    else:
-        coarse = Image.fromarray(rng.uniform(-1, 1, (6, 6)).astype(np.float32))
-        pattern = np.asarray(coarse.resize((SIDE, SIDE), Image.Resampling.BICUBIC)).astype(np.float64)
-    # Half the contrast at most: the digit stays the strongest thing in the picture.
-    swing = rng.uniform(-1, 1, 3) * _MIN_CONTRAST / 2
-    background: npt.NDArray[np.float64] = paper + pattern[..., None] * swing
+    # Less than the contrast of the ink, end to end: the digit stays the strongest thing in the picture.
+    swing = rng.uniform(-1, 1, 3) * _MIN_CONTRAST
+    background: npt.NDArray[np.float64] = paper + along[..., None] * swing
     return background

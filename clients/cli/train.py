@@ -76,8 +76,11 @@ def train(
     from trainer.run import train as run
 
     chosen = recipes.load(recipe or "stml")
-    for setting in (*settings, *given):
-        chosen = recipes.override(chosen, setting)
+    if shortcuts["size"]:
+        # Views are cropped from the decoded images; the recipe's ratio between the two sizes stays as it is.
+        cache_size = round(int(shortcuts["size"]) * chosen.data.cache_size / chosen.data.size)
+        settings = (f"data.cache_size={cache_size}", *settings)
+    chosen = recipes.override(chosen, *settings, *given)
     place = Store(store)
     with progress() as report:
         done = run(

