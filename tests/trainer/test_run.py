@@ -24,7 +24,7 @@ from trainer.run import RunError, evaluate, train
 TINY = (
     "data.size=32",
     "data.cache_size=40",
-    "encoder.backbone=resnet10t",
+    "encoder.backbone=test_resnet",
     "encoder.weights=none",
     "encoder.dim=16",
     "run.batch_size=20",
@@ -181,7 +181,7 @@ class _Wrong(Encoder):
 
 def test_a_graph_that_disagrees_is_not_exported(tmp_path: Path) -> None:
     """Where ONNX Runtime does not reproduce torch, export refuses and leaves no model."""
-    backbone = make_backbone("mobilenetv3_small_050", "none", size=32)
+    backbone = make_backbone("test_resnet", "none", size=32)
     wrong = _Wrong(backbone, nn.Linear(backbone.channels, 8))
     origin = Origin(backbone="x", weights="none", objective="stml", recipe={}, images=1, licence="none")
     sample = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), dtype=np.uint8)
