@@ -3,6 +3,9 @@
 import asyncio
 import dataclasses
 import io
+import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,14 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import onnx
-from onnx import TensorProto, helper, numpy_helper
+import pytest
 from PIL import Image
 
 from indexer import ivfpq, manifest, pixels
 from indexer.encoder import Encoder
 from indexer.items import ItemWriter
-from indexer.manifest import ModelManifest, VersionManifest
+from indexer.manifest import VersionManifest
 from indexer.pixels import PixelSpec
 from indexer.plan import plan
 from indexer.rows import RowWriter
@@ -26,11 +28,12 @@ from indexer.store import Store
 from indexer.version import CODES, ITEMS, ROWS, activate, version_dir
 from server import app
 from server.admission import Admission
+from tests.conftest import TINY_SIZE
+from tests.conftest import _publish_tiny_model as make_model
 
 Floats = npt.NDArray[np.float32]
 
-SIZE, DIM = 16, 16
-SPEC = PixelSpec(size=SIZE)
+SPEC = PixelSpec(size=TINY_SIZE)
 
 
 def photo(seed: int, side: int = 48) -> bytes:
@@ -41,31 +44,12 @@ def photo(seed: int, side: int = 48) -> bytes:
     return data.getvalue()
 
 
-def make_model(store: Store, seed: int = 0) -> str:
-    """Publish a model that projects pixels with a random matrix; returns its id."""
-    staging = store.models / f"staging-{seed}"
-    staging.mkdir(parents=True)
-    projection = np.random.default_rng(seed).normal(size=(SIZE * SIZE * 3, DIM)).astype(np.float32)
-    onnx.save(_graph(projection), staging / "model.onnx")
-    (staging / "probe.png").write_bytes(photo(999))
-    flat = (pixels.decode(photo(999), SPEC).reshape(-1) / np.float32(127.5) - 1) @ projection
-    np.save(staging / "probe.npy", flat / np.linalg.norm(flat))
-    model = manifest.model_id(manifest.record_files(staging), SPEC)
-    fields = {"weights": "none", "objective": "none", "recipe": {}, "images": 0, "metrics": {}, "parity": {}}
-    description = ModelManifest(
-        id=model, dim=DIM, pixels=SPEC, backbone="projection", software={}, licence="none", **fields
-    )
-    manifest.publish(staging, store.models / model, description)
-    return model
-
-
 def make_version(
-    store: Store, name: str, number: int, model: str, items: Sequence[str], embeddings: Floats, nprobe: int = 0
+    store: Store, name: str, number: int, model: str, items: Sequence[str], embeddings: Floats, activated: bool = True
 ) -> Path:
-    """Publish and activate a version with these items and (N, D) unit-length embeddings."""
+    """Publish, and activate, a version with these items and (N, D) unit-length embeddings."""
     count, dim = embeddings.shape
     chosen = plan(count, dim)
-    chosen = dataclasses.replace(chosen, nprobe=nprobe or chosen.nprobe)
     staging = store.index(name) / f"staging-{number}"
     staging.mkdir(parents=True)
     with RowWriter(staging / ROWS, dim) as rows, ItemWriter(staging / ITEMS) as table:
@@ -91,12 +75,13 @@ def make_version(
         software={},
     )
     target = manifest.publish(staging, version_dir(store.index(name), number), description)
-    activate(store.index(name), number)
+    if activated:
+        activate(store.index(name), number)
     return target
 
 
 @dataclass
-class Photos:
+class Gallery:
     """A store with one index of photographs.
 
     Attributes:
@@ -112,7 +97,7 @@ class Photos:
     embeddings: Floats
 
 
-def make_photos(root: Path, count: int = 24) -> Photos:
+def make_gallery(root: Path, count: int = 24) -> Gallery:
     """A store whose index `photos` holds `photo(0)` to `photo(count - 1)`."""
     store = Store(root)
     model = make_model(store)
@@ -120,7 +105,7 @@ def make_photos(root: Path, count: int = 24) -> Photos:
     embeddings = encoder.embed(np.stack([pixels.decode(photo(seed), SPEC) for seed in range(count)]))
     items = [f"some class/{seed}.png" for seed in range(count)]
     make_version(store, "photos", 1, model, items, embeddings)
-    return Photos(store, model, items, embeddings)
+    return Gallery(store, model, items, embeddings)
 
 
 @dataclass
@@ -146,7 +131,7 @@ def serving(
 ) -> Iterator[Served]:
     """A real server in this process, drained at the end."""
     loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
     try:
         start = app.start(store, listen=f"127.0.0.1:{port}", index=index, admission=admission)
@@ -161,26 +146,48 @@ def serving(
         loop.close()
 
 
-def _graph(projection: Floats) -> onnx.ModelProto:
-    constants = {
-        "shape": np.array([-1, SIZE * SIZE * 3], np.int64),
-        "scale": np.array(127.5, np.float32),
-        "one": np.array(1, np.float32),
-        "projection": projection,
-    }
-    nodes = [
-        helper.make_node("Cast", ["pixels"], ["float"], to=TensorProto.FLOAT),
-        helper.make_node("Reshape", ["float", "shape"], ["flat"]),
-        helper.make_node("Div", ["flat", "scale"], ["scaled"]),
-        helper.make_node("Sub", ["scaled", "one"], ["centred"]),
-        helper.make_node("MatMul", ["centred", "projection"], ["projected"]),
-        helper.make_node("LpNormalization", ["projected"], ["embedding"], axis=1, p=2),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "projection",
-        [helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["B", SIZE, SIZE, 3])],
-        [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["B", DIM])],
-        [numpy_helper.from_array(array, name) for name, array in constants.items()],
+SERVE = """
+import asyncio, sys
+from pathlib import Path
+from indexer.store import Store
+from server.app import serve
+store, listen = Store(Path(sys.argv[1])), sys.argv[2]
+asyncio.run(serve(store, listen=listen, index=None, ready=lambda port: print(port, flush=True)))
+"""
+
+
+@contextmanager
+def server_process(store: Store, listen: str = "127.0.0.1:0") -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A server in a process of its own, and its target; killed at the end if it still runs."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", SERVE, str(store.root), listen],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    with process:
+        try:
+            assert process.stdout is not None
+            yield process, f"127.0.0.1:{process.stdout.readline().strip()}"
+        finally:
+            process.kill()
+
+
+def free_port() -> int:
+    """A port that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def gallery(tmp_path_factory: pytest.TempPathFactory) -> Gallery:
+    """A store whose index `photos` holds 24 photographs; not to be changed."""
+    return make_gallery(tmp_path_factory.mktemp("gallery"))
+
+
+@pytest.fixture(scope="session")
+def served(gallery: Gallery) -> Iterator[Served]:
+    """A server on `gallery`; not to be drained."""
+    with serving(gallery.store) as running:
+        yield running

@@ -1,0 +1,182 @@
+"""kinsight_client.Client and AsyncClient against real servers; one suite for both."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import kinsight_client
+import numpy as np
+import pytest
+from kinsight_client import AsyncClient, Client, Embedding, Hit
+
+from server.admission import Admission, Admitted
+from tests.serving import Gallery, Served, free_port, photo, serving
+
+
+class Blocking:
+    """The asyncio client, called like the other one, so that both pass the same tests."""
+
+    def __init__(self, target: str, **options: float) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._client = self._loop.run_until_complete(self._make(target, options))
+
+    async def _make(self, target: str, options: dict[str, float]) -> AsyncClient:
+        return await AsyncClient(target, **options).__aenter__()
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._client, name)
+        return lambda *args, **kwargs: self._loop.run_until_complete(method(*args, **kwargs))
+
+    def __enter__(self) -> "Blocking":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._loop.run_until_complete(self._client.__aexit__(None, None, None))
+        self._loop.close()
+
+
+KINDS = pytest.mark.parametrize("kind", [Client, Blocking], ids=["sync", "asyncio"])
+
+
+@pytest.fixture(params=[Client, Blocking], ids=["sync", "asyncio"])
+def client(request: pytest.FixtureRequest, served: Served) -> Iterator[Any]:
+    with request.param(served.target) as connected:
+        yield connected
+
+
+class Counting(Admission):
+    """An admission that counts who asks."""
+
+    asked = 0
+
+    def admit(self, image_bytes: int) -> Admitted:
+        self.asked += 1
+        return super().admit(image_bytes)
+
+
+def test_a_search_by_bytes_path_embedding_and_item_finds_the_same(
+    client: Any, gallery: Gallery, tmp_path: Path
+) -> None:
+    """Four ways to ask for one photograph."""
+    path = tmp_path / "a photo.png"
+    path.write_bytes(photo(6))
+    answers = [
+        client.search(image=photo(6), top_k=5),
+        client.search(image=path, top_k=5),
+        client.search(embedding=client.embed(path), top_k=5),
+        client.search(item=gallery.items[6], top_k=5, exact=True, index="photos", nprobe=3),
+    ]
+    for answer in answers:
+        assert [hit.item for hit in answers[0].hits] == [hit.item for hit in answer.hits]
+    assert ("photos", 1, gallery.model) == (answers[0].index, answers[0].version, answers[0].model)
+    assert isinstance(answers[0].hits[0], Hit)
+    assert answers[0].hits[0].similarity == pytest.approx(1, abs=1e-5)
+
+
+def test_an_embedding_is_float32_of_unit_length_with_its_model(client: Any, gallery: Gallery) -> None:
+    """What is kept today can be searched with tomorrow."""
+    embedding = client.embed(photo(2))
+    assert (gallery.model, np.float32) == (embedding.model, embedding.values.dtype)
+    np.testing.assert_allclose(gallery.embeddings[2], embedding.values, atol=1e-6)
+
+
+@pytest.mark.parametrize("queries", [{}, {"image": b"x", "item": "y"}])
+def test_exactly_one_query_must_be_given(client: Any, queries: dict[str, Any]) -> None:
+    """The mistake is found before anything is sent."""
+    with pytest.raises(TypeError, match="exactly one"):
+        client.search(**queries)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "code", "reason"),
+    [
+        ({"image": b"text"}, kinsight_client.InvalidArgument, "INVALID_ARGUMENT", "IMAGE_DECODE_FAILED"),
+        ({"item": "nobody"}, kinsight_client.NotFound, "NOT_FOUND", "ITEM_NOT_FOUND"),
+        ({"item": "a", "index": "b"}, kinsight_client.NotFound, "NOT_FOUND", "INDEX_NOT_FOUND"),
+        (
+            {"embedding": Embedding("other", np.ones(3, np.float32))},
+            kinsight_client.FailedPrecondition,
+            "FAILED_PRECONDITION",
+            "MODEL_MISMATCH",
+        ),
+        ({"image": bytes(33 * 2**20)}, kinsight_client.ResourceExhausted, "RESOURCE_EXHAUSTED", ""),
+    ],
+)
+def test_a_failed_call_raises_its_own_class_with_code_and_reason(
+    client: Any, arguments: dict[str, Any], error: type[kinsight_client.KinsightError], code: str, reason: str
+) -> None:
+    """Programs switch on class or reason; people read the message."""
+    with pytest.raises(error) as caught:
+        client.search(**arguments)
+    assert (code, reason) == (caught.value.code, caught.value.reason)
+    assert caught.value.message in str(caught.value)
+
+
+def test_an_error_carries_the_servers_metadata(client: Any, gallery: Gallery) -> None:
+    """The ids of both models, without parsing the message."""
+    with pytest.raises(kinsight_client.FailedPrecondition) as caught:
+        client.search(embedding=Embedding("other", np.ones(3, np.float32)))
+    assert {"embedding_model": "other", "index_model": gallery.model} == caught.value.metadata
+
+
+def test_a_timeout_is_a_deadline_exceeded(served: Served) -> None:
+    """Whatever the server does, the call ends in time."""
+    with Client(served.target, timeout_s=0.002) as client, pytest.raises(kinsight_client.DeadlineExceeded):
+        client.search(image=photo(1, side=3000))
+
+
+@KINDS
+def test_a_call_waits_for_a_server_that_starts_late(kind: Any, gallery: Gallery) -> None:
+    """UNAVAILABLE is retried until the server is there."""
+    port = free_port()
+    found: list[str] = []
+
+    def search() -> None:
+        with kind(f"127.0.0.1:{port}") as client:
+            found.append(client.search(item=gallery.items[2], top_k=1).hits[0].item)
+
+    caller = threading.Thread(target=search)
+    caller.start()
+    time.sleep(0.5)
+    with serving(gallery.store, port=port):
+        caller.join(10)
+    assert [gallery.items[2]] == found
+
+
+@KINDS
+def test_only_unavailable_is_retried(kind: Any, gallery: Gallery) -> None:
+    """A busy server is not asked again behind the caller's back; one that shuts down is, five times."""
+    busy = Counting(max_requests=0)
+    with serving(gallery.store, admission=busy) as served, kind(served.target) as client:
+        with pytest.raises(kinsight_client.ResourceExhausted):
+            client.search(item=gallery.items[0])
+        assert busy.asked == 1
+    draining = Counting()
+    draining.drain()
+    with serving(gallery.store, admission=draining) as served, kind(served.target) as client:
+        with pytest.raises(kinsight_client.Unavailable) as caught:
+            client.search(item=gallery.items[0])
+    assert (caught.value.reason, draining.asked) == ("DRAINING", 5)
+
+
+@KINDS
+def test_ready_says_whether_there_is_something_to_search(kind: Any, served: Served, tmp_path: Path) -> None:
+    """True on a serving server, False on one without index, False where nobody listens."""
+    from indexer.store import Store
+
+    with kind(served.target) as client:
+        assert client.ready() is True
+    with serving(Store(tmp_path / "empty")) as empty, kind(empty.target) as client:
+        assert client.ready() is False
+    with kind(f"127.0.0.1:{free_port()}") as client:
+        assert client.ready() is False
+
+
+def test_nobody_at_the_target_is_unavailable_with_its_address() -> None:
+    """After the retries, and well before the timeout."""
+    port = free_port()
+    with Client(f"127.0.0.1:{port}") as client, pytest.raises(kinsight_client.Unavailable, match=str(port)):
+        client.search(item="a")

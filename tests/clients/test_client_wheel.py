@@ -1,0 +1,53 @@
+"""What strangers install: the client's own wheel, and its example."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+from tests.serving import Gallery, Served, photo
+
+CLIENT = Path(__file__).parents[2] / "clients" / "python"
+
+
+def test_the_wheel_holds_the_client_and_the_stubs_and_works_alone(
+    tmp_path: Path, served: Served, gallery: Gallery
+) -> None:
+    """From the wheel only, with nothing else of ours importable."""
+    built = subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path],
+        cwd=CLIENT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert built.returncode == 0, built.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(tmp_path / "installed")
+    names = {path.name for path in (tmp_path / "installed").iterdir() if path.suffix != ".dist-info"}
+    assert names == {"kinsight_client", "kinsight"}
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "import kinsight_client\n"
+        "assert kinsight_client.__file__.startswith(sys.argv[1]), kinsight_client.__file__\n"
+        "assert not {'server', 'indexer', 'trainer', 'faiss'} & set(sys.modules)\n"
+        "with kinsight_client.Client(sys.argv[2]) as client: print(client.search(item=sys.argv[3]).hits[0].item)\n"
+    )
+    arguments = [sys.executable, "-c", script, tmp_path / "installed", served.target, gallery.items[1]]
+    result = subprocess.run(arguments, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert (gallery.items[1], "") == (result.stdout.strip(), result.stderr)
+
+
+def test_the_example_runs(tmp_path: Path, served: Served, gallery: Gallery) -> None:
+    """As its first line says, with a photograph and a target; and a bad photograph is a clear error."""
+    (tmp_path / "photo.png").write_bytes(photo(8))
+    (tmp_path / "notes.png").write_text("not a photo")
+    example = [sys.executable, CLIENT / "examples" / "search.py"]
+    good = subprocess.run(
+        [*example, tmp_path / "photo.png", served.target], capture_output=True, text=True, check=False
+    )
+    bad = subprocess.run(
+        [*example, tmp_path / "notes.png", served.target], capture_output=True, text=True, check=False
+    )
+    assert good.stdout.splitlines()[1] == f"1.0000  {gallery.items[8]}"
+    assert (bad.returncode, bad.stderr.partition(":")[0]) == (1, "IMAGE_DECODE_FAILED")

@@ -1,0 +1,182 @@
+"""The server as a whole: health, reflection, watching, shutting down."""
+
+import json
+import logging
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from kinsight.v1 import search_service_pb2_grpc
+from kinsight.v1.search_service_pb2 import SearchRequest
+
+from indexer.store import Store
+from server import app
+from tests.serving import SERVE, Gallery, Served, make_gallery, make_version, photo, server_process, serving
+
+SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+BUF = Path(sys.executable).with_name("buf")
+
+
+def _health(target: str, service: str = "") -> int:
+    with grpc.insecure_channel(target) as channel:
+        request = health_pb2.HealthCheckRequest(service=service)
+        return int(health_pb2_grpc.HealthStub(channel).Check(request, timeout=5).status)
+
+
+def _becomes(expected: object, observe) -> object:
+    give_up = time.monotonic() + 5
+    while (found := observe()) != expected and time.monotonic() < give_up:
+        time.sleep(0.05)
+    return found
+
+
+@pytest.mark.parametrize("service", ["", "kinsight.v1.SearchService"])
+def test_a_server_with_an_index_is_healthy(service: str, served: Served) -> None:
+    """Overall and by service."""
+    assert _health(served.target, service) == SERVING
+
+
+def test_a_server_without_an_index_is_not_healthy_until_one_appears(tmp_path: Path) -> None:
+    """And answers as soon as there is one, without a restart."""
+    with serving(Store(tmp_path / "store")) as served:
+        assert _health(served.target) == NOT_SERVING
+        gallery = make_gallery(tmp_path / "store", count=3)
+        assert _becomes(SERVING, lambda: _health(served.target)) == SERVING
+        with grpc.insecure_channel(served.target) as channel:
+            stub = search_service_pb2_grpc.SearchServiceStub(channel)
+            assert stub.Search(SearchRequest(image=photo(1))).hits[0].item == gallery.items[1]
+
+
+def test_a_newly_activated_version_is_served_without_a_failed_request(tmp_path: Path) -> None:
+    """Searches go on through the swap, and each is answered by one version or the other."""
+    gallery = make_gallery(tmp_path / "store", count=6)
+    versions = []
+    with serving(gallery.store) as served, grpc.insecure_channel(served.target) as channel:
+        stub = search_service_pb2_grpc.SearchServiceStub(channel)
+
+        def version() -> int:
+            versions.append(stub.Search(SearchRequest(item=gallery.items[0])).version)
+            return versions[-1]
+
+        assert version() == 1
+        make_version(gallery.store, "photos", 2, gallery.model, gallery.items, gallery.embeddings)
+        assert _becomes(2, version) == 2
+    assert versions == sorted(versions)
+
+
+def test_a_taken_port_is_an_error_that_names_it(served: Served, gallery: Gallery) -> None:
+    """Two servers never share a port by accident."""
+    result = subprocess.run(
+        [sys.executable, "-c", SERVE, gallery.store.root, served.target], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 1
+    assert f"can't listen on {served.target}: it is taken" in result.stderr
+
+
+def test_listening_beyond_this_machine_warns(gallery: Gallery, caplog: pytest.LogCaptureFixture) -> None:
+    """There is no authentication yet, and whoever opens the door is told."""
+    for listen, warned in (("127.0.0.1:1", 0), ("localhost:1", 0), ("[::1]:1", 0), ("0.0.0.0:1", 1), ("[::]:1", 1)):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            app._warn_if_open(listen)
+        assert (listen, warned) == (listen, len(caplog.records))
+
+
+def test_the_server_runs_without_torch_in_little_memory(gallery: Gallery) -> None:
+    """Training's libraries are not needed to serve."""
+    with server_process(gallery.store) as (process, target):
+        assert _health(target) == SERVING
+        maps = Path(f"/proc/{process.pid}/maps").read_text()
+        status = Path(f"/proc/{process.pid}/status").read_text()
+    assert "torch" not in maps
+    resident_kib = int(status.split("VmRSS:")[1].split()[0])
+    assert resident_kib < 400 * 1024
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_requests_in_progress_finish_and_refuses_new_ones(number: int, gallery: Gallery) -> None:
+    """Under load: what the server has begun is answered, what comes later gets UNAVAILABLE, and it exits with 0."""
+    calls: list[Call] = []
+    with server_process(gallery.store) as (process, target):
+        threads = [threading.Thread(target=_search_until_refused, args=(target, calls)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        time.sleep(1)
+        signalled = time.monotonic()
+        process.send_signal(number)
+        for thread in threads:
+            thread.join(20)
+        assert process.wait(20) == 0
+    # A request may still be on its way to the server for some milliseconds after it began.
+    in_progress = [call.code for call in calls if call.began < signalled - 0.05 and call.ended > signalled]
+    assert in_progress
+    assert {None} == {*in_progress, *(call.code for call in calls if call.ended < signalled)}
+    assert [call.code for call in calls if call.code is not None] == [grpc.StatusCode.UNAVAILABLE] * 4
+
+
+class Call(NamedTuple):
+    began: float
+    ended: float
+    code: grpc.StatusCode | None
+
+
+def _search_until_refused(target: str, calls: list[Call]) -> None:
+    request, code = SearchRequest(image=photo(1, side=3000)), None
+    with grpc.insecure_channel(target, [("grpc.enable_retries", 0)]) as channel:
+        stub = search_service_pb2_grpc.SearchServiceStub(channel)
+        while code is None:
+            began = time.monotonic()
+            try:
+                stub.Search(request, timeout=10)
+            except grpc.RpcError as error:
+                code = error.code()
+            calls.append(Call(began, time.monotonic(), code))
+
+
+@pytest.mark.skipif(not BUF.exists(), reason="buf is not installed; pip install buf-bin")
+@pytest.mark.parametrize(
+    ("method", "request_json", "expected"),
+    [
+        ("grpc.health.v1.Health/Check", {}, {"status": "SERVING"}),
+        (
+            "kinsight.v1.SearchService/Search",
+            {"item": "some class/3.png", "topK": 1},
+            {"hits": [{"item": "some class/3.png", "similarity": 1}], "index": "photos", "version": "1"},
+        ),
+    ],
+)
+@pytest.mark.parametrize("reflection", ["grpc-v1", "grpc-v1alpha"])
+def test_buf_curl_calls_the_server_through_reflection(
+    method: str, request_json: object, expected: dict[str, object], reflection: str, served: Served, gallery: Gallery
+) -> None:
+    """A client that was not written here and has no .proto of ours, by both reflection protocols."""
+    command = [BUF, "curl", "--protocol", "grpc", "--http2-prior-knowledge", "--reflect-protocol", reflection]
+    result = subprocess.run(
+        [*command, "--data", json.dumps(request_json), f"http://{served.target}/{method}"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    if "hits" in found:
+        assert found.pop("model") == gallery.model
+        assert found["hits"][0]["similarity"] == pytest.approx(1, abs=1e-5)
+        found["hits"][0]["similarity"] = 1
+    assert expected == found
+
+
+def test_copied_stores_serve_alike(gallery: Gallery, tmp_path: Path) -> None:
+    """A store can be moved to another place and served there."""
+    shutil.copytree(gallery.store.root, tmp_path / "moved to")
+    with serving(Store(tmp_path / "moved to")) as served:
+        assert _health(served.target) == SERVING

@@ -1,0 +1,143 @@
+"""Indexes: what is served when the store changes."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from indexer.store import Store
+from indexer.version import activate
+from server import indexes as module
+from server.errors import IndexNotFound, NoIndex
+from server.indexes import Indexes
+from tests.serving import Gallery, make_gallery, make_model, make_version
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Gallery:
+    """A store that a test may change."""
+    return make_gallery(tmp_path / "own", count=6)
+
+
+def _next_version(own: Gallery, number: int, *, activated: bool = True) -> Path:
+    return make_version(
+        own.store, "photos", number, own.model, own.items[:3], own.embeddings[:3], activated=activated
+    )
+
+
+def test_an_activated_version_is_swapped_in_and_the_old_one_searches_on(own: Gallery) -> None:
+    """Whoever began on version 1 ends on it."""
+    indexes = Indexes(own.store)
+    indexes.refresh()
+    before = indexes.get("photos")
+    _next_version(own, 2)
+    indexes.refresh()
+    after = indexes.get("photos")
+    assert (before.number, after.number) == (1, 2)
+    _, rows = before.version.search(own.embeddings[5:6], 1)
+    assert [own.items[5]] == before.items.of(rows[0])
+    assert before.encoder is after.encoder
+
+
+def test_a_version_that_is_not_activated_is_not_served(own: Gallery) -> None:
+    """Publishing changes nothing for searches."""
+    indexes = Indexes(own.store)
+    _next_version(own, 2, activated=False)
+    indexes.refresh()
+    assert indexes.get("").number == 1
+
+
+def test_going_back_to_an_earlier_version_is_an_activation_too(own: Gallery) -> None:
+    """A rollback is served like any other."""
+    indexes = Indexes(own.store)
+    _next_version(own, 2)
+    indexes.refresh()
+    activate(own.store.index("photos"), 1)
+    indexes.refresh()
+    assert indexes.get("").number == 1
+
+
+def test_a_corrupt_activation_is_logged_once_and_the_old_version_serves_on(
+    own: Gallery, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Bad files never take down what works."""
+    indexes = Indexes(own.store)
+    indexes.refresh()
+    rows = _next_version(own, 2) / "rows.faiss"
+    rows.write_bytes(rows.read_bytes()[:-4])
+    with caplog.at_level(logging.ERROR):
+        for _ in range(3):
+            indexes.refresh()
+    assert indexes.get("photos").number == 1
+    assert [record.message for record in caplog.records] == [
+        "index photos: the activated version 2 can't be opened; version 1 is served on"
+    ]
+    assert "rows.faiss" in caplog.text
+
+
+def test_a_corrupt_version_is_tried_again_after_a_while(own: Gallery, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Restored files come back without a restart."""
+    indexes = Indexes(own.store)
+    rows = _next_version(own, 2) / "rows.faiss"
+    data = rows.read_bytes()
+    rows.write_bytes(data[:-4])
+    monkeypatch.setattr(module, "RETRY_S", 0.0)
+    indexes.refresh()
+    assert not indexes.ready
+    rows.write_bytes(data)
+    indexes.refresh()
+    assert indexes.get("photos").number == 2
+
+
+def test_one_corrupt_index_does_not_keep_the_others_from_serving(own: Gallery) -> None:
+    """Each index stands for itself."""
+    broken = make_version(own.store, "broken", 1, own.model, own.items, own.embeddings)
+    (broken / "items.sqlite").unlink()
+    indexes = Indexes(own.store)
+    indexes.refresh()
+    assert indexes.get("photos").number == 1
+    with pytest.raises(Exception, match=r"items\.sqlite"):
+        indexes.get("broken")
+
+
+def test_an_empty_store_has_no_index_until_one_appears(tmp_path: Path) -> None:
+    """A server may start before its first index is built."""
+    indexes = Indexes(Store(tmp_path / "own"))
+    indexes.refresh()
+    with pytest.raises(NoIndex):
+        indexes.get("")
+    make_gallery(tmp_path / "own", count=3)
+    indexes.refresh()
+    assert (indexes.ready, indexes.get("").name) == (True, "photos")
+
+
+def test_without_a_name_the_only_index_is_meant(own: Gallery) -> None:
+    """With two, one must be named; both may share a model, and then share its encoder."""
+    make_version(own.store, "more", 1, own.model, own.items, own.embeddings)
+    indexes = Indexes(own.store)
+    indexes.refresh()
+    assert indexes.get("more").encoder is indexes.get("photos").encoder
+    with pytest.raises(IndexNotFound, match="several indexes are served: name one; there are: more, photos"):
+        indexes.get("")
+
+
+def test_only_the_wanted_index_is_opened(own: Gallery) -> None:
+    """And it is the default."""
+    make_version(own.store, "more", 1, own.model, own.items, own.embeddings)
+    indexes = Indexes(own.store, "more")
+    indexes.refresh()
+    assert indexes.get("").name == "more"
+    with pytest.raises(IndexNotFound):
+        indexes.get("photos")
+
+
+def test_a_version_of_another_model_brings_its_encoder(own: Gallery) -> None:
+    """Index and encoder change in the same breath, and the old encoder is let go."""
+    indexes = Indexes(own.store)
+    indexes.refresh()
+    other = make_model(own.store, seed=1)
+    make_version(own.store, "photos", 2, other, own.items, np.roll(own.embeddings, 1, axis=1))
+    indexes.refresh()
+    assert (other, other) == (indexes.get("").model, indexes.get("").encoder.model)
+    assert [other] == list(indexes._encoders)
