@@ -1,7 +1,9 @@
 # Everything runs in .venv, which the first target that needs it makes; constraints.txt pins what goes into it.
 # PYTHON=/path/to/python3.12 picks the interpreter; EXTRAS=gpu,train,dev installs the GPU builds.
 
-PYTHON ?= $(firstword $(foreach name,python3.12 python3.11 python3,$(shell command -v $(name) 2>/dev/null)))
+IS_RIGHT := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
+# Tried by running them: a version manager's shim has the name, but not always the Python.
+PYTHON ?= $(firstword $(foreach name,python3.12 python3.11 python3,$(shell $(name) -c '$(IS_RIGHT)' 2>/dev/null && echo $(name))))
 EXTRAS ?= cpu,train,dev
 VENV := .venv
 BIN := $(VENV)/bin
@@ -41,9 +43,10 @@ clean:
 	rm -rf $(VENV) demo build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(STAMP): pyproject.toml constraints.txt
-	@test -n "$(PYTHON)" || { echo "no Python found; install Python 3.11 or 3.12" >&2; exit 1; }
-	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v < (3, 13) else \
-		"$(PYTHON) is Python %d.%d; Kinsight needs 3.11 or 3.12: make PYTHON=/path/to/python3.12" % v[:2])'
+	@test -n "$(PYTHON)" || { echo "Kinsight needs Python 3.11 or 3.12 and found neither;" \
+		"install one, or say where it is: make PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@$(PYTHON) -c '$(IS_RIGHT)' || { echo "$$($(PYTHON) --version 2>&1) at $(PYTHON) will not do;" \
+		"Kinsight needs Python 3.11 or 3.12: make PYTHON=/path/to/python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
 	@rm -f $(VENV)/.installed-* && touch $@

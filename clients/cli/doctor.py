@@ -20,6 +20,9 @@ ONNXRUNTIME_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino"
 
 _LISTED = ("kinsight", "numpy", "pillow", "grpcio", "protobuf", "click", "rich", "pyarrow", "onnx", "timm")
 
+# What tells that an extra is not wanted, because the other one of the pair is there.
+_INSTEAD_OF = {"cpu": "faiss-gpu", "gpu": "faiss-cpu"}
+
 # The smallest model there is, y = Identity(x): a session of it shows which execution providers really start.
 # Made by onnx.helper; kept as bytes because serving does not install onnx.
 IDENTITY_MODEL = (
@@ -103,6 +106,8 @@ def _check_extras(report: Report, installed: Callable[[str], str | None]) -> Non
             continue
         own = [name for name in packages if name not in _shared_with_other_extras(extra)]
         if all(name in missing for name in own):
+            if extra in _INSTEAD_OF and installed(_INSTEAD_OF[extra]):
+                continue
             report.notes.append(f"[{extra}] is not installed: pip install 'kinsight[{extra}]'")
         else:
             report.problem(
