@@ -11,10 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import grpc
 import numpy as np
 import numpy.typing as npt
 import pytest
+from kinsight.v1.search_service_pb2_grpc import SearchServiceStub
 from PIL import Image
 
 from indexer import ivfpq, manifest, pixels
@@ -28,12 +31,13 @@ from indexer.store import Store
 from indexer.version import CODES, ITEMS, ROWS, activate, version_dir
 from server import app
 from server.admission import Admission
-from tests.conftest import TINY_SIZE
-from tests.conftest import _publish_tiny_model as make_model
+from tests.conftest import TINY_SIZE, _publish_tiny_model
 
 Floats = npt.NDArray[np.float32]
 
 SPEC = PixelSpec(size=TINY_SIZE)
+
+make_model = _publish_tiny_model
 
 
 def photo(seed: int, side: int = 48) -> bytes:
@@ -171,6 +175,11 @@ def server_process(store: Store, listen: str = "127.0.0.1:0") -> Iterator[tuple[
             yield process, f"127.0.0.1:{process.stdout.readline().strip()}"
         finally:
             process.kill()
+
+
+def stub_of(channel: grpc.Channel | grpc.aio.Channel) -> Any:
+    """The generated stub, which has no types."""
+    return SearchServiceStub(channel)  # type: ignore[no-untyped-call]
 
 
 def free_port() -> int:

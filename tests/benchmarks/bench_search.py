@@ -12,11 +12,15 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from multiprocessing.connection import Connection
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from kinsight_client import Client, Embedding
 
 from indexer.plan import LADDER
 from indexer.store import Store
@@ -25,6 +29,8 @@ from server.app import serve
 from tests.serving import make_model, make_version
 
 Floats = npt.NDArray[np.float32]
+Query = dict[str, Any]  # arguments of Client.search
+Row = dict[str, float]
 
 COUNT, DIM, CLUSTERS, QUERIES, TOP_K = 100_000, 128, 1_000, 2_000, 10
 RECALL = 0.99
@@ -42,15 +48,11 @@ def main() -> None:
         version = open_version(make_version(store, "clustered", 1, model, items, embeddings))
         nprobe, recall = operating_point(version, queries)
         in_process = measure_in_process(version, queries, nprobe)
-        context = multiprocessing.get_context("spawn")
-        mine, theirs = context.Pipe()
-        server = context.Process(target=run_server, args=(root, theirs))
-        server.start()
-        target = f"127.0.0.1:{mine.recv()}"
-        served = {clients: measure_served(target, model, queries, nprobe, clients) for clients in (1, 8)}
-        server.terminate()
-        server.join()
-    report(recall, nprobe, in_process, served)
+        searches = [{"embedding": Embedding(model, query), "top_k": TOP_K, "nprobe": nprobe} for query in queries]
+        served = measure_served(root, searches)
+    print(f"{COUNT:,} x {DIM}, top_k {TOP_K}, nprobe {nprobe}, recall@10 {recall:.4f}, {os.cpu_count()} cores")
+    print_rows(in_process, served)
+    print(json.dumps({"recall_at_10": recall, "nprobe": nprobe, "in_process": in_process, "served": served}))
 
 
 def clustered(rng: np.random.Generator) -> tuple[Floats, Floats]:
@@ -83,23 +85,8 @@ def measure_in_process(version: Version, queries: Floats, nprobe: int) -> dict[s
             _, rows = version.search(queries[first : first + batch], TOP_K, nprobe=nprobe)
             version.items(rows.ravel())
             done += batch
-        rates[f"batch_{batch}"] = done / (time.perf_counter() - start)
+        rates[f"batches of {batch}"] = done / (time.perf_counter() - start)
     return rates
-
-
-def measure_served(target: str, model: str, queries: Floats, nprobe: int, clients: int) -> dict[str, float]:
-    """Queries/s of all clients together, and the latency that a client sees."""
-    context = multiprocessing.get_context("spawn")
-    go = context.Barrier(clients)
-    with context.Pool(clients, _keep, (go,)) as pool:
-        arguments = [(target, model, queries[number::clients], nprobe) for number in range(clients)]
-        latencies = [np.array(found) for found in pool.starmap(run_client, arguments, chunksize=1)]
-    together = np.concatenate(latencies) * 1000
-    return {
-        "queries_per_s": len(together) / SECONDS,
-        "p50_ms": float(np.percentile(together, 50)),
-        "p99_ms": float(np.percentile(together, 99)),
-    }
 
 
 def run_server(root: str, port: Connection) -> None:
@@ -108,33 +95,54 @@ def run_server(root: str, port: Connection) -> None:
     asyncio.run(serve(Store(Path(root)), listen="127.0.0.1:0", index=None, ready=port.send))
 
 
-def _keep(go: object) -> None:
-    globals()["_go"] = go
+def measure_served(root: str, queries: Sequence[Query]) -> dict[int, Row]:
+    """Serve a store, and measure it with 1 and with 8 clients."""
+    context = multiprocessing.get_context("spawn")
+    mine, theirs = context.Pipe()
+    server = context.Process(target=run_server, args=(root, theirs))
+    server.start()
+    target = f"127.0.0.1:{mine.recv()}"
+    served = {clients: measure_clients(target, queries, clients) for clients in (1, 8)}
+    server.terminate()
+    server.join()
+    return served
 
 
-def run_client(target: str, model: str, queries: Floats, nprobe: int) -> list[float]:
+def measure_clients(target: str, queries: Sequence[Query], clients: int) -> Row:
+    """Queries/s of all clients together, and the latency that a client sees."""
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(clients, _remember, (context.Barrier(clients),)) as pool:
+        arguments = [(target, queries[number::clients]) for number in range(clients)]
+        latencies = np.concatenate([np.array(found) for found in pool.starmap(run_client, arguments, chunksize=1)])
+    return {
+        "queries_per_s": len(latencies) / SECONDS,
+        "p50_ms": float(np.percentile(latencies, 50)) * 1000,
+        "p99_ms": float(np.percentile(latencies, 99)) * 1000,
+    }
+
+
+def _remember(all_connected: Barrier) -> None:
+    run_client.all_connected = all_connected  # type: ignore[attr-defined] # a pool's arguments can't carry one
+
+
+def run_client(target: str, queries: Sequence[Query]) -> list[float]:
     """The client process: one search after the other for SECONDS; returns each one's seconds."""
-    from kinsight_client import Client, Embedding
-
-    latencies = []
+    latencies: list[float] = []
     with Client(target) as client:
-        client.search(embedding=Embedding(model, queries[0]))  # connects
-        globals()["_go"].wait()
-        end, done = time.perf_counter() + SECONDS, 0
+        client.search(**queries[0])
+        run_client.all_connected.wait()  # type: ignore[attr-defined]
+        end = time.perf_counter() + SECONDS
         while (start := time.perf_counter()) < end:
-            query = Embedding(model, queries[done % len(queries)])
-            result = client.search(embedding=query, top_k=TOP_K, nprobe=nprobe)
+            result = client.search(**queries[len(latencies) % len(queries)])
             latencies.append(time.perf_counter() - start)
             if len(result.hits) != TOP_K:
                 raise SystemExit(f"{len(result.hits)} hits instead of {TOP_K}")
-            done += 1
     return latencies
 
 
-def report(recall: float, nprobe: int, in_process: dict[str, float], served: dict[int, dict[str, float]]) -> None:
-    """The table and the JSON line."""
-    base = in_process["batch_1"]
-    print(f"{COUNT:,} x {DIM}, top_k {TOP_K}, nprobe {nprobe}, recall@10 {recall:.4f}, {os.cpu_count()} cores")
+def print_rows(in_process: dict[str, float], served: dict[int, Row]) -> None:
+    """The table; ratios are to the first row."""
+    base = next(iter(in_process.values()))
     print(f"{'':26}{'queries/s':>10}{'of in-process':>15}{'p50 ms':>8}{'p99 ms':>8}")
     for name, rate in in_process.items():
         print(f"{'in-process, ' + name:26}{rate:10,.0f}{rate / base:15.2f}")
@@ -143,7 +151,6 @@ def report(recall: float, nprobe: int, in_process: dict[str, float], served: dic
         print(
             f"{f'gRPC, {clients} clients':26}{rate:10,.0f}{rate / base:15.2f}{row['p50_ms']:8.2f}{row['p99_ms']:8.2f}"
         )
-    print(json.dumps({"recall_at_10": recall, "nprobe": nprobe, "in_process": in_process, "served": served}))
 
 
 if __name__ == "__main__":

@@ -38,10 +38,11 @@ class Blocking:
         self._loop.close()
 
 
-KINDS = pytest.mark.parametrize("kind", [Client, Blocking], ids=["sync", "asyncio"])
+BOTH: list[Any] = [Client, Blocking]
+KINDS = pytest.mark.parametrize("kind", BOTH, ids=["sync", "asyncio"])
 
 
-@pytest.fixture(params=[Client, Blocking], ids=["sync", "asyncio"])
+@pytest.fixture(params=BOTH, ids=["sync", "asyncio"])
 def client(request: pytest.FixtureRequest, served: Served) -> Iterator[Any]:
     with request.param(served.target) as connected:
         yield connected
@@ -156,9 +157,12 @@ def test_only_unavailable_is_retried(kind: Any, gallery: Gallery) -> None:
         assert busy.asked == 1
     draining = Counting()
     draining.drain()
-    with serving(gallery.store, admission=draining) as served, kind(served.target) as client:
-        with pytest.raises(kinsight_client.Unavailable) as caught:
-            client.search(item=gallery.items[0])
+    with (
+        serving(gallery.store, admission=draining) as served,
+        kind(served.target) as client,
+        pytest.raises(kinsight_client.Unavailable) as caught,
+    ):
+        client.search(item=gallery.items[0])
     assert (caught.value.reason, draining.asked) == ("DRAINING", 5)
 
 

@@ -33,7 +33,7 @@ def test_the_wheel_holds_the_client_and_the_stubs_and_works_alone(
         "assert not {'server', 'indexer', 'trainer', 'faiss'} & set(sys.modules)\n"
         "with kinsight_client.Client(sys.argv[2]) as client: print(client.search(item=sys.argv[3]).hits[0].item)\n"
     )
-    arguments = [sys.executable, "-c", script, tmp_path / "installed", served.target, gallery.items[1]]
+    arguments = [sys.executable, "-c", script, str(tmp_path / "installed"), served.target, gallery.items[1]]
     result = subprocess.run(arguments, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert (gallery.items[1], "") == (result.stdout.strip(), result.stderr)
 
@@ -42,7 +42,7 @@ def test_the_example_runs(tmp_path: Path, served: Served, gallery: Gallery) -> N
     """As its first line says, with a photograph and a target; and a bad photograph is a clear error."""
     (tmp_path / "photo.png").write_bytes(photo(8))
     (tmp_path / "notes.png").write_text("not a photo")
-    example = [sys.executable, CLIENT / "examples" / "search.py"]
+    example = [sys.executable, str(CLIENT / "examples" / "search.py")]
     good = subprocess.run(
         [*example, tmp_path / "photo.png", served.target], capture_output=True, text=True, check=False
     )

@@ -8,18 +8,18 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from kinsight.v1 import search_service_pb2_grpc
 from kinsight.v1.search_service_pb2 import SearchRequest
 
 from indexer.store import Store
 from server import app
-from tests.serving import SERVE, Gallery, Served, make_gallery, make_version, photo, server_process, serving
+from tests.serving import SERVE, Gallery, Served, make_gallery, make_version, photo, server_process, serving, stub_of
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 BUF = Path(sys.executable).with_name("buf")
@@ -31,7 +31,7 @@ def _health(target: str, service: str = "") -> int:
         return int(health_pb2_grpc.HealthStub(channel).Check(request, timeout=5).status)
 
 
-def _becomes(expected: object, observe) -> object:
+def _becomes(expected: object, observe: Callable[[], object]) -> object:
     give_up = time.monotonic() + 5
     while (found := observe()) != expected and time.monotonic() < give_up:
         time.sleep(0.05)
@@ -51,16 +51,16 @@ def test_a_server_without_an_index_is_not_healthy_until_one_appears(tmp_path: Pa
         gallery = make_gallery(tmp_path / "store", count=3)
         assert _becomes(SERVING, lambda: _health(served.target)) == SERVING
         with grpc.insecure_channel(served.target) as channel:
-            stub = search_service_pb2_grpc.SearchServiceStub(channel)
+            stub = stub_of(channel)
             assert stub.Search(SearchRequest(image=photo(1))).hits[0].item == gallery.items[1]
 
 
 def test_a_newly_activated_version_is_served_without_a_failed_request(tmp_path: Path) -> None:
     """Searches go on through the swap, and each is answered by one version or the other."""
     gallery = make_gallery(tmp_path / "store", count=6)
-    versions = []
+    versions: list[int] = []
     with serving(gallery.store) as served, grpc.insecure_channel(served.target) as channel:
-        stub = search_service_pb2_grpc.SearchServiceStub(channel)
+        stub = stub_of(channel)
 
         def version() -> int:
             versions.append(stub.Search(SearchRequest(item=gallery.items[0])).version)
@@ -131,7 +131,7 @@ class Call(NamedTuple):
 def _search_until_refused(target: str, calls: list[Call]) -> None:
     request, code = SearchRequest(image=photo(1, side=3000)), None
     with grpc.insecure_channel(target, [("grpc.enable_retries", 0)]) as channel:
-        stub = search_service_pb2_grpc.SearchServiceStub(channel)
+        stub = stub_of(channel)
         while code is None:
             began = time.monotonic()
             try:
@@ -158,7 +158,7 @@ def test_buf_curl_calls_the_server_through_reflection(
     method: str, request_json: object, expected: dict[str, object], reflection: str, served: Served, gallery: Gallery
 ) -> None:
     """A client that was not written here and has no .proto of ours, by both reflection protocols."""
-    command = [BUF, "curl", "--protocol", "grpc", "--http2-prior-knowledge", "--reflect-protocol", reflection]
+    command = [str(BUF), "curl", "--protocol", "grpc", "--http2-prior-knowledge", "--reflect-protocol", reflection]
     result = subprocess.run(
         [*command, "--data", json.dumps(request_json), f"http://{served.target}/{method}"],
         capture_output=True,

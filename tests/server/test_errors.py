@@ -14,14 +14,13 @@ import pytest
 from google.protobuf import any_pb2  # type: ignore[import-untyped]
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
-from kinsight.v1 import search_service_pb2_grpc
 from kinsight.v1.search_service_pb2 import Embedding, SearchParams, SearchRequest
 
 from indexer import manifest, pixels
 from indexer.store import Store
 from server import errors
 from server.admission import Admission
-from tests.serving import SPEC, Gallery, Served, make_version, photo, serving
+from tests.serving import SPEC, Gallery, Served, make_version, photo, serving, stub_of
 
 
 def _embedding(gallery: Gallery, values: list[float], model: str = "") -> SearchRequest:
@@ -136,10 +135,14 @@ CODES = {answer.reason: answer for answer in errors.TABLE.values()}
 
 def _failure(served: Served, request: SearchRequest) -> grpc.RpcError:
     with grpc.insecure_channel(served.target) as channel:
-        stub = search_service_pb2_grpc.SearchServiceStub(channel)  # type: ignore[no-untyped-call]
+        stub = stub_of(channel)
         with pytest.raises(grpc.RpcError) as caught:
             stub.Search(request, timeout=10)
     return caught.value
+
+
+def _text(error: grpc.RpcError) -> str:
+    return error.details() or ""
 
 
 def _details(error: grpc.RpcError) -> dict[str, any_pb2.Any]:
@@ -187,8 +190,8 @@ def test_every_row_of_the_table_is_tested() -> None:
 def test_a_model_mismatch_names_both_models(served: Served, gallery: Gallery) -> None:
     """In the text for people, in ErrorInfo and PreconditionFailure for programs."""
     error = _failure(served, _embedding(gallery, [1.0], model="other"))
-    assert "'other'" in error.details()
-    assert gallery.model in error.details()
+    assert "'other'" in _text(error)
+    assert gallery.model in _text(error)
     assert dict(_error_info(error).metadata) == {"embedding_model": "other", "index_model": gallery.model}
     assert "PreconditionFailure" in _details(error)
 
@@ -196,7 +199,7 @@ def test_a_model_mismatch_names_both_models(served: Served, gallery: Gallery) ->
 def test_an_unknown_index_is_answered_with_those_there_are(served: Served) -> None:
     """Whoever mistypes a name sees the right one."""
     error = _failure(served, SearchRequest(index="photo", item="a"))
-    assert error.details() == "no index 'photo' is served; there are: photos"
+    assert _text(error) == "no index 'photo' is served; there are: photos"
 
 
 def test_an_internal_error_is_logged_with_its_stack_and_answered_without(
@@ -205,8 +208,8 @@ def test_an_internal_error_is_logged_with_its_stack_and_answered_without(
     """Neither the exception's text nor its stack leaves the server."""
     with caplog.at_level(logging.ERROR, "server.errors"), _broken_inside(gallery, tmp_path) as served:
         error = _failure(served, SearchRequest(item=gallery.items[0]))
-    assert "closed" not in error.details()
-    assert "Traceback" not in error.details()
+    assert "closed" not in _text(error)
+    assert "Traceback" not in _text(error)
     assert "Cannot operate on a closed database" in caplog.text
     assert "Traceback" in caplog.text
 
@@ -214,7 +217,7 @@ def test_an_internal_error_is_logged_with_its_stack_and_answered_without(
 def test_an_error_does_not_end_the_server(served: Served, gallery: Gallery) -> None:
     """After every bad request a good one is answered."""
     with grpc.insecure_channel(served.target) as channel:
-        stub = search_service_pb2_grpc.SearchServiceStub(channel)  # type: ignore[no-untyped-call]
+        stub = stub_of(channel)
         for make, _ in REQUESTS.values():
             with pytest.raises(grpc.RpcError):
                 stub.Search(make(gallery), timeout=10)

@@ -11,6 +11,7 @@ from grpc_tools import protoc  # type: ignore[import-untyped]
 
 PROTO = Path(__file__).parents[2] / "proto"
 SERVICE = "kinsight/v1/search_service"
+BUNDLED = Path(protoc.__file__).with_name("_proto")  # google/protobuf/*.proto
 BUF = Path(sys.executable).with_name("buf")
 
 
@@ -37,11 +38,7 @@ def test_the_protos_pass_buf_lint(tmp_path: Path) -> None:
 
 def test_the_committed_stubs_are_what_the_protos_generate(tmp_path: Path) -> None:
     """To renew them: python -m grpc_tools.protoc, with the arguments below, into proto/."""
-    arguments = [
-        f"-I{PROTO}",
-        f"-I{_common_protos()}",
-        f"-I{find_spec('grpc_tools').submodule_search_locations[0]}/_proto",
-    ]
+    arguments = [f"-I{PROTO}", f"-I{_common_protos()}", f"-I{BUNDLED}"]
     outputs = [f"--{kind}_out={tmp_path}" for kind in ("python", "pyi", "grpc_python")]
     assert protoc.main(["protoc", *arguments, *outputs, f"{SERVICE}.proto"]) == 0
     for name in ("_pb2.py", "_pb2.pyi", "_pb2_grpc.py"):

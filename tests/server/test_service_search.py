@@ -2,24 +2,25 @@
 
 import asyncio
 import time
+from collections.abc import Iterator
+from typing import Any
 
 import grpc
 import numpy as np
 import pytest
-from kinsight.v1 import search_service_pb2_grpc
 from kinsight.v1.search_service_pb2 import Embedding as EmbeddingMessage
 from kinsight.v1.search_service_pb2 import EmbedRequest, SearchParams, SearchRequest, SearchResponse
 
 from indexer import pixels
 from indexer.version import open_version, version_dir
 from server import searching
-from tests.serving import SPEC, Gallery, Served, photo
+from tests.serving import SPEC, Gallery, Served, photo, stub_of
 
 
 @pytest.fixture
-def stub(served: Served) -> search_service_pb2_grpc.SearchServiceStub:
+def stub(served: Served) -> Iterator[Any]:
     with grpc.insecure_channel(served.target) as channel:
-        yield search_service_pb2_grpc.SearchServiceStub(channel)
+        yield stub_of(channel)
 
 
 def _hits(response: SearchResponse) -> list[str]:
@@ -27,7 +28,7 @@ def _hits(response: SearchResponse) -> list[str]:
 
 
 @pytest.mark.parametrize("seed", [0, 7, 23])
-def test_an_indexed_photo_finds_itself_first(seed: int, stub, gallery: Gallery) -> None:
+def test_an_indexed_photo_finds_itself_first(seed: int, stub: Any, gallery: Gallery) -> None:
     """By its bytes, by its embedding and by its item, with similarity 1."""
     embedding = EmbeddingMessage(model=gallery.model, values=gallery.embeddings[seed].tolist())
     for request in (
@@ -40,7 +41,7 @@ def test_an_indexed_photo_finds_itself_first(seed: int, stub, gallery: Gallery) 
         assert first.similarity == pytest.approx(1, abs=1e-5)
 
 
-def test_hits_are_those_of_a_plain_comparison_nearest_first(stub, gallery: Gallery) -> None:
+def test_hits_are_those_of_a_plain_comparison(stub: Any, gallery: Gallery) -> None:
     """The answer is the order of the cosines, with the cosines."""
     query = gallery.embeddings[5]
     cosines = [sum(float(a) * float(b) for a, b in zip(query, row, strict=True)) for row in gallery.embeddings]
@@ -52,20 +53,22 @@ def test_hits_are_those_of_a_plain_comparison_nearest_first(stub, gallery: Galle
     )
 
 
-def test_an_answer_names_index_version_and_model(stub, gallery: Gallery) -> None:
+def test_an_answer_names_index_version_and_model(stub: Any, gallery: Gallery) -> None:
     """Whoever keeps an answer knows what it came from."""
     response = stub.Search(SearchRequest(item=gallery.items[0]))
     assert ("photos", 1, gallery.model) == (response.index, response.version, response.model)
 
 
 @pytest.mark.parametrize(("top_k", "expected"), [(None, 10), (1, 1), (24, 24), (1000, 24)])
-def test_as_many_hits_as_asked_for_or_as_there_are(top_k: int | None, expected: int, stub, gallery: Gallery) -> None:
+def test_as_many_hits_as_asked_for_or_as_there_are(
+    top_k: int | None, expected: int, stub: Any, gallery: Gallery
+) -> None:
     """Ten unless said; more than the index holds gives all of it."""
     response = stub.Search(SearchRequest(item=gallery.items[0], top_k=top_k))
     assert expected == len(set(_hits(response)))
 
 
-def test_an_embedding_of_any_length_is_scaled(stub, gallery: Gallery) -> None:
+def test_an_embedding_of_any_length_is_scaled(stub: Any, gallery: Gallery) -> None:
     """Only its direction counts, up to the ends of float32."""
     for scale in (1e-20, 1.0, 1e30):
         values = (gallery.embeddings[2] * np.float32(scale)).tolist()
@@ -74,14 +77,14 @@ def test_an_embedding_of_any_length_is_scaled(stub, gallery: Gallery) -> None:
         assert response.hits[0].similarity == pytest.approx(1, abs=1e-5)
 
 
-def test_embed_gives_what_the_encoder_gives(stub, gallery: Gallery) -> None:
+def test_embed_gives_what_the_encoder_gives(stub: Any, gallery: Gallery) -> None:
     """Unit length, from the same pixels, with the model's id."""
     embedding = stub.Embed(EmbedRequest(image=photo(9))).embedding
     assert gallery.model == embedding.model
     np.testing.assert_allclose(gallery.embeddings[9], embedding.values, atol=1e-6)
 
 
-def test_exact_and_nprobe_give_the_same_on_a_flat_index(stub, gallery: Gallery) -> None:
+def test_exact_and_nprobe_give_the_same_on_a_flat_index(stub: Any, gallery: Gallery) -> None:
     """The parameters reach the index and are accepted by it."""
     answers = [
         _hits(stub.Search(SearchRequest(item=gallery.items[1], params=params)))
@@ -93,17 +96,17 @@ def test_exact_and_nprobe_give_the_same_on_a_flat_index(stub, gallery: Gallery) 
 def test_concurrent_requests_get_each_its_own_answer(served: Served, gallery: Gallery) -> None:
     """Batches of images and of different queries are taken apart again as they were put together."""
 
-    async def one(stub, number: int) -> str:
+    async def one(stub: Any, number: int) -> str:
         seed = number % 24
         request = SearchRequest(image=photo(seed)) if number % 2 else SearchRequest(item=gallery.items[seed])
         request.top_k = 1 + number % 3
         response = await stub.Search(request)
         assert 1 + number % 3 == len(response.hits)
-        return response.hits[0].item
+        return str(response.hits[0].item)
 
     async def body() -> list[str]:
         async with grpc.aio.insecure_channel(served.target) as channel:
-            stub = search_service_pb2_grpc.SearchServiceStub(channel)
+            stub = stub_of(channel)
             return await asyncio.gather(*(one(stub, number) for number in range(120)))
 
     assert [gallery.items[number % 24] for number in range(120)] == asyncio.run(body())
@@ -124,7 +127,7 @@ def test_one_unknown_item_does_not_fail_the_batch_that_it_is_in(gallery: Gallery
 def test_a_request_whose_deadline_passed_is_not_worked_on(served: Served) -> None:
     """The client hears DEADLINE_EXCEEDED, and the place it took is free again."""
     with grpc.insecure_channel(served.target) as channel:
-        stub = search_service_pb2_grpc.SearchServiceStub(channel)
+        stub = stub_of(channel)
         with pytest.raises(grpc.RpcError) as caught:
             stub.Search(SearchRequest(image=photo(1, side=3000)), timeout=0.002)
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
@@ -143,7 +146,7 @@ def test_item_ids_are_those_of_the_version(gallery: Gallery) -> None:
     assert version.items(rows) == ItemIds(version).of(rows)
 
 
-def test_the_server_decodes_with_the_models_own_pixels(stub, gallery: Gallery) -> None:
+def test_the_server_decodes_with_the_models_own_pixels(stub: Any, gallery: Gallery) -> None:
     """The one preprocessing: a JPEG through the server is the JPEG through `pixels.decode` and the encoder."""
     import io
 
