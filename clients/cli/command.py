@@ -48,7 +48,7 @@ class _Verbs(click.Group):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            click.echo("interrupted: nothing is left half-written; run the same command again to go on", err=True)
+            click.echo("interrupted: nothing is left half-written", err=True)
             ctx.exit(INTERRUPTED)
         except Exception as error:
             message = expected_message(error)

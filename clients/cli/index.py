@@ -189,11 +189,13 @@ def _print_version(manifest: "VersionManifest") -> None:
         "created": manifest.created,
     }
     parts = {"plan": manifest.plan, "recall": manifest.recall, "build": manifest.build}
-    nested = {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
+    nested = {f"{part}.{name}": _cell(value) for part, values in parts.items() for name, value in values.items()}
     print_facts(facts | nested)
 
 
 def _cell(value: object) -> str:
     if isinstance(value, list):
         return " ".join(map(str, value))
+    if isinstance(value, float):
+        return f"{value:.4g}"
     return "none" if value is None else str(value)

@@ -1,5 +1,7 @@
 """`kinsight train` and `kinsight evaluate`."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +11,7 @@ from clients.cli.options import PATH, device_option, json_option, labels_help, s
 from clients.cli.output import named, print_facts, print_json, print_table, progress, warn_skipped
 
 if TYPE_CHECKING:
+    from indexer.store import Store
     from trainer.evaluate import Metrics
     from trainer.run import TrainReport
 
@@ -27,9 +30,7 @@ _KEY_OF = {
 @click.argument("images", type=PATH)
 @store_option
 @click.option("--labels", type=PATH, help=f"Only to judge with, never to learn from. {labels_help}")
-@click.option(
-    "--recipe", default="stml", show_default=True, help="Name of a recipe that comes along, or a TOML file."
-)
+@click.option("--recipe", help="Name of a recipe that comes along, or a TOML file.  [default: stml]")
 @click.option(
     "--set",
     "settings",
@@ -82,7 +83,7 @@ def train(
         settings = (f"data.cache_size={cache_size}", *settings)
     chosen = recipes.override(chosen, *settings, *given)
     place = Store(store)
-    with progress() as report:
+    with _resumable(place), progress() as report:
         done = run(
             images,
             models=place.models,
@@ -102,6 +103,18 @@ def train(
         print_json(_train_result(done))
     else:
         _print_training(done)
+
+
+@contextmanager
+def _resumable(place: "Store") -> Iterator[None]:
+    """Say on Ctrl-C how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        runs = sorted(place.runs.glob("*"), key=lambda run: run.stat().st_mtime)
+        if runs:
+            click.echo(f"go on with the newest run of this store by --resume {runs[-1].name}", err=True)
+        raise
 
 
 @click.command()

@@ -214,6 +214,11 @@ def test_an_unknown_recipe_key_names_the_nearest(run: Run, photos: Path) -> None
     assert "epochs" in error_line(run("train", photos, "--set", "run.epoch=3"))
 
 
+def test_an_unknown_run_can_not_be_resumed(run: Run, photos: Path) -> None:
+    """Resuming without other options is a right call; a run that is not there is named."""
+    assert "no run 'nosuch'" in error_line(run("train", photos, "--resume", "nosuch"))
+
+
 def test_foreseen_errors_are_told_and_defects_are_not_hidden() -> None:
     """What rooms and the system raise becomes a message; anything else keeps its traceback."""
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/store/index.faiss")
