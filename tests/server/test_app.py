@@ -105,8 +105,9 @@ def test_the_server_runs_without_torch_in_little_memory(gallery: Gallery) -> Non
 def test_a_signal_lets_requests_in_progress_finish_and_refuses_new_ones(number: int, gallery: Gallery) -> None:
     """Under load: what the server has begun is answered, what comes later gets UNAVAILABLE, and it exits with 0."""
     calls: list[Call] = []
+    slow = SearchRequest(image=photo(1, side=5000))  # 25 megapixels take far longer than a signal
     with server_process(gallery.store) as (process, target):
-        threads = [threading.Thread(target=_search_until_refused, args=(target, calls)) for _ in range(4)]
+        threads = [threading.Thread(target=_search_until_refused, args=(target, slow, calls)) for _ in range(4)]
         for thread in threads:
             thread.start()
         time.sleep(1)
@@ -128,8 +129,8 @@ class Call(NamedTuple):
     code: grpc.StatusCode | None
 
 
-def _search_until_refused(target: str, calls: list[Call]) -> None:
-    request, code = SearchRequest(image=photo(1, side=3000)), None
+def _search_until_refused(target: str, request: SearchRequest, calls: list[Call]) -> None:
+    code = None
     with grpc.insecure_channel(target, [("grpc.enable_retries", 0)]) as channel:
         stub = stub_of(channel)
         while code is None:
