@@ -79,10 +79,10 @@ class _Judge:
     classes: Tensor
 
     def __call__(self, embed: Embed, progress: Progress) -> Metrics:
-        parts = []
+        parts, total = [], len(self.cache)
         for pixels in torch.split(self.cache.pixels, _EMBED_BATCH):
             parts.append(embed(pixels))
-            progress("judge", len(parts) * _EMBED_BATCH, len(self.cache))
+            progress("judge", min(len(parts) * _EMBED_BATCH, total), total)
         return retrieval_metrics(torch.cat(parts), self.classes)
 
 

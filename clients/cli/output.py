@@ -82,7 +82,10 @@ def progress() -> Iterator[Progress]:
         def report(stage: str, done: int, total: int) -> None:
             if stage not in tasks:
                 tasks[stage] = bars.add_task(stage, total=total, completed=done, rate="")
-            speed = next(task.speed for task in bars.tasks if task.id == tasks[stage])
+            task = next(task for task in bars.tasks if task.id == tasks[stage])
+            if done < task.completed:  # a stage that comes again, as judging does after each epoch
+                bars.reset(task.id)
+            speed = task.speed
             bars.update(tasks[stage], completed=done, total=total, rate=f"{speed:,.1f}/s" if speed else "")
 
         yield report
@@ -100,9 +103,12 @@ class PlainProgress:
     def __call__(self, stage: str, done: int, total: int) -> None:
         """Report that so much of a stage is done."""
         now = self._clock()
-        # A resumed stage begins above zero; only what is done from here on tells the rate. A stage that comes again,
-        # as judging does after each epoch, keeps its first beginning: the ETA is of the wall clock.
-        began_at, first = self._began.setdefault(stage, (now, done))
+        # A resumed stage begins above zero, and one that comes again, as judging does after each epoch, begins anew:
+        # only what was done since then tells the rate.
+        began_at, first = self._began.get(stage, (now, done))
+        if done <= first:
+            began_at, first = now, done
+        self._began[stage] = began_at, first
         ends = done >= total and stage not in self._ended
         if not ends and now - self._printed_at < PLAIN_INTERVAL_S:
             return
