@@ -1,6 +1,6 @@
 """What the index stage of a build costs against bare FAISS doing the same: train on as many rows, add, encode.
 
-Run: pytest -m benchmark -s tests/benchmarks/bench_build.py
+Run: python tests/benchmarks/bench_build.py
 """
 
 import time
@@ -59,3 +59,7 @@ def test_a_build_costs_little_more_than_bare_faiss(tmp_path: Path) -> None:
     print(f"recall@10 {recall:.4f}")
     assert recall >= 0.99
     assert ours_s <= 1.5 * bare_s
+
+
+if __name__ == "__main__":
+    raise SystemExit(pytest.main([__file__, "-s", "-m", "benchmark"]))

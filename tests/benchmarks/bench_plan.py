@@ -1,6 +1,6 @@
 """Where an index becomes faster than comparing with every row: the table behind `plan.FLAT_BELOW`.
 
-Run: pytest -m benchmark -s tests/benchmarks/bench_plan.py
+Run: python tests/benchmarks/bench_plan.py
 """
 
 import time
@@ -62,3 +62,7 @@ def test_the_threshold_is_where_the_index_begins_to_win(dim: int) -> None:
     ratios = [_ratio(count, dim) for count in (FLAT_BELOW, 2 * FLAT_BELOW, 4 * FLAT_BELOW)]
     assert ratios[0] < 1.5
     assert ratios[-1] > 1.0
+
+
+if __name__ == "__main__":
+    raise SystemExit(pytest.main([__file__, "-s", "-m", "benchmark"]))

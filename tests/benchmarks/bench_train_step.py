@@ -24,7 +24,7 @@ STEPS, EPOCHS = 2, 5  # of 60 images in two views each; the first epoch warms up
 def test_training_step_against_bare_passes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A step of the loop costs at most a quarter more than student forward and backward and teacher forward.
 
-    `pytest -m benchmark tests/benchmarks/bench_train_step.py` prints both, images/s and the ratio. The two take
+    `python tests/benchmarks/bench_train_step.py` prints both, images/s and the ratio. The two take
     turns, an epoch of one and then as many steps of the other, so that what else the machine does slows both.
     """
     keep_freed_memory()
@@ -80,3 +80,7 @@ def seconds_of_bare_passes(objective: Objective, recipe: Recipe, device: torch.d
     if device.type == "cuda":
         torch.cuda.synchronize()
     return (time.perf_counter() - started) / STEPS
+
+
+if __name__ == "__main__":
+    raise SystemExit(pytest.main([__file__, "-s", "-m", "benchmark"]))
