@@ -27,13 +27,13 @@ def store(tmp_path: Path) -> Store:
 @pytest.fixture
 def make_model() -> Callable[..., str]:
     """A function that publishes a tiny real model in a store and returns its id; another seed, another model."""
-    return _publish_tiny_model
+    return publish_tiny_model
 
 
 @pytest.fixture
 def tiny_model(store: Store) -> str:
     """The id of a tiny real model in `store`: one convolution and one product, 32 pixels, D 32."""
-    return _publish_tiny_model(store)
+    return publish_tiny_model(store)
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def photos(tmp_path: Path) -> Path:
     return root
 
 
-def _publish_tiny_model(store: Store, seed: int = 0, dim: int = TINY_DIM) -> str:
+def publish_tiny_model(store: Store, seed: int = 0, dim: int = TINY_DIM) -> str:
     store.models.mkdir(parents=True, exist_ok=True)
     staging = store.models / f".staging-{seed}"
     staging.mkdir()

@@ -31,13 +31,13 @@ from indexer.store import Store
 from indexer.version import CODES, ITEMS, ROWS, activate, version_dir
 from server import app
 from server.admission import Admission
-from tests.conftest import TINY_SIZE, _publish_tiny_model
+from tests.conftest import TINY_SIZE, publish_tiny_model
 
 Floats = npt.NDArray[np.float32]
 
 SPEC = PixelSpec(size=TINY_SIZE)
 
-make_model = _publish_tiny_model
+make_model = publish_tiny_model
 
 
 def photo(seed: int, side: int = 48) -> bytes:
