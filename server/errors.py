@@ -33,6 +33,7 @@ from indexer.pixels import ImageTooLarge, UndecodableImage
 from indexer.version import UnknownItem, VersionError
 
 DOMAIN = "kinsight"
+MAX_TEXT_BYTES = 800  # an error travels in HTTP/2 headers, up to four times over; gRPC drops calls above 8 KiB there
 RETRY_DELAY_S = 0.5  # long enough for a full queue to empty, short enough that nobody notices
 
 log = logging.getLogger(__name__)
@@ -139,8 +140,10 @@ _INTERNAL = Answer(grpc.StatusCode.INTERNAL, "INTERNAL")
 def status_of(error: Exception) -> status_pb2.Status:
     """The google.rpc.Status that answers an exception, with ErrorInfo and what else fits its code."""
     answer = _answer(error)
-    text = str(error) if answer is not _INTERNAL else "the server failed on this request; its log says why"
-    info = error_details_pb2.ErrorInfo(reason=answer.reason, domain=DOMAIN, metadata=getattr(error, "metadata", {}))
+    told = answer is not _INTERNAL
+    text = _shortened(str(error)) if told else "the server failed on this request; its log says why"
+    metadata = {name: _shortened(value) for name, value in getattr(error, "metadata", {}).items()}
+    info = error_details_pb2.ErrorInfo(reason=answer.reason, domain=DOMAIN, metadata=metadata)
     details: list[message.Message] = [info]
     if answer.field:
         violation = error_details_pb2.BadRequest.FieldViolation(field=answer.field, description=text)
@@ -168,6 +171,13 @@ def _answer(error: Exception) -> Answer:
         if kind in TABLE:
             return TABLE[kind]
     return _INTERNAL
+
+
+def _shortened(text: str) -> str:
+    # The path of a damaged file need not be UTF-8, which a message on the wire must be.
+    encoded = text.encode(errors="backslashreplace")
+    cut = encoded[:MAX_TEXT_BYTES].decode(errors="ignore")
+    return cut if len(encoded) <= MAX_TEXT_BYTES else f"{cut}…"
 
 
 def _packed(detail: message.Message) -> any_pb2.Any:

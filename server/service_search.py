@@ -98,9 +98,10 @@ def _group(request: SearchRequest, index: ActiveIndex) -> Group:
     params = request.params
     if not params.HasField("nprobe"):
         return Group(index, top_k, None, params.exact)
-    nlist = index.version.manifest.plan["nlist"] or math.inf  # a flat index has no lists and scans every row anyway
-    if not 1 <= params.nprobe <= nlist:
-        raise NprobeOutOfRange(f"nprobe is {params.nprobe}; it must be 1 to {nlist}, the lists of index {index.name}")
+    nlist = index.version.manifest.plan["nlist"]  # 0 for a flat index, which scans every row anyway
+    if params.nprobe < 1 or (nlist and params.nprobe > nlist):
+        allowed = f"1 to {nlist}, the lists of index {index.name}" if nlist else "at least 1"
+        raise NprobeOutOfRange(f"nprobe is {params.nprobe}; it must be {allowed}")
     return Group(index, top_k, params.nprobe, params.exact)
 
 

@@ -66,7 +66,13 @@ def expected_message(error: Exception) -> str | None:
     if "torchvision::nms" in str(error):  # how torch reports a torchvision that was built for another torch
         return "torch and torchvision don't fit each other; `kinsight doctor` says how to mend it"
     foreseen = isinstance(error, OSError | ValueError) or type(error).__module__.partition(".")[0] in _ROOMS
-    return str(error) or type(error).__name__ if foreseen else None
+    return _told(error) if foreseen else None
+
+
+def _told(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"  # of the system, whose own text begins with [Errno 2]
+    return str(error) or type(error).__name__
 
 
 def _missing_extra(module: str) -> str | None:

@@ -17,6 +17,11 @@ Progress = Callable[[str, int, int], None]
 PLAIN_INTERVAL_S = 5.0  # between progress lines where stderr is a file or a pipe: readable logs, not floods
 
 
+def printable(text: str) -> str:
+    """Text on one line for any terminal: control characters, and bytes of a path that are not UTF-8, as escapes."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
 def print_json(result: Mapping[str, Any]) -> None:
     """Print one JSON object on one line; ASCII, so that any pipe carries it."""
     click.echo(json.dumps(result, allow_nan=False))
@@ -41,7 +46,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Non
         numeric = all(str(row[i]).replace(".", "").replace(",", "").lstrip("-").isdigit() for row in rows)
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(str(cell)) for cell in row))  # Text: an item named [red] is not markup
+        table.add_row(*(Text(printable(str(cell))) for cell in row))  # Text: an item named [red] is not markup
     # Rich assumes 80 columns where stdout is no terminal, and would fold long item ids.
     Console(width=None if sys.stdout.isatty() else 10_000).print(table)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from clients.cli.options import PATH, json_option
-from clients.cli.output import print_json, print_table
+from clients.cli.output import print_json, print_table, printable
 
 if TYPE_CHECKING:
     from kinsight_client import Client, SearchResult
@@ -19,7 +19,9 @@ ITEM = "item:"  # begins a query that is an item of the index
 @click.argument("queries", nargs=-1, required=True, metavar="QUERY…")
 @click.option("--server", default="127.0.0.1:50051", show_default=True, metavar="HOST:PORT", help="A running server.")
 @click.option("--index", default="", metavar="NAME", help="Instead of the server's default index.")
-@click.option("--top-k", type=int, default=10, show_default=True, metavar="K", help="Hits for each query, 1 to 1000.")
+@click.option(
+    "--top-k", type=click.IntRange(1, 1000), default=10, show_default=True, metavar="K", help="Hits for each query."
+)
 @click.option("--grid", type=PATH, metavar="PNG", help="Draw queries and their neighbours; needs --images.")
 @click.option(
     "--images", type=PATH, help="Where the indexed images are, for --grid: the IMAGES that the index was built from."
@@ -50,15 +52,15 @@ def search(
     with Client(server) as client:
         results, errors = _search_all(client, queries, index, top_k)
     for query, error in errors.items():
-        click.echo(f"error: {query}: {error}", err=True)
-    if results and grid:
-        _draw(results, paths, grid)
+        click.echo(f"error: {printable(query)}: {error}", err=True)
     if as_json:
         failed = [{"query": query, "error": error} for query, error in errors.items()]
         print_json({**_origin(results), "hits": _hits(results), "errors": failed})
     elif results:
         rows = [(hit["query"], hit["rank"], hit["item"], f"{hit['similarity']:.4f}") for hit in _hits(results)]
         print_table(["query", "rank", "item", "similarity"], rows)
+    if results and grid:
+        _draw(results, paths, grid)
     if errors:
         click.get_current_context().exit(1)
 
@@ -82,6 +84,8 @@ def _search_all(
             errors[query] = str(error)
         except OSError as error:
             errors[query] = f"can't be read: {error.strerror}"
+        except UnicodeEncodeError:
+            errors[query] = "is not UTF-8; an item's id has such bytes percent-encoded, for example %E9"
     return results, errors
 
 

@@ -51,6 +51,9 @@ REQUESTS: dict[str, tuple[Callable[[Gallery], SearchRequest], str]] = {
     "infinity": (lambda g: _embedding(g, [float("inf")] * g.embeddings.shape[1]), "EMBEDDING_NOT_FINITE"),
     "all zero": (lambda g: _embedding(g, [0.0] * g.embeddings.shape[1]), "EMBEDDING_ZERO"),
     "another model's": (lambda g: _embedding(g, [1.0], model="other"), "MODEL_MISMATCH"),
+    "a name of 100,000 letters": (lambda g: SearchRequest(item="\U0001f431" * 100_000), "ITEM_NOT_FOUND"),
+    "an index's of as many": (lambda g: SearchRequest(index="i" * 100_000, item="a"), "INDEX_NOT_FOUND"),
+    "a model's of as many": (lambda g: _embedding(g, [1.0], model="\U0001f431" * 100_000), "MODEL_MISMATCH"),
     "an unknown item": (lambda g: SearchRequest(item="nobody.png"), "ITEM_NOT_FOUND"),
     "an unknown index": (lambda g: SearchRequest(index="nothing", item="a"), "INDEX_NOT_FOUND"),
 }
