@@ -1,6 +1,5 @@
 """`kinsight demo`: the whole road once, in one command, with the parts that the other verbs use."""
 
-import csv
 import json
 import subprocess
 import sys
@@ -38,13 +37,15 @@ class Pictures:
     """What the demo runs on.
 
     Attributes:
-        images: the collection.
+        images: the collection to learn from.
+        gallery: the collection to index and search.
         recipe: name of the recipe that suits it.
         labels: the labels table, where there is one.
-        class_of: item to class of the images that are judged on; empty without labels.
+        class_of: item of the gallery to class; empty without labels.
     """
 
     images: Path
+    gallery: Path
     recipe: str
     labels: Path | None
     class_of: Mapping[str, str]
@@ -85,13 +86,13 @@ def demo(images: Path | None, out: Path, device: Device, as_json: bool) -> None:
     began = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
     store = Store(out / "store")
-    pictures = Pictures(images, "stml", None, {}) if images else _digits(out)
+    pictures = Pictures(images, images, "stml", None, {}) if images else _digits(out)
     with progress() as report:
         trained = _train(pictures, store, device, report)
     with progress() as report:
-        built = build(INDEX, pictures.images, model=trained.model.id, store=store, device=device, progress=report)
+        built = build(INDEX, pictures.gallery, model=trained.model.id, store=store, device=device, progress=report)
     warn_skipped(built.skipped)
-    paths = {source.item: source.path for source in open_collection(pictures.images).sources}
+    paths = {source.item: source.path for source in open_collection(pictures.gallery).sources}
     left_out = {item for item, _ in built.skipped}
     items = [item for item in pictures.class_of or paths if item not in left_out]
     grid = out / "neighbours.png"
@@ -117,11 +118,13 @@ def demo(images: Path | None, out: Path, device: Device, as_json: bool) -> None:
 
 def _digits(out: Path) -> Pictures:
     from clients.cli.digits import write_digits
+    from indexer.sources import read_table
 
-    labels = write_digits(out)
-    with labels.open(encoding="utf-8", newline="") as file:
-        unseen = [row for row in csv.DictReader(file) if row["split"] == "test"]
-    return Pictures(out / "images", "digits", labels, {Path(row["path"]).name: row["class_id"] for row in unseen})
+    write_digits(out)
+    unseen = out / "unseen.csv"
+    table = read_table(unseen, ["path", "class_id"])
+    classes = dict(zip(table["path"], table["class_id"], strict=True))
+    return Pictures(out / "images", unseen, "digits", out / "labels.csv", classes)
 
 
 def _train(pictures: Pictures, store: "Store", device: Device, report: Progress) -> "TrainReport":
@@ -205,11 +208,11 @@ def _recall_at_10(client: "Client", item: str) -> float:
 
 
 def _served_recall_at_1(client: "Client", class_of: Mapping[str, str]) -> float:
-    """The share of judged items whose nearest other item of the whole index has their class."""
+    """The share of items whose nearest other item has their class."""
     correct = 0
     for item, name in class_of.items():
         nearest = next(hit.item for hit in client.search(item=item, top_k=2).hits if hit.item != item)
-        correct += class_of.get(nearest) == name
+        correct += class_of[nearest] == name
     return correct / len(class_of)
 
 
@@ -231,7 +234,7 @@ def _row(
 
     hits = client.search(item=item, top_k=NEIGHBOURS + 1).hits
     cells = [
-        Cell(paths[hit.item], f"{hit.similarity:.3f}", class_of.get(hit.item) == class_of[item] if class_of else None)
+        Cell(paths[hit.item], f"{hit.similarity:.3f}", class_of[hit.item] == class_of[item] if class_of else None)
         for hit in hits
         if hit.item != item
     ]
@@ -250,7 +253,7 @@ def _scores(pictures: Pictures, paths: Mapping[str, Path], trained: "TrainReport
         "pixels": ("raw pixels", _pixels_recall_at_1(pictures.class_of, paths)),
         "frozen": ("untrained encoder", trained.frozen.recall_at_1),
         "trained": ("learned metric", trained.trained.recall_at_1),
-        "served": ("learned metric, over gRPC among all digits", searched.served_recall_at_1),
+        "served": ("learned metric, searched over gRPC", searched.served_recall_at_1),
     }
 
 

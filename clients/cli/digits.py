@@ -21,30 +21,30 @@ _MIN_CONTRAST = 0.35  # of luma between ink and background: below it people, too
 Colours = npt.NDArray[np.float64]
 
 
-def write_digits(folder: Path) -> Path:
-    """Write the 1,797 pictures as PNG files and their labels; the same bytes every time.
+def write_digits(folder: Path) -> None:
+    """Write the 1,797 pictures as PNG files and two tables; the same bytes every time.
 
     Args:
-        folder: gets `images/` and `labels.csv` with path, class_id (the digit) and split
-            (train for 0-4, test for 5-9).
-
-    Returns:
-        The labels file.
+        folder: gets `images/`; `labels.csv` with path, class_id (the digit) and split (train for 0-4, test for 5-9);
+            and `unseen.csv`, the rows of test alone, to be indexed.
     """
     from sklearn.datasets import load_digits
 
     scans, digits = load_digits(return_X_y=True)
     rng = np.random.default_rng(SEED)
     (folder / "images").mkdir(parents=True, exist_ok=True)
-    labels = folder / "labels.csv"
-    with labels.open("w", newline="", encoding="utf-8") as file:
-        rows = csv.writer(file)
-        rows.writerow(["path", "class_id", "split"])
-        for number, (scan, digit) in enumerate(zip(scans.reshape(-1, 8, 8) / 16, digits, strict=True)):
-            path = f"images/{number:04}.png"
-            Image.fromarray(compose(scan, rng)).save(folder / path)
-            rows.writerow([path, digit, "test" if digit >= UNSEEN else "train"])
-    return labels
+    rows = []
+    for number, (scan, digit) in enumerate(zip(scans.reshape(-1, 8, 8) / 16, digits, strict=True)):
+        path = f"images/{number:04}.png"
+        Image.fromarray(compose(scan, rng)).save(folder / path)
+        rows.append((path, str(digit), "test" if digit >= UNSEEN else "train"))
+    _write_table(folder / "labels.csv", rows)
+    _write_table(folder / "unseen.csv", [row for row in rows if row[2] == "test"])
+
+
+def _write_table(file: Path, rows: list[tuple[str, str, str]]) -> None:
+    with file.open("w", newline="", encoding="utf-8") as out:
+        csv.writer(out).writerows([("path", "class_id", "split"), *rows])
 
 
 def compose(scan: npt.NDArray[np.float64], rng: np.random.Generator) -> npt.NDArray[np.uint8]:

@@ -100,6 +100,8 @@ def test_the_digits_are_the_same_every_time_and_split_by_class(digits: Path, tmp
     assert all((tmp_path / row["path"]).read_bytes() == (digits / row["path"]).read_bytes() for row in rows[::50])
     assert {row["class_id"] for row in rows if row["split"] == "train"} == set("01234")
     assert {row["class_id"] for row in rows if row["split"] == "test"} == set("56789")
+    unseen = list(csv.DictReader((digits / "unseen.csv").read_text().splitlines()))
+    assert unseen == [row for row in rows if row["split"] == "test"]
 
 
 def test_raw_pixels_of_the_digits_find_little(digits: Path) -> None:
