@@ -24,6 +24,7 @@ MANIFEST = "manifest.json"
 FORMAT = 1  # of both manifests; raised when a reader of the old one could misunderstand the new one
 ID_LENGTH = 16  # hex digits of SHA-256: 64 bits, no collision in any store that fits on earth
 
+_REMEDY = "; restore it from a copy, or remove its directory and make that again"
 _CHUNK = 2**20
 _SEAL = "sha256"  # of the other fields: a manifest vouches for every file, and this for the manifest
 
@@ -215,12 +216,14 @@ def verify(directory: Path, manifest: Manifest) -> None:
         try:
             size = path.stat().st_size
             if size != expected.bytes:
-                raise CorruptFile(f"{path} has {size:,} bytes; the manifest says {expected.bytes:,}")
+                raise CorruptFile(f"{path} has {size:,} bytes; the manifest says {expected.bytes:,}{_REMEDY}")
             found = record(path)
         except OSError as error:
-            raise CorruptFile(f"{path} can't be read: {error.strerror}") from error
+            raise CorruptFile(f"{path} can't be read: {error.strerror}{_REMEDY}") from error
         if found.sha256 != expected.sha256:
-            raise CorruptFile(f"{path} was changed: SHA-256 {found.sha256[:12]}…, not {expected.sha256[:12]}…")
+            raise CorruptFile(
+                f"{path} was changed: SHA-256 {found.sha256[:12]}…, not {expected.sha256[:12]}…{_REMEDY}"
+            )
 
 
 def discard(directory: Path) -> None:
@@ -235,12 +238,12 @@ def _read(directory: Path, kind: type[_Kind]) -> _Kind:
     except OSError as error:
         raise ManifestError(f"{directory} has no readable {MANIFEST}: {error.strerror}") from error
     except ValueError as error:
-        raise CorruptFile(f"{path} is not JSON: {error}") from error
+        raise CorruptFile(f"{path} is not JSON: {error}{_REMEDY}") from error
     if not isinstance(fields, dict) or fields.get("format") != FORMAT:
         found = fields.get("format") if isinstance(fields, dict) else type(fields).__name__
         raise ManifestError(f"{path} has format {found}; this Kinsight reads format {FORMAT}")
     if fields.pop(_SEAL, None) != _seal(fields):
-        raise CorruptFile(f"{path} was changed: it does not match its own SHA-256")
+        raise CorruptFile(f"{path} was changed: it does not match its own SHA-256{_REMEDY}")
     try:
         fields["files"] = {name: FileRecord(**entry) for name, entry in fields["files"].items()}
         if "pixels" in fields:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from indexer import encoder as onnx_encoder
 from indexer import pixels
-from indexer.manifest import MANIFEST, ModelManifest, model_id, publish, read_model, record_files
+from indexer.manifest import MANIFEST, ModelManifest, model_id, publish, read_model, record_files, verify
 from indexer.pixels import Pixels, PixelSpec
 from trainer.encoders import Encoder
 
@@ -88,6 +88,7 @@ def export(
 
     Raises:
         ParityError: the graph and the encoder disagree by more than `MAX_ABS_DIFF` or below `MIN_OVERLAP`.
+        ManifestError: the store has this model already, damaged.
         OSError: the disk is full; no model appears.
     """
     graph = ServingGraph(encoder.cpu().eval().to(memory_format=torch.contiguous_format)).eval()
@@ -108,7 +109,9 @@ def export(
             **vars(origin),
         )
         if (models / manifest.id / MANIFEST).exists():
-            return read_model(models / manifest.id)
+            known = read_model(models / manifest.id)
+            verify(models / manifest.id, known)
+            return known
         # Published twice: first without what only the opened model can tell, to open it as every reader will.
         candidate = publish(parts, Path(scratch, "candidate"), manifest)
         try:

@@ -8,11 +8,13 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from indexer.manifest import write_atomically
 from indexer.pixels import PixelSpec
 from indexer.sources import Collection, Source, decode_all, read_table
 
@@ -117,7 +119,7 @@ def read_labels(table: Path, collection: Collection) -> Labels:
 def cache_images(
     sources: Sequence[Source], spec: PixelSpec, file: Path, progress: Progress, stage: str
 ) -> ImageCache:
-    """Decode sources once into a cache file, or reopen the file where it already holds these sources.
+    """Decode sources once into a cache file, or reopen the file where it already holds these sources, whole.
 
     Args:
         sources: what to decode; damaged ones are named in `skipped`, not cached.
@@ -131,11 +133,13 @@ def cache_images(
     """
     receipt = file.with_suffix(".json")
     key = _digest(sources, spec)
-    if receipt.exists() and (facts := json.loads(receipt.read_text()))["key"] == key:
+    facts = _decoded_before(receipt, file, key, spec)
+    if facts:
         progress(stage, len(sources), len(sources))
     else:
+        receipt.unlink(missing_ok=True)  # it must not vouch for pixels that are being overwritten
         facts = {"key": key, **_decode_to_file(sources, spec, file, progress, stage)}
-        receipt.write_text(json.dumps(facts))
+        write_atomically(receipt, json.dumps(facts).encode())
     count = len(facts["items"])
     shape = (count, spec.size, spec.size, 3)
     pixels = np.memmap(file, np.uint8, "r+", shape=shape) if count else np.empty(shape, np.uint8)
@@ -145,6 +149,17 @@ def cache_images(
         items=tuple(facts["items"]),
         skipped=tuple((item, reason) for item, reason in facts["skipped"]),
     )
+
+
+def _decoded_before(receipt: Path, file: Path, key: str, spec: PixelSpec) -> dict[str, Any] | None:
+    """What the receipt says of these sources; None where it or the pixels are not there or not whole."""
+    try:
+        facts: dict[str, Any] = json.loads(receipt.read_bytes())
+        # A map of a shorter file would silently end in black images.
+        whole = file.stat().st_size == len(facts["items"]) * spec.size * spec.size * 3
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return facts if whole and facts["key"] == key else None
 
 
 def _decode_to_file(

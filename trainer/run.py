@@ -124,7 +124,7 @@ def train(
     collection = open_collection(images)
     known = read_labels(labels, collection) if labels else None
     run = _resume_run(runs, resume) if resume else _new_run(runs, recipe)
-    recipe = from_dict(json.loads((run / _RECIPE).read_text()))
+    recipe = _recipe_of(run)
     spec = PixelSpec(size=recipe.data.size, fit=recipe.data.fit)
 
     cache = _training_set(images, collection, known, recipe, run, progress)
@@ -159,6 +159,8 @@ def train(
 
     progress("export", 0, 1)
     model = export(encoder, spec, _sample(collection, cache, spec), models, _origin(recipe, backbone, cache), score)
+    if judge and not trained:  # the store had this very model already
+        trained.append(judge(_runtime_embed(RuntimeEncoder.open(models / model.id, device="cpu")), progress))
     progress("export", 1, 1)
     clock.lap("export")
     _forget_pixels(run)
@@ -234,6 +236,13 @@ def _resume_run(runs: Path, name: str) -> Path:
         known = sorted(path.parent.name for path in runs.glob(f"*/{_RECIPE}"))
         raise RunError(f"no run {name!r} in {runs}; it has: {', '.join(known) or 'none'}")
     return run
+
+
+def _recipe_of(run: Path) -> Recipe:
+    try:
+        return from_dict(json.loads((run / _RECIPE).read_bytes()))
+    except ValueError as error:
+        raise RunError(f"{run / _RECIPE} is damaged, start a new run: {error}") from error
 
 
 def _training_set(

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,23 @@ def test_a_complete_cache_is_reopened_and_a_changed_one_is_not(collection: Colle
     again = cache_images(collection.sources, SPEC, file, silent, "decode")
     assert again.pixels[0, 0, 0].tolist() == [255, 0, 0]
     assert first.items == again.items
+
+
+@pytest.mark.parametrize("name", ["c.u8", "c.json"])
+@pytest.mark.parametrize("kept_bytes", [None, 100], ids=["gone", "cut"])
+def test_a_cache_that_is_not_whole_is_decoded_again(
+    name: str, kept_bytes: int | None, collection: Collection, tmp_path: Path
+) -> None:
+    """Pixels or receipt removed or cut short, by a crash say, never become black images or an error."""
+    first = cache_images(collection.sources, SPEC, tmp_path / "c.u8", silent, "decode").pixels.numpy().copy()
+    if kept_bytes is None:
+        (tmp_path / name).unlink()
+    else:
+        os.truncate(tmp_path / name, kept_bytes)
+
+    again = cache_images(collection.sources, SPEC, tmp_path / "c.u8", silent, "decode")
+
+    assert np.array_equal(again.pixels.numpy(), first)
 
 
 def labels_file(tmp_path: Path, text: str) -> Path:

@@ -75,6 +75,16 @@ def test_a_run_ends_in_a_model_that_scores_what_it_says(photos: Path, labelled: 
     assert not list(runs.rglob("*.u8"))
     curve = [json.loads(line) for line in (runs / report.run / "metrics.jsonl").read_text().splitlines()]
     assert len([line for line in curve if "recall_at_1" in line]) == 2
+    resumed = train(
+        photos,
+        models=models,
+        runs=runs,
+        recipe=tiny_recipe(),
+        labels=labelled,
+        resume=report.run,
+        progress=silent,
+    )
+    assert (resumed.model.id, resumed.trained) == (report.model.id, report.trained)
 
 
 def test_without_labels_nothing_is_judged(photos: Path, tmp_path: Path) -> None:
