@@ -3,12 +3,13 @@
 Run: python tests/benchmarks/bench_build.py
 """
 
+import json
+import tempfile
 import time
 from pathlib import Path
 
 import faiss
 import numpy as np
-import pytest
 
 from indexer import evaluate, ivfpq
 from indexer.plan import Plan, held_out, plan
@@ -48,18 +49,18 @@ def _ours(rows: np.ndarray, folder: Path) -> tuple[float, float]:
     return time.process_time() - start, point.recall.recall_at_10
 
 
-@pytest.mark.benchmark
-def test_a_build_costs_little_more_than_bare_faiss(tmp_path: Path) -> None:
-    """An index of 100,000 × 128 with rows, rotation and measured recall takes at most 1.5 × bare FAISS."""
+def main() -> None:
+    """Measure both in turns and print the ratio."""
     rows = _clustered()
     # CPU seconds of all threads, the better of two turns each: other programs on the machine do not decide.
-    bare, ours = zip(*((_bare(rows, plan(COUNT, DIM)), _ours(rows, tmp_path)) for _ in range(2)), strict=True)
-    bare_s, (ours_s, recall) = min(bare), min(ours)
-    print(f"\nbare FAISS {bare_s:.2f} CPU s, with rows, recall and save {ours_s:.2f} s: ratio {ours_s / bare_s:.2f}")
-    print(f"recall@10 {recall:.4f}")
-    assert recall >= 0.99
-    assert ours_s <= 1.5 * bare_s
+    with tempfile.TemporaryDirectory() as folder:
+        turns = [(_bare(rows, plan(COUNT, DIM)), _ours(rows, Path(folder))) for _ in range(2)]
+    bare_s, (ours_s, recall) = min(bare for bare, _ in turns), min(ours for _, ours in turns)
+    print(
+        f"{COUNT:,} x {DIM}: bare FAISS {bare_s:.2f} CPU s; with rows, rotation, recall and save {ours_s:.2f} CPU s"
+    )
+    print(json.dumps({"bare_s": bare_s, "build_s": ours_s, "ratio": ours_s / bare_s, "recall_at_10": recall}))
 
 
 if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-s", "-m", "benchmark"]))
+    main()
