@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -73,8 +74,8 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
     discard(staging)
     staging.mkdir(parents=True)
     try:
-        save_file({name: value.contiguous() for name, value in checkpoint.weights.items()}, staging / _WEIGHTS)
-        torch.save(checkpoint.state, staging / _STATE)
+        save_weights({name: value.contiguous() for name, value in checkpoint.weights.items()}, staging / _WEIGHTS)
+        _save_state(checkpoint.state, staging / _STATE)
         files = {name: asdict(entry) for name, entry in record_files(staging).items()}
         receipt = {"files": files, "position": asdict(checkpoint.position)}
         (staging / MANIFEST).write_text(json.dumps(receipt))
@@ -89,6 +90,22 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
     for old in _all(folder)[_KEPT:]:
         discard(old)
     return target
+
+
+def save_weights(weights: dict[str, Tensor], path: Path) -> None:
+    """Write a safetensors file; raises OSError where that fails, which the library calls something else."""
+    try:
+        save_file(weights, path)
+    except SafetensorError as error:
+        raise OSError(f"can't write {path}: {error}") from error
+
+
+def _save_state(state: dict[str, Any], path: Path) -> None:
+    try:
+        with path.open("wb") as file:
+            torch.save(state, file)
+    except RuntimeError as error:  # torch's own, about positions in the file, hides that of a full disk
+        raise OSError(f"can't write {path}: {error.__context__ or error}") from error
 
 
 def latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:

@@ -19,13 +19,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from indexer import encoder as onnx_encoder
 from indexer import pixels
 from indexer.manifest import MANIFEST, ModelManifest, model_id, publish, read_model, record_files, verify
 from indexer.pixels import Pixels, PixelSpec
+from trainer.checkpoint import save_weights
 from trainer.encoders import Encoder
 
 # float32 convolutions summed in another order differ by about 1e-6 on unit-length embeddings; a wrong normalisation
@@ -98,7 +98,7 @@ def export(
         parts.mkdir()
         _write_graph(graph, spec, parts / "model.onnx")
         _write_probe(graph, spec, parts)
-        save_file(encoder.backbone.library_weights(), parts / "backbone.safetensors")
+        save_weights(encoder.backbone.library_weights(), parts / "backbone.safetensors")
         manifest = ModelManifest(
             id=model_id(record_files(parts), spec),
             dim=len(np.load(parts / "probe.npy", allow_pickle=False)),

@@ -2,7 +2,8 @@
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,6 +36,10 @@ class RunError(ValueError):
     """A run can't be started or resumed as asked; the message says why."""
 
 
+class RunStopped(OSError):
+    """The disk is full or fails; the run keeps what it has written and can be resumed."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainReport:
     """What a training run did.
@@ -47,7 +52,7 @@ class TrainReport:
         unknown_labels: paths of the labels table that are not in the collection.
         frozen: metrics of the backbone as it was before training; None without labels.
         trained: metrics of the exported model; None without labels.
-        warnings: what went wrong and was dealt with, for example a damaged checkpoint passed over.
+        warnings: what went wrong and was dealt with: folders that could not be listed, a damaged checkpoint.
         images_per_s: images drawn a second while training.
         seconds: wall clock by stage.
     """
@@ -116,14 +121,27 @@ def train(
         WeightsError: the backbone's weights can't be had.
         TrainingError, CheckpointError: training can't go on.
         ParityError: the exported model does not reproduce the trained one.
-        OSError: the disk is full; the run can be resumed.
+        RunStopped: the disk is full or fails.
     """
-    clock = _Clock()
     keep_freed_memory()
     chosen = choose_device(device)
     collection = open_collection(images)
     known = read_labels(labels, collection) if labels else None
     run = _resume_run(runs, resume) if resume else _new_run(runs, recipe)
+    with _told_how_to_go_on(run):
+        return _learn(images, collection, known, run, models, chosen, progress)
+
+
+def _learn(
+    images: Path,
+    collection: Collection,
+    known: Labels | None,
+    run: Path,
+    models: Path,
+    chosen: torch.device,
+    progress: Progress,
+) -> TrainReport:
+    clock = _Clock()
     recipe = _recipe_of(run)
     spec = PixelSpec(size=recipe.data.size, fit=recipe.data.fit)
 
@@ -172,7 +190,7 @@ def train(
         unknown_labels=known.unknown if known else (),
         frozen=frozen,
         trained=trained[0] if trained else None,
-        warnings=outcome.warnings,
+        warnings=(*(f"unreadable folder {folder}" for folder in collection.unreadable), *outcome.warnings),
         images_per_s=outcome.images_per_s,
         seconds=clock.seconds,
     )
@@ -184,7 +202,7 @@ def evaluate(
     """Judge a model of a store on labelled images: those with split `test`, or all where there is no split.
 
     Returns:
-        The metrics, and (item, reason) of each image that could not be decoded.
+        The metrics, and (item, reason) of each labelled image that is not there or could not be decoded.
 
     Raises:
         SourceError, LabelsError: the images or labels can't be used.
@@ -195,7 +213,8 @@ def evaluate(
     collection = open_collection(images)
     known = read_labels(labels, collection)
     sources = known.judging(collection.sources)
-    embeddings, classes, skipped = [], [], []
+    embeddings, classes = [], []
+    skipped = [(path, f"labelled, but not in {images}") for path in known.unknown]
     batch: list[Pixels] = []
     for decoded in decode_all(sources, runtime.pixels):
         if decoded.pixels is None:
@@ -236,6 +255,15 @@ def _resume_run(runs: Path, name: str) -> Path:
         known = sorted(path.parent.name for path in runs.glob(f"*/{_RECIPE}"))
         raise RunError(f"no run {name!r} in {runs}; it has: {', '.join(known) or 'none'}")
     return run
+
+
+@contextmanager
+def _told_how_to_go_on(run: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        what = f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror or error
+        raise RunStopped(f"{what}; free some space or mend that, and go on with --resume {run.name}") from error
 
 
 def _recipe_of(run: Path) -> Recipe:

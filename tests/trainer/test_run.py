@@ -64,7 +64,7 @@ def test_a_run_ends_in_a_model_that_scores_what_it_says(photos: Path, labelled: 
     verify(directory, read_model(directory))
     metrics, skipped = evaluate(directory, photos, labelled, progress=silent)
     assert metrics == report.trained
-    assert skipped == ()
+    assert skipped == (("gone.jpg", f"labelled, but not in {photos}"),)
     assert report.model.metrics["trained.recall_at_1"] == metrics.recall_at_1
     assert report.frozen is not None
     assert report.model.metrics["frozen.map_at_r"] == report.frozen.map_at_r
