@@ -1,0 +1,51 @@
+"""Bad input through the command, with real processes: one clear line, nothing lost, the rest goes on."""
+
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from indexer.store import Store
+
+SMALL = [
+    *("--backbone", "test_resnet", "--weights", "none", "--size", "32", "--dim", "16", "--epochs", "1"),
+    *("--set", "run.batch_size=20", "--device", "cpu"),
+]
+
+
+def kinsight(*words: object, most_file_bytes: int | None = None) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own; a bound on a file's size fails its writes as a full disk does."""
+
+    def bound() -> None:
+        if most_file_bytes is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (most_file_bytes, resource.RLIM_INFINITY))
+
+    return subprocess.run(
+        [sys.executable, "-m", "clients.cli", *map(str, words)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        preexec_fn=bound,
+        timeout=120,
+        check=False,
+    )
+
+
+def last_line(finished: subprocess.CompletedProcess[str]) -> str:
+    """The one error line of a failed command."""
+    assert (finished.returncode, finished.stdout) == (1, "")
+    assert "Traceback" not in finished.stderr
+    return finished.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("most_file_bytes", [100_000, 1_000_000], ids=["decoding", "checkpoint"])
+def test_a_disk_that_fills_while_training_says_how_to_go_on(most_file_bytes: int, photos: Path, store: Store) -> None:
+    """Whichever library was writing, the error is one line with the command that goes on; no model appears."""
+    finished = kinsight("train", photos, "--store", store.root, *SMALL, most_file_bytes=most_file_bytes)
+
+    (run,) = store.runs.iterdir()
+    assert f"go on with --resume {run.name}" in last_line(finished)
+    assert store.model_ids() == []
