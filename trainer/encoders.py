@@ -65,7 +65,7 @@ class Backbone(nn.Module):
             features = F.adaptive_avg_pool2d(features, 1) + F.adaptive_max_pool2d(features, 1)
         return features.flatten(1)
 
-    def library_weights(self) -> dict[str, Tensor]:
+    def named_weights(self) -> dict[str, Tensor]:
         """The weights under the names that timm or torchvision gives them, as `make_backbone` loads them."""
         return {key.removeprefix("model."): value.contiguous() for key, value in self.network.state_dict().items()}
 

@@ -98,7 +98,7 @@ def export(
         parts.mkdir()
         _write_graph(graph, spec, parts / "model.onnx")
         _write_probe(graph, spec, parts)
-        save_weights(encoder.backbone.library_weights(), parts / "backbone.safetensors")
+        save_weights(encoder.backbone.named_weights(), parts / "backbone.safetensors")
         manifest = ModelManifest(
             id=model_id(record_files(parts), spec),
             dim=len(np.load(parts / "probe.npy", allow_pickle=False)),

@@ -47,15 +47,15 @@ def test_imagenet_weights_come_from_the_pip_package() -> None:
     assert (backbone.channels, backbone.licence) == (1280, "Apache-2.0")
     assert backbone.mean.flatten().tolist() == backbone.std.flatten().tolist() == [0.5, 0.5, 0.5]
     random = make_backbone("tf_efficientnet_lite0", "none", size=64)
-    stem, other = (b.library_weights()["conv_stem.weight"] for b in (backbone, random))
+    stem, other = (b.named_weights()["conv_stem.weight"] for b in (backbone, random))
     assert not torch.equal(stem, other)
 
 
 def test_saved_weights_load_again(tmp_path: Path) -> None:
-    """library_weights() written as safetensors or .pth is what `weights=FILE` takes."""
+    """named_weights() written as safetensors or .pth is what `weights=FILE` takes."""
     original = make_backbone(CNN, "none", size=64).eval()
-    save_file(original.library_weights(), tmp_path / "w.safetensors")
-    torch.save(original.library_weights(), tmp_path / "w.pth")
+    save_file(original.named_weights(), tmp_path / "w.safetensors")
+    torch.save(original.named_weights(), tmp_path / "w.pth")
     images = torch.rand(1, 3, 64, 64)
     for file in ("w.safetensors", "w.pth"):
         loaded = make_backbone(CNN, str(tmp_path / file), size=64).eval()
@@ -64,7 +64,7 @@ def test_saved_weights_load_again(tmp_path: Path) -> None:
 
 def test_frozen_norms_keep_their_statistics(tmp_path: Path) -> None:
     """With freeze_bn a training pass moves no BatchNorm statistic and needs no gradient of their scale."""
-    save_file(make_backbone(CNN, "none", size=64).library_weights(), tmp_path / "w.safetensors")
+    save_file(make_backbone(CNN, "none", size=64).named_weights(), tmp_path / "w.safetensors")
     backbone = make_backbone(CNN, str(tmp_path / "w.safetensors"), size=64, freeze_bn=True).train()
     before = {key: value.clone() for key, value in backbone.state_dict().items() if "running" in key}
     backbone(torch.rand(4, 3, 64, 64))
@@ -80,7 +80,7 @@ def test_bad_weights_are_refused_by_name(tmp_path: Path, damage: str) -> None:
     """A damaged, malicious, missing or unfitting weights file is one error that names it."""
     file = tmp_path / "bad.pth"
     if damage == "truncated":
-        torch.save(make_backbone(CNN, "none", size=64).library_weights(), file)
+        torch.save(make_backbone(CNN, "none", size=64).named_weights(), file)
         file.write_bytes(file.read_bytes()[:1000])
     elif damage == "pickle":
         torch.save({"a": nn.Linear(1, 1)}, file)
