@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import sys
 import tomllib
 import zipfile
 from importlib import metadata
@@ -64,7 +65,12 @@ def test_every_direct_requirement_is_pinned_to_a_version_that_it_allows() -> Non
 @pytest.mark.slow
 def test_the_wheel_holds_every_room_and_no_tests(tmp_path: Path) -> None:
     """All importable packages, the recipes and the typing marks are shipped; the tests are not."""
-    subprocess.run(["hatchling", "build", "-t", "wheel", "-d", tmp_path], cwd=ROOT, check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    )
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
 
