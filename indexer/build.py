@@ -184,7 +184,10 @@ def _whole_or_nothing(staging: Path) -> Iterator[None]:
     except (OSError, sqlite3.Error) as error:
         manifest.discard(staging)
         reason = getattr(error, "strerror", None) or str(error)
-        remedy = "free some space" if getattr(error, "errno", 0) == errno.ENOSPC else "check the disk"
+        full = getattr(error, "errno", 0) == errno.ENOSPC or (
+            getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_FULL
+        )
+        remedy = "free some space" if full else "check the disk"
         raise WriteFailed(
             f"can't write a version into {staging.parent}: {reason}; {remedy} and build again"
         ) from error

@@ -124,14 +124,21 @@ def read_table(path: Path, columns: Iterable[str], optional: Iterable[str] = ())
     """
     try:
         table = _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_csv(path)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except UnicodeDecodeError as error:
+        raise SourceError(f"{_shown(path)} is not UTF-8 text: {error}; save it as UTF-8") from error
+    except (OSError, csv.Error) as error:
         raise SourceError(f"{_shown(path)} can't be read as a table: {error}") from error
     missing = [name for name in columns if name not in table]
     if missing:
         raise SourceError(
             f"{_shown(path)} has no column {', '.join(missing)}; its columns are: {', '.join(table) or 'none'}"
         )
-    return {name: table[name] for name in (*columns, *optional) if name in table}
+    chosen = {name: table[name] for name in (*columns, *optional) if name in table}
+    for name, cells in chosen.items():
+        for row, cell in enumerate(cells, start=1):
+            if "\0" in cell:
+                raise SourceError(f"{_shown(path)}, row {row}: {name} {cell!r} holds a NUL; save it as UTF-8 text")
+    return chosen
 
 
 def decode_all(sources: Sequence[Source], spec: PixelSpec, workers: int = 0) -> Iterator[Decoded]:

@@ -23,6 +23,7 @@ from server.service_search import SearchService
 
 SERVICE = search_service_pb2.DESCRIPTOR.services_by_name["SearchService"].full_name
 MAX_MESSAGE_BYTES = 32 * 2**20  # a 100-megapixel JPEG fits; gRPC answers RESOURCE_EXHAUSTED beyond it
+MAX_PORT = 65_535
 WATCH_INTERVAL_S = 1.0
 NOTICE_S = 0.2  # between saying NOT_SERVING and closing the door, so that who watches health hears it
 DRAIN_TIMEOUT_S = 10.0  # requests in progress may take this long; then they are cancelled
@@ -74,7 +75,6 @@ async def start(
     store: Store, *, listen: str, index: str | None = None, admission: Admission | None = None
 ) -> Running:
     """Open the indexes and answer requests on this event loop; `drain` ends it. See `serve` for the rest."""
-    _warn_if_open(listen)
     indexes, admission = Indexes(store, index), admission or Admission()
     server = grpc.aio.server(
         options=[
@@ -83,6 +83,7 @@ async def start(
         ]
     )
     port = _bind(server, listen)
+    _warn_if_open(listen)
     await asyncio.to_thread(indexes.refresh)
     service, checks = SearchService(indexes, admission), health.aio.HealthServicer()
     search_service_pb2_grpc.add_SearchServiceServicer_to_server(service, server)  # type: ignore[no-untyped-call]
@@ -123,6 +124,9 @@ async def _tell(checks: health.aio.HealthServicer, indexes: Indexes) -> None:
 
 
 def _bind(server: grpc.aio.Server, listen: str) -> int:
+    asked = listen.rpartition(":")[2]
+    if asked.isdecimal() and int(asked) > MAX_PORT:  # gRPC would take another one, the remainder by 65,536
+        raise CannotListen(f"can't listen on {listen}: a port is 0 to {MAX_PORT}")
     try:
         port = server.add_insecure_port(listen)
     except RuntimeError as error:

@@ -158,9 +158,14 @@ def status_of(error: Exception) -> status_pb2.Status:
     return status_pb2.Status(code=code, message=text, details=[_packed(detail) for detail in details])
 
 
+def foreseen(error: Exception) -> bool:
+    """Whether the table says how to answer it: its message tells all, and a stack would say nothing more."""
+    return _answer(error) is not _INTERNAL
+
+
 async def abort(context: grpc.aio.ServicerContext[object, object], error: Exception) -> NoReturn:
     """End a call with the answer to `error`; one that the table lacks is logged with its stack."""
-    if _answer(error) is _INTERNAL:
+    if not foreseen(error):
         log.error("a request failed", exc_info=error)
     status = rpc_status.to_status(status_of(error))
     await context.abort(status.code, status.details, status.trailing_metadata)

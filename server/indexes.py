@@ -9,7 +9,7 @@ from types import MappingProxyType
 from indexer.encoder import Encoder
 from indexer.store import Store
 from indexer.version import Version, active_version, open_version
-from server.errors import IndexNotFound, NoIndex
+from server.errors import IndexNotFound, NoIndex, foreseen
 from server.item_ids import ItemIds
 
 RETRY_S = 30.0  # until a version that could not be opened is tried again: opening reads every byte of it
@@ -119,7 +119,9 @@ class Indexes:
         except Exception as error:  # whatever is wrong with one version, everything else is served on
             if failure is None or str(failure.error) != str(error):
                 kept = f"version {index.number} is served on" if index is not None else "nothing is served of it"
-                log.exception("index %s: the activated version %s can't be opened; %s", name, number, kept)
+                stack = None if foreseen(error) else error
+                told = (name, number, kept, error)
+                log.error("index %s: the activated version %s can't be opened; %s: %s", *told, exc_info=stack)
             return index, Failure(number, error, time.monotonic() + RETRY_S)
 
     def _open(self, name: str, number: int) -> ActiveIndex:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from indexer.store import Store
+from tests.serving import Gallery, make_gallery, photo, serving
 
 SMALL = [
     *("--backbone", "test_resnet", "--weights", "none", "--size", "32", "--dim", "16", "--epochs", "1"),
@@ -39,6 +40,39 @@ def last_line(finished: subprocess.CompletedProcess[str]) -> str:
     assert (finished.returncode, finished.stdout) == (1, "")
     assert "Traceback" not in finished.stderr
     return finished.stderr.splitlines()[-1]
+
+
+@pytest.fixture
+def gallery(tmp_path: Path) -> Gallery:
+    """A store whose index `photos` holds six photographs."""
+    return make_gallery(tmp_path / "gallery", count=6)
+
+
+def test_a_query_whose_name_no_terminal_can_show_is_searched_like_any_other(gallery: Gallery, tmp_path: Path) -> None:
+    """Bytes that are not UTF-8, newlines and escape codes are escaped; an impossible id costs only itself."""
+    odd = tmp_path / os.fsdecode(b"caf\xe9\n\x1b[31m.png")
+    odd.write_bytes(photo(3))
+    with serving(gallery.store) as served:
+        finished = kinsight("search", odd, os.fsdecode(b"item:\xff"), "--server", served.target, "--top-k", 1)
+
+    (found,) = [line for line in finished.stdout.splitlines() if gallery.items[3] in line]
+    assert r"caf\udce9\n\x1b[31m.png" in found
+    assert finished.stderr.splitlines() == [
+        r"error: item:\udcff: is not UTF-8; an item's id has such bytes percent-encoded, for example %E9"
+    ]
+    assert finished.returncode == 1
+
+
+def test_a_grid_that_can_not_be_written_costs_no_answer(gallery: Gallery, photos: Path, tmp_path: Path) -> None:
+    """The hits are printed; the error names the file."""
+    grid = tmp_path / "nowhere" / "grid.png"
+    with serving(gallery.store) as served:
+        item = f"item:{gallery.items[0]}"
+        finished = kinsight("search", item, "--server", served.target, "--grid", grid, "--images", photos)
+
+    assert gallery.items[0] in finished.stdout
+    assert finished.stderr == f"error: {grid}: No such file or directory\n"
+    assert finished.returncode == 1
 
 
 @pytest.mark.parametrize("most_file_bytes", [100_000, 1_000_000], ids=["decoding", "checkpoint"])

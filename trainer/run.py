@@ -288,7 +288,11 @@ def _training_set(
 
 
 def _judging_set(known: Labels, collection: Collection, spec: PixelSpec, file: Path, progress: Progress) -> _Judge:
-    cache = cache_images(known.judging(collection.sources), spec, file, progress, "decode")
+    sources = known.judging(collection.sources)
+    cache = cache_images(sources, spec, file, progress, "decode")
+    if not len(cache):
+        item, reason = cache.skipped[0] if cache.skipped else ("", "")
+        raise SourceError(f"none of the {len(sources):,} images to judge on can be decoded; {item}: {reason}")
     return _Judge(cache, torch.tensor([known.class_of[item] for item in cache.items], dtype=torch.int64))
 
 

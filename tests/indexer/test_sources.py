@@ -84,9 +84,10 @@ def test_tables_list_paths(tmp_path: Path) -> None:
         (b"file,class\na.png,1\n", "no column path; its columns are: file, class"),
         (b"path,class\na.png\n", "line 2"),
         (b"path\na.png,1\n", "line 2"),
-        (b"path\n\xff.png\n", "can't be read"),
+        (b"path\n\xff.png\n", "save it as UTF-8"),
         (b'path\n"a.png\n', "can't be read"),
         (b"", "no column path; its columns are: none"),
+        (b"path\na.png\nb\0.png\n", "row 2: path .* holds a NUL"),
     ],
 )
 def test_a_broken_csv_is_refused(tmp_path: Path, text: bytes, message: str) -> None:

@@ -81,6 +81,12 @@ def test_a_taken_port_is_an_error_that_names_it(served: Served, gallery: Gallery
     assert f"can't listen on {served.target}: it is taken" in result.stderr
 
 
+def test_a_port_beyond_the_last_is_refused(gallery: Gallery) -> None:
+    """It is not cut down to another port, as gRPC would."""
+    with pytest.raises(app.CannotListen, match="a port is 0 to 65535"), serving(gallery.store, port=99_999):
+        pass
+
+
 def test_listening_beyond_this_machine_warns(gallery: Gallery, caplog: pytest.LogCaptureFixture) -> None:
     """There is no authentication yet, and whoever opens the door is told."""
     for listen, warned in (("127.0.0.1:1", 0), ("localhost:1", 0), ("[::1]:1", 0), ("0.0.0.0:1", 1), ("[::]:1", 1)):

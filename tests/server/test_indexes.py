@@ -70,10 +70,10 @@ def test_a_corrupt_activation_is_logged_once_and_the_old_version_serves_on(
         for _ in range(3):
             indexes.refresh()
     assert indexes.get("photos").number == 1
-    assert [record.message for record in caplog.records] == [
-        "index photos: the activated version 2 can't be opened; version 1 is served on"
-    ]
-    assert "rows.faiss" in caplog.text
+    (record,) = caplog.records
+    start = f"index photos: the activated version 2 can't be opened; version 1 is served on: {rows} has "
+    assert record.message.startswith(start)
+    assert "Traceback" not in caplog.text
 
 
 def test_a_corrupt_version_is_tried_again_after_a_while(own: Gallery, monkeypatch: pytest.MonkeyPatch) -> None:
