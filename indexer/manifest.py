@@ -161,7 +161,7 @@ def publish(staging: Path, target: Path, manifest: Manifest) -> Path:
         created=manifest.created or datetime.now(UTC).isoformat(timespec="seconds"),
     )
     for path in staging.iterdir():
-        _sync(path)
+        sync(path)
     fields = dataclasses.asdict(complete)
     sealed = {**fields, _SEAL: _seal(fields)}
     write_atomically(staging / MANIFEST, json.dumps(sealed, indent=2).encode() + b"\n")
@@ -169,7 +169,7 @@ def publish(staging: Path, target: Path, manifest: Manifest) -> Path:
     if target.exists():
         raise FileExistsError(f"{target} exists already; a published directory never changes")
     staging.rename(target)
-    _sync(target.parent)
+    sync(target.parent)
     return target
 
 
@@ -189,7 +189,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync(path.parent)
+    sync(path.parent)
 
 
 def read_model(directory: Path) -> ModelManifest:
@@ -264,7 +264,8 @@ def _opened(manifest: Manifest) -> tuple[str, ...]:
     return (*codes, "rows.faiss", "items.sqlite")
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until a file, or the entries of a directory, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -7,7 +7,6 @@ random generators, loaded as data only) and `manifest.json`, which holds the siz
 """
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from indexer.manifest import MANIFEST, FileRecord, discard, record, record_files
+from indexer.manifest import MANIFEST, FileRecord, discard, record, record_files, sync
 
 _PREFIX = "step-"
 _WEIGHTS, _STATE = "weights.safetensors", "state.pt"
@@ -80,13 +79,13 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
         receipt = {"files": files, "position": asdict(checkpoint.position)}
         (staging / MANIFEST).write_text(json.dumps(receipt))
         for path in staging.iterdir():
-            _sync(path)
+            sync(path)
         discard(target)  # a run that continued from an older checkpoint comes by again
         staging.rename(target)
     except BaseException:
         discard(staging)
         raise
-    _sync(folder)
+    sync(folder)
     for old in _all(folder)[_KEPT:]:
         discard(old)
     return target
@@ -144,11 +143,3 @@ def _read(directory: Path) -> Checkpoint:
 def _all(folder: Path) -> list[Path]:
     """The checkpoints of a run, newest first."""
     return sorted(folder.glob(f"{_PREFIX}*"), reverse=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
