@@ -5,8 +5,7 @@ candidates from the full-precision rows, which stay on the disk and are mapped. 
 """
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -26,6 +25,8 @@ Neighbours = tuple[Embeddings, Rows]
 # Up to here one thread is faster than waking the others, and many callers at once would each wake all of them.
 SMALL_QUERIES = 16
 
+_ALL_THREADS = int(faiss.omp_get_max_threads())
+_calling = threading.local()
 _reading = threading.Lock()
 
 
@@ -55,8 +56,8 @@ class Index:
         Returns:
             Similarities (Q, k) float32, nearest first, and rows (Q, k) int64.
         """
-        with _threads_for(len(queries)):
-            similarities, rows = self.rows.search(queries, k)
+        _use_threads(1 if len(queries) <= SMALL_QUERIES else _ALL_THREADS)
+        similarities, rows = self.rows.search(queries, k)
         return similarities, rows
 
     def search(self, queries: Embeddings, k: int, nprobe: int, k_factor: int) -> Neighbours:
@@ -69,8 +70,8 @@ class Index:
             return self.search_exact(queries, k)
         # Parameters go with the call: an index that others are searching is never changed.
         parameters = _parameters(nprobe, k_factor)
-        with _threads_for(len(queries)):
-            similarities, rows = self._refined.search(queries, k, params=parameters)
+        _use_threads(1 if len(queries) <= SMALL_QUERIES else _ALL_THREADS)
+        similarities, rows = self._refined.search(queries, k, params=parameters)
         short = rows[:, -1] < 0
         if short.any():
             similarities[short], rows[short] = self.search_exact(np.ascontiguousarray(queries[short]), k)
@@ -96,6 +97,7 @@ def train(plan: Plan, sample: Embeddings, *, use_gpu: bool) -> Any:
         sample: (plan.train_rows, D) float32 rows.
         use_gpu: run the k-means of the lists on the GPUs; raises RuntimeError where FAISS can't.
     """
+    _use_threads(_ALL_THREADS)
     dim = sample.shape[1]
     rotation = _balancing_rotation(sample)
     rotated = rotation.apply(sample)
@@ -117,6 +119,7 @@ def gpu_count() -> int:
 
 def add(index: Any, rows: Embeddings, report: Callable[[int], None]) -> None:
     """Add (N, D) rows in their order, a chunk at a time; `report` hears how many are in."""
+    _use_threads(_ALL_THREADS)
     for start in range(0, len(rows), ADD_CHUNK):
         index.add(take(rows, slice(start, start + ADD_CHUNK)))
         report(index.ntotal)
@@ -162,13 +165,9 @@ def _balancing_rotation(sample: Embeddings) -> Any:
     return rotation
 
 
-@contextmanager
-def _threads_for(queries: int) -> Iterator[None]:
-    # OpenMP keeps this setting per calling thread, so concurrent searches do not disturb each other.
-    before = faiss.omp_get_max_threads()
-    if queries <= SMALL_QUERIES:
-        faiss.omp_set_num_threads(1)
-    try:
-        yield
-    finally:
-        faiss.omp_set_num_threads(before)
+def _use_threads(wanted: int) -> None:
+    # OpenMP keeps this setting per calling thread, so concurrent searches do not disturb each other. Who finds it as
+    # wanted leaves FAISS alone: each call of it gives up the interpreter lock, and has to wait to get it back.
+    if getattr(_calling, "openmp_threads", None) != wanted:
+        faiss.omp_set_num_threads(wanted)
+        _calling.openmp_threads = wanted

@@ -78,7 +78,8 @@ class Version:
             plan = self.manifest.plan
             similarities, rows = self._index.search(queries, k, nprobe or plan["nprobe"], plan["k_factor"])
         # Products of float32 unit vectors exceed 1 by some 1e-7.
-        return np.clip(similarities, -1.0, 1.0, out=similarities), rows
+        np.minimum(similarities, 1.0, out=similarities)
+        return np.maximum(similarities, -1.0, out=similarities), rows
 
     def items(self, rows: Iterable[int]) -> list[str]:
         """The item ids of rows, in their order; raises IndexError for a row that is not there."""

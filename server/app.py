@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import grpc
+import uvloop
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from kinsight.v1 import search_service_pb2, search_service_pb2_grpc
 
@@ -47,6 +48,11 @@ class Running:
     admission: Admission
     service: SearchService
     watch: asyncio.Task[None]
+
+
+def run(store: Store, *, listen: str, index: str | None, ready: Callable[[int], None]) -> None:
+    """`serve` on an event loop of its own, uvloop's, which answers more queries with less of the processor."""
+    uvloop.run(serve(store, listen=listen, index=index, ready=ready))
 
 
 async def serve(store: Store, *, listen: str, index: str | None, ready: Callable[[int], None]) -> None:

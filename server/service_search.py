@@ -28,9 +28,8 @@ from server.searching import Floats, Group, Query
 
 DEFAULT_TOP_K = 10
 MAX_TOP_K = 1000
-MAX_SEARCH_BATCH = 16  # above it a search wakes FAISS's other threads, which the other worker is better for
+MAX_SEARCH_BATCH = 64  # beyond 16, FAISS shares a batch out over all cores
 MAX_EMBED_BATCH = 16  # on a CPU larger batches are no faster an image, and the first of them waits for the last
-SEARCH_WORKERS = 2  # one searches while the other's answers are written; a slow exact search blocks only one
 
 _Context = grpc.aio.ServicerContext[object, object]
 
@@ -48,8 +47,13 @@ class SearchService(search_service_pb2_grpc.SearchServiceServicer):
         self._embedding = Batcher[tuple[Encoder, Pixels], Floats](
             "embed", searching.embed, workers=1, max_batch=MAX_EMBED_BATCH
         )
+        # One worker each: two would take the interpreter from each other and from the event loop.
         self._searching = Batcher[Query, SearchResponse](
-            "search", searching.search, workers=SEARCH_WORKERS, max_batch=MAX_SEARCH_BATCH
+            "search", searching.search, workers=1, max_batch=MAX_SEARCH_BATCH
+        )
+        # Comparing with every item can take seconds, which the other searches don't wait for.
+        self._scanning = Batcher[Query, SearchResponse](
+            "scan", searching.search, workers=1, max_batch=MAX_SEARCH_BATCH
         )
 
     async def Search(self, request: SearchRequest, context: _Context) -> SearchResponse:  # noqa: N802 - gRPC's name
@@ -58,7 +62,8 @@ class SearchService(search_service_pb2_grpc.SearchServiceServicer):
             with self._admission.admit(len(request.image)):
                 index = self._indexes.get(request.index)
                 group = _group(request, index)
-                return await self._searching.submit(Query(group, await self._query(request, index)))
+                batcher = self._scanning if group.exact else self._searching
+                return await batcher.submit(Query(group, await self._query(request, index)))
         except Exception as error:
             await errors.abort(context, error)
 
@@ -74,7 +79,9 @@ class SearchService(search_service_pb2_grpc.SearchServiceServicer):
 
     async def close(self) -> None:
         """End the worker threads; call after the last request."""
-        await asyncio.gather(self._decoding.close(), self._embedding.close(), self._searching.close())
+        await asyncio.gather(
+            self._decoding.close(), self._embedding.close(), self._searching.close(), self._scanning.close()
+        )
 
     async def _query(self, request: SearchRequest, index: ActiveIndex) -> Floats | str:
         match request.WhichOneof("query"):

@@ -151,12 +151,12 @@ def serving(
 
 
 SERVE = """
-import asyncio, sys
+import sys
 from pathlib import Path
+from server.app import run
 from indexer.store import Store
-from server.app import serve
 store, listen = Store(Path(sys.argv[1])), sys.argv[2]
-asyncio.run(serve(store, listen=listen, index=None, ready=lambda port: print(port, flush=True)))
+run(store, listen=listen, index=None, ready=lambda port: print(port, flush=True))
 """
 
 

@@ -28,10 +28,8 @@ def serve(store: Path, listen: str, index: str | None, as_json: bool) -> None:
     \b
     JSON keys, printed once requests are answered: listen, port
     """
-    import asyncio
-
     from indexer.store import Store
-    from server.app import serve as run
+    from server.app import run
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     host = listen.rpartition(":")[0]
@@ -43,4 +41,4 @@ def serve(store: Path, listen: str, index: str | None, as_json: bool) -> None:
         else:
             click.echo(f"serving on {address}; try: kinsight search IMAGE --server {address}")
 
-    asyncio.run(run(Store(store), listen=listen, index=index, ready=ready))
+    run(Store(store), listen=listen, index=index, ready=ready)

@@ -19,7 +19,7 @@ from indexer import pixels
 from indexer.encoder import Encoder
 from indexer.pixels import PixelSpec
 from indexer.store import Store
-from tests.benchmarks.bench_search import SECONDS, TOP_K, measure_served, print_rows
+from tests.benchmarks.bench_search import SECONDS, TOP_K, measure_served, print_rows, run_server
 from tests.serving import make_version
 from trainer.encoders import Encoder as TorchEncoder
 from trainer.encoders import make_backbone
@@ -38,7 +38,8 @@ def main() -> None:
         rows = encoder.embed(np.stack([pixels.decode(photo, encoder.pixels) for photo in photos]))
         make_version(store, "photos", 1, encoder.model, [str(seed) for seed in range(PHOTOS)], rows)
         in_process = {f"batches of {batch}": measure_in_process(encoder, photos, batch) for batch in (1, BATCH)}
-        served = measure_served(root, [{"image": photo, "top_k": TOP_K} for photo in photos])
+        searches = [{"image": photo, "top_k": TOP_K} for photo in photos]
+        served = {"Search": measure_served(run_server, root, searches)}
     print(f"{BACKBONE} at {SIZE} pixels, JPEG 500 x 375, {os.cpu_count()} cores")
     print_rows(in_process, served)
     print(json.dumps({"in_process": in_process, "served": served}))
