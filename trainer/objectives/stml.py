@@ -174,12 +174,19 @@ class STML(Objective):
         with torch.autocast(images.device.type, enabled=False):
             f, g = self.encoder.head(features.float()), self.background(features.float())
             z = F.normalize(self.teacher[1](taught.float()), dim=1)
-            similarity = contextual_similarity(z, index, self.context, self.sigma)
-            return {
-                "relaxed_contrastive_f": 0.5 * relaxed_contrastive(f, similarity, self.delta),
-                "relaxed_contrastive_g": 0.5 * relaxed_contrastive(g, similarity, self.delta),
-                "self_distillation": self_distillation(f, g, self.temperature),
-            }
+            return self._terms(f, g, self._similarity(z, index))
+
+    def _similarity(self, teacher: Tensor, index: Tensor) -> Tensor:
+        """The batch's pseudo-labels, (N, N) in [0, 1]."""
+        return contextual_similarity(teacher, index, self.context, self.sigma)
+
+    def _terms(self, f: Tensor, g: Tensor, similarity: Tensor) -> dict[str, Tensor]:
+        """The terms of the loss of both heads' embeddings under these pseudo-labels."""
+        return {
+            "relaxed_contrastive_f": 0.5 * relaxed_contrastive(f, similarity, self.delta),
+            "relaxed_contrastive_g": 0.5 * relaxed_contrastive(g, similarity, self.delta),
+            "self_distillation": self_distillation(f, g, self.temperature),
+        }
 
     def after_step(self, progress: float) -> None:  # noqa: ARG002
         """The teacher follows the student."""
