@@ -212,6 +212,10 @@ class STML(Objective):
         features = embed_all(self.encoder.backbone)
         if not self.heads_are_set:
             self._set_heads(features)
+        return self._batches(features, batch_size)
+
+    def _batches(self, features: Tensor, batch_size: int) -> Tensor:
+        """An epoch's sampling order, of the backbone's (N, C) features of the training set."""
         with torch.no_grad():
             lists = nearest(self.background(features), self.neighbours).cpu()
         draw = random.Random(int(torch.randint(2**62, ())))  # noqa: S311  # of the loop's seeded generator
