@@ -13,7 +13,7 @@
     ├── Overloaded
     └── Draining                  the server is shutting down
 
-The errors of the indexer (undecodable image, unknown item, corrupt version) are translated by the same table.
+The errors of the indexer (undecodable image, unknown item, corrupt version, missing model) are translated by the same table.
 Whatever the table lacks is INTERNAL: logged with its stack, answered without.
 """
 
@@ -30,6 +30,7 @@ from grpc_status import rpc_status
 from indexer.encoder import ProbeMismatch
 from indexer.manifest import ManifestError
 from indexer.pixels import ImageTooLarge, UndecodableImage
+from indexer.store import NotFound
 from indexer.version import UnknownItem, VersionError
 
 DOMAIN = "kinsight"
@@ -131,6 +132,7 @@ TABLE: Mapping[type[Exception], Answer] = {
     Draining: Answer(grpc.StatusCode.UNAVAILABLE, "DRAINING", retry=True),
     ManifestError: Answer(grpc.StatusCode.DATA_LOSS, "INDEX_CORRUPT"),
     VersionError: Answer(grpc.StatusCode.DATA_LOSS, "INDEX_CORRUPT"),
+    NotFound: Answer(grpc.StatusCode.DATA_LOSS, "MODEL_MISSING"),
     ProbeMismatch: Answer(grpc.StatusCode.DATA_LOSS, "MODEL_PROBE_MISMATCH"),
 }
 

@@ -91,7 +91,8 @@ def kinsight(traceback: bool) -> None:
 
     The loop: train a model on images, build an index of images with it, serve the index, search it.
 
-    Results go to stdout, progress and messages to stderr. Exit codes: 0 done, 1 failed, 2 wrongly called.
+    Results go to stdout, progress and messages to stderr. Exit codes: 0 done, 1 failed, 2 wrongly called,
+    130 interrupted by Ctrl-C.
     """
 
 

@@ -18,6 +18,9 @@ from clients.cli.output import print_facts, print_json
 FAISS_PACKAGES = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu11", "faiss-gpu-cu12", "faiss-gpu-cuvs")
 ONNXRUNTIME_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino")
 
+# It starts anywhere, and only sends work to a service on the network, which Kinsight never does.
+REMOTE_PROVIDERS = {"AzureExecutionProvider"}
+
 _LISTED = ("kinsight", "numpy", "pillow", "grpcio", "protobuf", "click", "rich", "pyarrow", "onnx", "timm")
 
 # What tells that an extra is not wanted, because the other one of the pair is there.
@@ -185,14 +188,14 @@ def _live_providers(onnxruntime: Any) -> list[str]:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # a provider without its libraries logs an error; the list is the answer
     live = []
-    for provider in onnxruntime.get_available_providers():
+    for provider in set(onnxruntime.get_available_providers()) - REMOTE_PROVIDERS:
         try:
             session = onnxruntime.InferenceSession(IDENTITY_MODEL, options, providers=[provider])
         except Exception:  # noqa: S112  each provider fails in its own way; not live is what is asked
             continue
         if provider in session.get_providers():
             live.append(provider)
-    return live
+    return sorted(live)
 
 
 def _check_torch(report: Report, installed: Callable[[str], str | None]) -> None:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
@@ -244,6 +244,15 @@ def test_a_module_of_no_extra_is_a_defect() -> None:
     assert expected_message(ModuleNotFoundError("No module named 'x'", name="x")) is None
 
 
+@pytest.fixture
+def _ctrl_c_arrives() -> Iterator[None]:
+    """Children take SIGINT even where the tests run in the background of a script, which makes them ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_ctrl_c_arrives")
 def test_interrupting_a_build_ends_with_130_and_no_version(store: Store, tmp_path: Path, tiny_model: str) -> None:
     """Ctrl-C while indexing prints one line, exits with 130, and leaves no half-written version."""
     folder = tmp_path / "many"

@@ -117,6 +117,14 @@ def _wrong_probe(gallery: Gallery, root: Path) -> Iterator[Served]:
 
 
 @contextmanager
+def _without_model(gallery: Gallery, root: Path) -> Iterator[Served]:
+    with _copied(gallery, root) as copy:
+        shutil.rmtree(copy.store.model(copy.model))
+        with serving(copy.store) as served:
+            yield served
+
+
+@contextmanager
 def _broken_inside(gallery: Gallery, root: Path) -> Iterator[Served]:
     with serving(gallery.store) as served:
         served.running.indexes.get("photos").version._items._connection.close()
@@ -129,6 +137,7 @@ SERVERS = {
     "shutting down": (_draining, "DRAINING"),
     "a changed file": (_tampered, "INDEX_CORRUPT"),
     "a damaged pointer": (_damaged_pointer, "INDEX_CORRUPT"),
+    "a model that was removed": (_without_model, "MODEL_MISSING"),
     "another graph's probe": (_wrong_probe, "MODEL_PROBE_MISMATCH"),
     "a failure that nobody foresaw": (_broken_inside, "INTERNAL"),
 }
