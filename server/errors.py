@@ -13,8 +13,8 @@
     ├── Overloaded
     └── Draining                  the server is shutting down
 
-The errors of the indexer (undecodable image, unknown item, corrupt version, missing model) are translated by the same table.
-Whatever the table lacks is INTERNAL: logged with its stack, answered without.
+The errors of the indexer (undecodable image, unknown item, corrupt version, missing model) are translated by the same
+table. Whatever it lacks is INTERNAL: logged with its stack, answered without.
 """
 
 import logging

@@ -11,7 +11,6 @@ import tempfile
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from indexer.manifest import MANIFEST, ModelManifest, model_id, publish, read_mo
 from indexer.pixels import Pixels, PixelSpec
 from trainer.checkpoint import save_weights
 from trainer.encoders import Encoder
+from trainer.environment import software
 
 # float32 convolutions summed in another order differ by about 1e-6 on unit-length embeddings; a wrong normalisation
 # or a resize that slipped into the graph differs by far more than these.
@@ -36,7 +36,6 @@ OVERLAP_AT = 10
 PARITY_IMAGES = 64
 
 OPSET = 20
-_SOFTWARE = ("torch", "torchvision", "timm", "onnx", "onnxruntime", "onnxruntime-gpu", "numpy", "pillow")
 
 Judge = Callable[[onnx_encoder.Encoder], Mapping[str, float]]
 
@@ -105,7 +104,7 @@ def export(
             pixels=spec,
             metrics={},
             parity={},
-            software=_software(),
+            software=software(),
             **vars(origin),
         )
         if (models / manifest.id / MANIFEST).exists():
@@ -238,13 +237,3 @@ def _neighbour_overlap(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -
         np.fill_diagonal(similarity, -np.inf)
         nearest.append(np.argsort(-similarity, axis=1, kind="stable")[:, :depth])
     return float(np.mean([len(np.intersect1d(p, q)) / depth for p, q in zip(*nearest, strict=True)]))
-
-
-def _software() -> dict[str, str]:
-    found = {}
-    for name in _SOFTWARE:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:  # one of the two onnxruntime packages is always absent
-            continue
-    return found

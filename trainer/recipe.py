@@ -14,10 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+import tomli_w
+
 from trainer.objective import View
 from trainer.objectives import objective_class
 
 _FOLDER = Path(__file__).parent / "recipes"
+_ABOUT = ("description", "measured")  # what a file says of its recipe beside its values
 
 
 class RecipeError(ValueError):
@@ -129,29 +132,98 @@ class Recipe:
     run: Run = field(default_factory=Run)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What a recipe reached once: figures of a run that anyone can repeat.
+
+    Attributes:
+        data: the images that it was judged on.
+        seed: of the run.
+        commit: of the code.
+        hardware: that it ran on.
+        command: that gives these figures.
+        seconds: wall clock of the training.
+        frozen_recall_at_1, recall_at_1: R@1 of the backbone before training, and of the model.
+        frozen_map_at_r, map_at_r: MAP@R of the same two.
+    """
+
+    data: str
+    seed: int
+    commit: str
+    hardware: str
+    command: str
+    seconds: float
+    frozen_recall_at_1: float
+    recall_at_1: float
+    frozen_map_at_r: float
+    map_at_r: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class About:
+    """What a recipe's file says of it.
+
+    Attributes:
+        name: of the recipe.
+        description: one sentence: what it is for.
+        measured: what it reached; empty where nobody has measured it.
+    """
+
+    name: str
+    description: str
+    measured: tuple[Measured, ...]
+
+
 def load(name: str | Path) -> Recipe:
     """A recipe by name, such as `stml`, or from a TOML file.
 
     Raises:
         RecipeError: no such recipe or file, not TOML, or a key or value that is not right.
     """
+    fields = _read(name)
+    _about(str(name), fields)  # a mistake there is told too
+    return from_dict({section: values for section, values in fields.items() if section not in _ABOUT})
+
+
+def about(name: str) -> About:
+    """What a recipe says of itself; raises RecipeError as `load` does."""
+    return _about(name, _read(name))
+
+
+def names() -> list[str]:
+    """The recipes that ship with the trainer."""
+    return sorted(path.stem for path in _FOLDER.glob("*.toml"))
+
+
+def _read(name: str | Path) -> dict[str, Any]:
     path = _FOLDER / f"{name}.toml"
     if not path.is_file():
         path = Path(name)
     try:
-        fields = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(
             f"no recipe {str(name)!r}; there are: {', '.join(names())}, or give a .toml file"
         ) from error
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"recipe {path} is not TOML: {error}") from error
-    return from_dict(fields)
 
 
-def names() -> list[str]:
-    """The recipes that ship with the trainer."""
-    return sorted(path.stem for path in _FOLDER.glob("*.toml"))
+def _about(name: str, fields: Mapping[str, Any]) -> About:
+    description, tables = fields.get("description", ""), fields.get("measured", [])
+    if not isinstance(description, str):
+        raise RecipeError(f"description is {description!r}; it must be of type str")
+    if not isinstance(tables, list) or not all(isinstance(table, Mapping) for table in tables):
+        raise RecipeError("measured must be one table for each run, [[measured]]")
+    return About(name=name, description=description, measured=tuple(map(_measured, tables)))
+
+
+def _measured(table: Mapping[str, Any]) -> Measured:
+    kinds = get_type_hints(Measured)
+    missing = [key for key in kinds if key not in table]
+    if missing:
+        raise RecipeError(f"[[measured]] lacks {', '.join(missing)}; a figure that can't be repeated is not one")
+    return Measured(**_values("measured", table, kinds))
 
 
 def override(recipe: Recipe, *assignments: str) -> Recipe:
@@ -180,6 +252,16 @@ def to_dict(recipe: Recipe) -> dict[str, dict[str, Any]]:
     fields["objective"] = {"name": objective["name"], **objective["keywords"]}
     plain: dict[str, dict[str, Any]] = json.loads(json.dumps(fields))
     return plain
+
+
+def to_toml(recipe: Recipe) -> str:
+    """A TOML file that `load` reads as this very recipe, every value written out."""
+    fields = to_dict(recipe)
+    written = {
+        section: {key: "none" if value is None else value for key, value in values.items()}
+        for section, values in fields.items()
+    }
+    return tomli_w.dumps(written)
 
 
 def from_dict(fields: Mapping[str, Mapping[str, Any]]) -> Recipe:

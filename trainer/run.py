@@ -1,6 +1,5 @@
 """One training run from images to a registered model, and the judging of models with labels."""
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,15 +17,16 @@ from indexer.manifest import ModelManifest, write_atomically
 from indexer.pixels import Pixels, PixelSpec
 from indexer.sources import Collection, Source, SourceError, decode_all, open_collection
 from trainer.encoders import Backbone, Encoder, make_backbone
+from trainer.environment import record_environment
 from trainer.evaluate import Metrics, retrieval_metrics
 from trainer.export import PARITY_IMAGES, Origin, export
 from trainer.images import ImageCache, Labels, Progress, cache_images, read_labels
 from trainer.loop import train as run_loop
 from trainer.memory import keep_freed_memory
 from trainer.objectives import make_objective
-from trainer.recipe import Recipe, from_dict, to_dict
+from trainer.recipe import Recipe, RecipeError, load, to_dict, to_toml
 
-_RECIPE = "recipe.json"  # of a run: resolved, written before the first step
+_RECIPE = "recipe.toml"  # of a run: resolved, written before the first step
 _EMBED_BATCH = 128
 
 Embed = Callable[[Tensor], Tensor]  # pixels (B, S, S, 3) uint8 to embeddings (B, D) float32, unit length
@@ -143,6 +143,7 @@ def _learn(
 ) -> TrainReport:
     clock = _Clock()
     recipe = _recipe_of(run)
+    environment = record_environment(run, chosen, recipe.run.seed)
     spec = PixelSpec(size=recipe.data.size, fit=recipe.data.fit)
 
     cache = _training_set(images, collection, known, recipe, run, progress)
@@ -245,7 +246,7 @@ def _new_run(runs: Path, recipe: Recipe) -> Path:
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")[:-3]
     run = runs / f"{stamp}-{recipe.objective.name}-seed{recipe.run.seed}"
     run.mkdir(parents=True)
-    write_atomically(run / _RECIPE, json.dumps(to_dict(recipe), indent=2).encode() + b"\n")
+    write_atomically(run / _RECIPE, to_toml(recipe).encode())
     return run
 
 
@@ -268,8 +269,8 @@ def _told_how_to_go_on(run: Path) -> Iterator[None]:
 
 def _recipe_of(run: Path) -> Recipe:
     try:
-        return from_dict(json.loads((run / _RECIPE).read_bytes()))
-    except ValueError as error:
+        return load(run / _RECIPE)
+    except RecipeError as error:
         raise RunError(f"{run / _RECIPE} is damaged, start a new run: {error}") from error
 
 

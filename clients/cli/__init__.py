@@ -8,7 +8,7 @@ import sys
 
 
 def main() -> None:
-    """Run the command with the arguments of this process, and exit: 0 done, 1 failed, 2 wrongly called, 130 interrupted."""
+    """Run the command with the arguments of this process, and exit with its code."""
     try:
         from clients.cli.command import kinsight
     except ModuleNotFoundError as error:

@@ -122,8 +122,8 @@ def test_a_signal_lets_requests_in_progress_finish_and_refuses_new_ones(number: 
         for thread in threads:
             thread.join(20)
         assert process.wait(20) == 0
-    # A request may still be on its way to the server for some milliseconds after it began.
-    in_progress = [call.code for call in calls if call.began < signalled - 0.05 and call.ended > signalled]
+    # A request may still be on its way to the server when it began: some milliseconds, more on a busy machine.
+    in_progress = [call.code for call in calls if call.began < signalled - 0.25 and call.ended > signalled]
     assert in_progress
     assert {None} == {*in_progress, *(call.code for call in calls if call.ended < signalled)}
     assert [call.code for call in calls if call.code is not None] == [grpc.StatusCode.UNAVAILABLE] * 4
