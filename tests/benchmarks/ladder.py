@@ -1,0 +1,392 @@
+"""The ladder: STML with one piece replaced at a time, over seeds, on one labelled collection.
+
+Run: python tests/benchmarks/ladder.py IMAGES --labels CSV --out DIR [--seeds 0 1 2] [--rungs NAME...]
+     [--recipe stml] [--set section.key=value ...]
+
+Every rung trains with the trainer's own loop on the images that the labels do not keep for judging, and is judged on
+those that they do, by head f in unit length after the last epoch (`untrained` and `frozen` by the backbone's pooled
+features); R@1 by epoch is kept as information and chooses nothing. Each finished rung and seed is a line of
+DIR/results.jsonl and is skipped when the same command comes again; one that was killed goes on from its checkpoint.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import platform
+import shlex
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from clients.cli.output import Progress, progress
+from indexer.pixels import PixelSpec
+from indexer.sources import open_collection
+from trainer import recipe as recipes
+from trainer.encoders import Encoder, make_backbone
+from trainer.evaluate import Metrics, retrieval_metrics
+from trainer.images import ImageCache, cache_images, read_labels
+from trainer.loop import train
+from trainer.memory import keep_freed_memory
+from trainer.objectives.stml import STML, self_distillation
+from trainer.parts.distances import squared_distances
+from trainer.recipe import Recipe
+from trainer.run import choose_device
+
+ROOT = Path(__file__).parents[2]
+ALIKE_ABOVE = 0.5  # of pseudo-labels in [0, 1], where a rung needs a yes or a no
+COLUMNS = {
+    "R@1": "recall_at_1",
+    "R@2": "recall_at_2",
+    "R@4": "recall_at_4",
+    "R@8": "recall_at_8",
+    "MAP@R": "map_at_r",
+}
+_JUDGE_BATCH = 128
+
+
+class RandomBatches(STML):
+    """As many steps of as many images, drawn at random without replacement instead of as lists of neighbours."""
+
+    def _batches(self, features: Tensor, batch_size: int) -> Tensor:
+        steps, width = super()._batches(features, batch_size).shape
+        return torch.stack([torch.randperm(len(features))[:width] for _ in range(steps)])
+
+
+class PairwiseOnly(STML):
+    """Pseudo-labels without context: w_ij = exp(-‖z_i - z_j‖² / σ), of the teacher's unit-length embeddings z."""
+
+    def _similarity(self, teacher: Tensor, index: Tensor) -> Tensor:
+        return torch.exp(-squared_distances(teacher) / self.sigma)
+
+
+class HardLabels(STML):
+    """Binary pseudo-labels: y_ij = 1 where w_ij > 1/2, else 0.
+
+    The label that is cut is the whole w = (pairwise + contextual) / 2, as the paper's loss uses it. Its kernel alone
+    could not be cut there: at σ 3 it is above 1/2 for all pairs whose cosine is above -0.04. The authors published no
+    code of their ablation with hard labels, so the threshold is ours.
+    """
+
+    def _similarity(self, teacher: Tensor, index: Tensor) -> Tensor:
+        soft = super()._similarity(teacher, index)
+        return (soft > ALIKE_ABOVE).to(soft)
+
+
+class WithoutSelfDistillation(STML):
+    """Head f learns from the pseudo-labels alone."""
+
+    def _terms(self, f: Tensor, g: Tensor, similarity: Tensor) -> dict[str, Tensor]:
+        terms = super()._terms(f, g, similarity)
+        del terms["self_distillation"]
+        return terms
+
+
+class PlainContrastive(HardLabels):
+    """The contrastive loss of the field on the binary pseudo-labels, in place of the relaxed one, on both heads.
+
+    L(s) = 1 / (N (N - 1)) · Σ_{i≠j} [ y_ij D_ij² + (1 - y_ij) max(δ - D_ij, 0)² ], D_ij = ‖s_i/‖s_i‖ - s_j/‖s_j‖‖:
+    absolute distances between unit-length embeddings, in [0, 2], where the relaxed loss has distances relative to
+    their mean. Weights, margin δ and self-distillation stay STML's.
+
+    Source:
+        Hadsell, Chopra, LeCun, "Dimensionality Reduction by Learning an Invariant Mapping", CVPR 2006, equation 4
+        (without its halves), on unit-length embeddings as in Musgrave et al., ECCV 2020.
+    """
+
+    def _terms(self, f: Tensor, g: Tensor, similarity: Tensor) -> dict[str, Tensor]:
+        return {
+            "contrastive_f": 0.5 * contrastive(f, similarity, self.delta),
+            "contrastive_g": 0.5 * contrastive(g, similarity, self.delta),
+            "self_distillation": self_distillation(f, g, self.temperature),
+        }
+
+
+def contrastive(rows: Tensor, alike: Tensor, margin: float) -> Tensor:
+    """The loss of `PlainContrastive`: of (N, D) rows of any length and (N, N) labels 0 or 1, diagonal unused."""
+    squared = squared_distances(F.normalize(rows, dim=1))
+    tiny = torch.finfo(rows.dtype).tiny  # the square root has an infinite slope at 0
+    distances = squared.clamp_min(tiny).sqrt()
+    terms = alike * squared + (1 - alike) * (margin - distances).clamp_min(0).square()
+    return (terms.sum() - terms.diagonal().sum()) / (len(rows) * (len(rows) - 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rung:
+    """One row of the table.
+
+    Attributes:
+        title: what it is, for the table.
+        method: what trains; None where nothing does.
+        changes: values of the recipe that it changes.
+        published: train by the recipe `stml-paper`, with the ladder's images, encoder, epochs and seed.
+    """
+
+    title: str
+    method: type[STML] | None = STML
+    changes: tuple[str, ...] = ()
+    published: bool = False
+
+    def recipe(self, base: Recipe, seed: int) -> Recipe:
+        """This rung's recipe, of the ladder's."""
+        run = dataclasses.replace(base.run, seed=seed)
+        if self.published:
+            paper = recipes.load("stml-paper")
+            run = dataclasses.replace(paper.run, seed=seed, epochs=base.run.epochs)
+            base = dataclasses.replace(paper, data=base.data, encoder=base.encoder)
+        return recipes.override(dataclasses.replace(base, run=run), *self.changes)
+
+
+RUNGS = {
+    "untrained": Rung(title="untrained: random weights", method=None, changes=("encoder.weights=none",)),
+    "frozen": Rung(title="frozen: pretrained weights as they are", method=None),
+    "random-batches": Rung(title="random batches, not lists of neighbours", method=RandomBatches),
+    "pairwise": Rung(title="pairwise similarity only, no context", method=PairwiseOnly),
+    "hard-labels": Rung(title="hard pseudo-labels", method=HardLabels),
+    "no-distillation": Rung(title="without self-distillation", method=WithoutSelfDistillation),
+    "no-ema": Rung(title="without EMA: the teacher is the student", changes=("objective.momentum=0.0",)),
+    "contrastive": Rung(title="plain contrastive, not relaxed", method=PlainContrastive),
+    "paper": Rung(title="the paper's own recipe, as many epochs", published=True),
+    "stml": Rung(title="full STML"),
+}
+
+
+@dataclass(frozen=True)
+class Collection:
+    """The decoded images that all rungs share, and the classes of those that judge."""
+
+    training: ImageCache
+    judging: ImageCache
+    classes: Tensor
+
+    @torch.no_grad()
+    def judge(self, network: nn.Module, device: torch.device) -> Metrics:
+        """Metrics of what a network makes of the judging images, in unit length."""
+        network.eval()
+        parts = []
+        for pixels in torch.split(self.judging.pixels, _JUDGE_BATCH):
+            images = pixels.to(device).permute(0, 3, 1, 2).float() / 255
+            parts.append(F.normalize(network(images).float(), dim=1))
+        return retrieval_metrics(torch.cat(parts), self.classes)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One rung with one seed."""
+
+    rung: str
+    recipe: Recipe
+
+    @property
+    def name(self) -> str:
+        """For a person."""
+        return f"{self.rung}, seed {self.recipe.run.seed}"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that its result depends on, besides images and code."""
+        return {"rung": self.rung, "seed": self.recipe.run.seed, "recipe": recipes.to_dict(self.recipe)}
+
+    @property
+    def trains(self) -> bool:
+        """Whether it has steps."""
+        return RUNGS[self.rung].method is not None
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run the rungs that are not done yet, and print the table of all that were asked for."""
+    arguments = parse(argv)
+    keep_freed_memory()
+    base = recipes.override(recipes.load(arguments.recipe), *arguments.set)
+    device = choose_device("auto")
+    trials = [Trial(name, RUNGS[name].recipe(base, seed)) for seed in arguments.seeds for name in arguments.rungs]
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    with progress() as report:
+        collection = open_images(arguments.images, arguments.labels, base, arguments.out, report)
+        ladder = Ladder(collection, facts(arguments.images, arguments.labels, device), arguments.out, device)
+        lines = ladder.climb(trials, report)
+    print(table(lines))
+    print(f"\n    python tests/benchmarks/ladder.py {shlex.join(argv)}\n")
+    for fact in ("commit", "hardware"):
+        print(f"{fact}: {', '.join(sorted({line[fact] for line in lines}))}")
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("images", type=Path, help="a folder, or a table with a column path")
+    parser.add_argument("--labels", type=Path, required=True, help="a table path,class_id,split")
+    parser.add_argument("--out", type=Path, required=True, help="where results and unfinished trainings are kept")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N")
+    parser.add_argument("--rungs", nargs="+", choices=RUNGS, default=[*RUNGS], metavar="NAME", help=", ".join(RUNGS))
+    parser.add_argument("--recipe", default="stml", help="what the rungs are changes of; its objective must be stml")
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="SECTION.KEY=VALUE")
+    return parser.parse_args(argv)
+
+
+def open_images(images: Path, labels: Path, base: Recipe, out: Path, report: Progress) -> Collection:
+    """Decode what the rungs learn from and are judged on, or reopen what an earlier call decoded."""
+    found = open_collection(images)
+    known = read_labels(labels, found)
+    squashed = PixelSpec(size=base.data.cache_size)
+    seen = PixelSpec(size=base.data.size, fit=base.data.fit)
+    training = cache_images(known.training(found.sources), squashed, out / "images.u8", report, "decode")
+    judging = cache_images(known.judging(found.sources), seen, out / "judged.u8", report, "decode")
+    for item, reason in (*training.skipped, *judging.skipped):
+        print(f"skipped {item}: {reason}", file=sys.stderr)
+    return Collection(training, judging, torch.tensor([known.class_of[item] for item in judging.items]))
+
+
+class Ladder:
+    """A collection's results, in a folder.
+
+    Args:
+        collection: what the rungs learn from and are judged on.
+        facts: what each result says besides its own; one of other images or labels is not taken for this ladder's.
+        out: the folder.
+        device: where to train.
+    """
+
+    def __init__(self, collection: Collection, facts: Mapping[str, str], out: Path, device: torch.device):
+        self.collection, self.facts, self.out, self.device = collection, facts, out, device
+        self.file = out / "results.jsonl"
+
+    def climb(self, trials: Sequence[Trial], report: Progress) -> list[dict[str, Any]]:
+        """The results of trials, in their order; those that the folder does not have are made."""
+        todo = [trial for trial in trials if self.find(trial) is None]
+        training = [trial for trial in todo if trial.trains]
+        for number, trial in enumerate(todo, start=1):
+            print(f"{number} of {len(todo)} to do: {trial.name}", file=sys.stderr)
+            behind = sum(earlier.trains for earlier in todo[: number - 1])
+            self.add(trial, partial(_report_overall, report, behind, len(training)))
+        return [line for trial in trials if (line := self.find(trial))]
+
+    def find(self, trial: Trial) -> dict[str, Any] | None:
+        """A trial's result."""
+        lines = self.file.read_text().splitlines() if self.file.exists() else []
+        results: list[dict[str, Any]] = [json.loads(line) for line in lines]
+        wanted = self._wanted(trial)
+        return next((line for line in results if all(line[name] == value for name, value in wanted.items())), None)
+
+    def add(self, trial: Trial, report: Progress) -> None:
+        """Make a trial's result, from its newest checkpoint where an earlier call was killed within it."""
+        digest = sha256(json.dumps(self._wanted(trial)).encode()).hexdigest()[:8]
+        run = self.out / f"{trial.rung}-seed{trial.recipe.run.seed}-{digest}"
+        result = measure(trial, self.collection, run, self.device, report)
+        with self.file.open("a") as file:
+            file.write(json.dumps({**trial.settings, **self.facts, **result}) + "\n")
+        shutil.rmtree(run, ignore_errors=True)
+        print(f"{trial.name}: R@1 {_share(result['metrics']['recall_at_1'])}", file=sys.stderr)
+
+    def _wanted(self, trial: Trial) -> dict[str, Any]:
+        """What a line must say to be a trial's result here."""
+        return {**trial.settings, "images": self.facts["images"], "labels": self.facts["labels"]}
+
+
+def _report_overall(report: Progress, behind: int, trainings: int, stage: str, done: int, total: int) -> None:
+    """Steps of one training as steps of all, so that the time left is the ladder's."""
+    if stage == "train":
+        report("steps of the ladder", behind * total + done, trainings * total)
+
+
+def measure(
+    trial: Trial, collection: Collection, run: Path, device: torch.device, report: Progress
+) -> dict[str, Any]:
+    """Train a trial in the folder of its run, where it trains, and judge what comes out."""
+    recipe, method = trial.recipe, RUNGS[trial.rung].method
+    torch.manual_seed(recipe.run.seed)
+    part = recipe.encoder
+    backbone = make_backbone(part.backbone, part.weights, size=recipe.data.size, freeze_bn=part.freeze_bn)
+    backbone.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if method is None:
+        return {"metrics": collection.judge(backbone, device).to_dict(), "train_s": 0.0, "recall_at_1_by_epoch": []}
+    encoder = Encoder(backbone, nn.Linear(backbone.channels, part.dim))
+    objective = method(encoder, **recipe.objective.keywords)
+    watch = _Watch(lambda: collection.judge(encoder, device))
+    train(objective, collection.training, recipe, run, device=device, progress=report, on_epoch=watch)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    epochs = [line for line in lines if "train_s" in line]  # also those of a call that was killed
+    return {
+        "metrics": collection.judge(encoder, device).to_dict(),
+        "train_s": sum(line["train_s"] for line in epochs),
+        "recall_at_1_by_epoch": [line["recall_at_1"] for line in epochs],
+    }
+
+
+class _Watch:
+    """Called after each epoch: what it took without the judging, and its R@1."""
+
+    def __init__(self, judge: Callable[[], Metrics]):
+        self._judge, self._since = judge, time.perf_counter()
+
+    def __call__(self, epoch: int) -> dict[str, float]:
+        train_s = time.perf_counter() - self._since
+        found = {"train_s": train_s, "recall_at_1": self._judge().recall_at_1}
+        self._since = time.perf_counter()
+        return found
+
+
+def table(lines: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown: a row per rung in the order of its first line, mean ± sample standard deviation over its seeds."""
+    rows = [f"| rung | {' | '.join(COLUMNS)} | seeds | training, min |", f"|---|{'---|' * (len(COLUMNS) + 2)}"]
+    for rung in dict.fromkeys(line["rung"] for line in lines):
+        of_rung = [line for line in lines if line["rung"] == rung]
+        cells = [_spread([line["metrics"][name] for line in of_rung]) for name in COLUMNS.values()]
+        minutes = statistics.mean(line["train_s"] for line in of_rung) / 60
+        seeds = " ".join(str(line["seed"]) for line in of_rung)
+        rows.append(f"| {RUNGS[rung].title} | {' | '.join(cells)} | {seeds} | {minutes:.1f} |")
+    return "\n".join(rows)
+
+
+def _spread(values: Sequence[float]) -> str:
+    mean = _share(statistics.mean(values))
+    return f"{mean} ± {_share(statistics.stdev(values))}" if len(values) > 1 else mean
+
+
+def _share(value: float) -> str:
+    return f"{value:.3f}".removeprefix("0")
+
+
+def facts(images: Path, labels: Path, device: torch.device) -> dict[str, str]:
+    """On which data, by which code, on which machine."""
+    return {
+        "images": str(images),
+        "labels": str(labels),
+        "commit": commit(),
+        "hardware": hardware(device),
+    }
+
+
+def commit() -> str:
+    """The code's commit, marked where what decides the results differs from it."""
+    git = ["git", "-C", str(ROOT)]
+    head = subprocess.run([*git, "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True, check=True)
+    paths = ("trainer", "indexer", "tests/benchmarks/ladder.py")
+    changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", *paths], check=False)
+    return head.stdout.strip() + (" with changes" if changed.returncode else "")
+
+
+def hardware(device: torch.device) -> str:
+    """The device that trains."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")  # Linux's; platform.processor() is empty on many of its distributions
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{os.cpu_count()} cores of {names[0] if names else platform.processor()}"
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
