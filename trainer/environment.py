@@ -52,7 +52,7 @@ def record_environment(run: Path, device: torch.device, seed: int) -> dict[str, 
 
 
 def peak_memory(device: torch.device) -> dict[str, int]:
-    """The most memory that this process has held so far, in bytes: of the machine, and of the GPU where it is used."""
+    """The most memory that this process has held in bytes: of the machine, and of the GPU where one is used."""
     kilobyte = 1 if sys.platform == "darwin" else 1024  # getrusage(2) counts in bytes there
     peaks = {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilobyte}
     if device.type == "cuda":
@@ -89,7 +89,7 @@ def _device_name(device: torch.device) -> str:
 
 
 def _commit() -> str | None:
-    """The commit of the checkout that this code runs from, `-dirty` where files differ; None where it is installed."""
+    """The commit of the checkout that this code runs from, `-dirty` where files differ; None where there is none."""
     if _git("ls-files", "--error-unmatch", Path(__file__).name) is None:
         return None  # a virtual environment may lie inside the checkout of another project
     head = _git("rev-parse", "HEAD")

@@ -1,0 +1,318 @@
+"""`report.html`: what a run did and what came of it, as one file that opens from a disk, without a network."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from indexer.manifest import write_atomically
+from trainer import report_cases as cases
+from trainer.recipe import Recipe, to_toml
+from trainer.report_advice import History, advice, series
+from trainer.report_cases import Comparison, Found, Shown
+from trainer.report_map import draw_map
+from trainer.report_pieces import Line, line_chart, shortened, text, thumbnail
+
+REPORT = "report.html"
+
+_CSS = (Path(__file__).parent / "report.css").read_text(encoding="utf-8")
+# Nothing is loaded and nothing runs, whatever an image's name may hold.
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+_CASES = 5  # of a kind
+_SIDE = 86  # of a thumbnail, pixels
+_LISTED = 1_000  # skipped images; beyond this the count says it
+_PATH_LENGTH = 48
+_CONFUSIONS = 10
+
+_KNOWN = {"map_at_r": "MAP@R", "r_precision": "R-precision", "nmi": "NMI", "ami": "AMI", "lr": "learning rate"}
+_NOT_SERIES = {"step", "epoch", "queries"}
+_SPEED = ("images_per_s", "loader_wait_s", "lr")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFacts:
+    """All that a report tells of a run.
+
+    Attributes:
+        name: of the run.
+        model: id of the model that came of it.
+        recipe: what it was made with.
+        environment: what it ran on, as `environment.json`.
+        history: the lines of `metrics.jsonl`.
+        frozen, trained: metrics of the backbone before training and of the model; None without labels.
+        shown: the images that neighbours and map are drawn of: those judged on, or some of those learned from.
+        images: how many it learned from.
+        skipped: (item, reason) of each image that could not be decoded.
+        warnings: what else went wrong and was dealt with.
+        images_per_s: drawn while training.
+        seconds: wall clock by stage.
+        peak_memory: the most bytes held, by place.
+    """
+
+    name: str
+    model: str
+    recipe: Recipe
+    environment: Mapping[str, Any]
+    history: History
+    frozen: Mapping[str, float] | None
+    trained: Mapping[str, float] | None
+    shown: Shown
+    images: int
+    skipped: Sequence[tuple[str, str]]
+    warnings: Sequence[str]
+    images_per_s: float
+    seconds: Mapping[str, float]
+    peak_memory: Mapping[str, int]
+
+
+def write(path: Path, run: RunFacts) -> None:
+    """Write the report of a run.
+
+    Raises:
+        OSError: the file can't be written; none appears.
+    """
+    write_atomically(path, render(run).encode())
+
+
+def render(run: RunFacts) -> str:
+    """The report of a run as one HTML page."""
+    comparison = cases.compare(run.shown)
+    sections = (
+        _summary(run, comparison),
+        _next(run),
+        _curves(run),
+        _neighbours(run.shown, comparison),
+        _map(run.shown),
+        _troubles(run),
+        _settings(run),
+    )
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{text(run.name)}: training report</title><style>\n{_CSS}</style></head>\n"
+        f"<body><main>{''.join(sections)}</main></body></html>\n"
+    )
+
+
+def _summary(run: RunFacts, comparison: Comparison) -> str:
+    head = f'<h1>Training report</h1><p class="path">{text(run.name)}</p>'
+    return f"{head}{_verdict(run, comparison)}{_facts(run)}{_scores(run)}"
+
+
+def _verdict(run: RunFacts, comparison: Comparison) -> str:
+    if run.frozen is None or run.trained is None or run.shown.classes is None:
+        return (
+            '<p class="verdict">No labels were given, so nothing says whether this training helped. Look at the '
+            "neighbours below, or judge the model on a few labelled images: <code>kinsight evaluate "
+            f"{text(run.model)} IMAGES --labels TABLE</code>.</p>"
+        )
+    before, after = run.frozen["recall_at_1"], run.trained["recall_at_1"]
+    change = cases.changed(comparison, run.shown.classes)
+    verb = "raised" if after > before else "lowered" if after < before else "left"
+    unclear = "" if abs(after - before) > change.margin else " That is within chance."
+    return (
+        f'<p class="verdict">Training {verb} R@1 from {before:.3f} to <b>{after:.3f}</b>: '
+        f"{100 * (after - before):+.1f} points, ±{100 * change.margin:.1f} by chance (95 %).{unclear}</p>"
+        f'<p class="note">Of {len(comparison.queries):,} queries the nearest neighbour was right before and after '
+        f"for {change.kept:,}, put right for {change.mended:,}, put wrong for {change.broken:,}, and wrong before "
+        f"and after for {change.missed:,}.</p>"
+    )
+
+
+def _facts(run: RunFacts) -> str:
+    told = {
+        "images learned from": f"{run.images:,}",
+        "epochs": f"{run.recipe.run.epochs:,}",
+        "training time": _duration(run.seconds.get("train", 0)),
+        "images/s": f"{run.images_per_s:,.1f}",
+        **{f"peak memory, {place}": f"{size / 2**30:.2f} GiB" for place, size in run.peak_memory.items()},
+        "model": run.model,
+    }
+    boxes = "".join(f"<div><dt>{text(name)}</dt><dd>{text(fact)}</dd></div>" for name, fact in told.items())
+    return f'<dl class="facts">{boxes}</dl>'
+
+
+def _scores(run: RunFacts) -> str:
+    if run.frozen is None or run.trained is None:
+        return ""
+    rows = "".join(_score(name, run.frozen[name], value) for name, value in run.trained.items() if name in run.frozen)
+    head = "".join(f'<th scope="col">{name}</th>' for name in ("metric", "frozen", "trained", "change"))
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+
+
+def _score(name: str, frozen: float, trained: float) -> str:
+    if name in _NOT_SERIES:
+        return f'<tr><th scope="row">{_title(name)}</th><td>{frozen:,.0f}</td><td>{trained:,.0f}</td><td></td></tr>'
+    change = trained - frozen
+    direction = "up" if change > 0 else "down" if change < 0 else "same"
+    return (
+        f'<tr><th scope="row">{_title(name)}</th><td>{frozen:.4f}</td><td>{trained:.4f}</td>'
+        f'<td class="{direction}">{change:+.4f}</td></tr>'
+    )
+
+
+def _next(run: RunFacts) -> str:
+    if run.frozen is None or run.trained is None or run.trained["recall_at_1"] > run.frozen["recall_at_1"]:
+        return ""
+    steps = "".join(f"<li>{text(step)}</li>" for step in advice(run.recipe, run.history, run.frozen))
+    return f"<h2>What to try next</h2><p>This training did not beat the frozen backbone.</p><ol>{steps}</ol>"
+
+
+def _curves(run: RunFacts) -> str:
+    names = list(dict.fromkeys(name for line in run.history for name in line))
+    losses = [name for name in names if any("loss" in line and name in line for line in run.history)]
+    losses = [name for name in losses if name not in (*_SPEED, *_NOT_SERIES)]
+    quality = [name for name in names if name not in (*losses, *_SPEED, *_NOT_SERIES)]
+    return (
+        _charts("Losses", "step", run, losses, "What training minimises: the sum, and each of its terms.")
+        + _charts("By epoch", "epoch", run, quality, "Dashed: the frozen backbone.")
+        + _charts("Speed", "step", run, [name for name in _SPEED if name in names], _waiting(run))
+    )
+
+
+def _charts(title: str, x: str, run: RunFacts, names: Sequence[str], note: str) -> str:
+    drawn = "".join(
+        line_chart(label, x, lines) for label, lines in _grouped(run, x, names) if any(line.points for line in lines)
+    )
+    return f'<h2>{title}</h2><p class="note">{text(note)}</p><div class="charts">{drawn}</div>' if drawn else ""
+
+
+def _grouped(run: RunFacts, x: str, names: Sequence[str]) -> list[tuple[str, list[Line]]]:
+    """Titles and lines of the charts: all R@k in one, everything else alone."""
+    recalls = [name for name in names if name.startswith("recall_at_")]
+    frozen = run.frozen or {}
+    lines = {name: series(run.history, x, name) for name in names}
+    alone = [(_title(name), [Line("", lines[name], frozen.get(name))]) for name in names if name not in recalls]
+    together = [Line(_title(name), lines[name], frozen.get(name)) for name in recalls if lines[name]]
+    return [("R@k", together), *alone] if together else alone
+
+
+def _waiting(run: RunFacts) -> str:
+    waited = sum(y for _, y in series(run.history, "step", "loader_wait_s"))
+    stages = ", ".join(f"{stage} {_duration(seconds)}" for stage, seconds in run.seconds.items())
+    return f"Training waited {waited:.1f} s in all for images. Time by stage: {stages}."
+
+
+def _neighbours(shown: Shown, comparison: Comparison) -> str:
+    groups = {"Drawn at random": cases.drawn(comparison, _CASES)}
+    legend = "Each query with its nearest images by the frozen backbone and by the model, and their similarity."
+    if shown.classes is not None:
+        legend += " Green with ✓: of the query's class; red with ✗: of another."
+        groups = {
+            "Put right by training": cases.mended(comparison, shown.classes, _CASES),
+            "The surest mistakes": cases.mistaken(comparison, shown.classes, _CASES),
+            **groups,
+        }
+    told = "".join(
+        f"<h3>{title}</h3>{''.join(_case(shown, comparison, place) for place in places) or '<p>None.</p>'}"
+        for title, places in groups.items()
+    )
+    return f'<h2>Neighbours</h2><p class="note">{legend}</p>{_confused(shown, comparison)}{told}'
+
+
+def _case(shown: Shown, comparison: Comparison, place: int) -> str:
+    row = int(comparison.queries[place])
+    item = shown.items[row]
+    query = (
+        f'<figure class="query" title="{_named(shown, row)}">{_picture(shown, row, f"query {item}")}'
+        f'<figcaption class="path">{text(shortened(item, _PATH_LENGTH))}</figcaption></figure>'
+    )
+    found = _ranked(shown, "frozen", comparison.frozen, place) + _ranked(shown, "trained", comparison.trained, place)
+    return f'<div class="scroll"><div class="case">{query}<div>{found}</div></div></div>'
+
+
+def _ranked(shown: Shown, name: str, found: Found, place: int) -> str:
+    neighbours = "".join(_neighbour(shown, found, place, rank) for rank in range(found.rows.shape[1]))
+    return f"<h4>{name}</h4><ol>{neighbours}</ol>"
+
+
+def _neighbour(shown: Shown, found: Found, place: int, rank: int) -> str:
+    query, row = int(found.queries[place]), int(found.rows[place, rank])
+    similarity = float(found.similarity[place, rank])
+    kind, mark, told = "", "", ""
+    if shown.classes is not None:
+        right = shown.classes[row] == shown.classes[query]
+        kind, mark, told = ("right", "✓ ", ", same class") if right else ("wrong", "✗ ", ", another class")
+    alt = f"neighbour {rank + 1} of {shown.items[query]}: {shown.items[row]}{told}, similarity {similarity:.2f}"
+    return (
+        f'<li><figure class="{kind}" title="{_named(shown, row)}">{_picture(shown, row, alt)}'
+        f"<figcaption><b>{mark}</b>{similarity:.2f}</figcaption></figure></li>"
+    )
+
+
+def _picture(shown: Shown, row: int, alt: str) -> str:
+    uri = thumbnail(shown.pixels[row], float(shown.aspect[row]), _SIDE)
+    return f'<div class="picture"><img src="{uri}" alt="{text(alt)}"></div>'
+
+
+def _named(shown: Shown, row: int) -> str:
+    if shown.classes is None:
+        return text(shown.items[row])
+    return text(f"{shown.items[row]}, class {shown.class_names[int(shown.classes[row])]}")
+
+
+def _confused(shown: Shown, comparison: Comparison) -> str:
+    if shown.classes is None:
+        return ""
+    rows = "".join(
+        f'<tr><td class="word">{text(shown.class_names[pair.of_class])}</td>'
+        f'<td class="word">{text(shown.class_names[pair.taken_for])}</td><td>{pair.queries:,}</td></tr>'
+        for pair in cases.confusions(comparison, shown.classes, _CONFUSIONS)
+    )
+    head = "<tr><th>class</th><th>taken for</th><th>queries</th></tr>"
+    return f"<h3>Most often confused</h3><div class='scroll'><table>{head}{rows}</table></div>" if rows else ""
+
+
+def _map(shown: Shown) -> str:
+    coloured = "" if shown.classes is None else " Colours are classes."
+    return (
+        f'<h2>Map</h2><p class="note">Embeddings of the model laid out on a plane, like near like; only what is near '
+        f"means something, not how far the rest is.{coloured} Names appear under the pointer.</p>"
+        f'<div class="scroll">{draw_map(shown)}</div>'
+    )
+
+
+def _troubles(run: RunFacts) -> str:
+    warnings = "".join(f"<li>{text(warning)}</li>" for warning in run.warnings)
+    return (
+        f"<h2>Skipped images and warnings</h2>{f'<ul>{warnings}</ul>' if warnings else '<p>No warnings.</p>'}"
+        f"{_skipped(run.skipped) if run.skipped else '<p>No image was skipped.</p>'}"
+    )
+
+
+def _skipped(skipped: Sequence[tuple[str, str]]) -> str:
+    listed = "".join(
+        f'<li><span class="path">{text(item)}</span>: {text(why)}</li>' for item, why in skipped[:_LISTED]
+    )
+    more = f"<p>And {len(skipped) - _LISTED:,} more.</p>" if len(skipped) > _LISTED else ""
+    return f"<details open><summary>{len(skipped):,} skipped images</summary><ul>{listed}</ul>{more}</details>"
+
+
+def _settings(run: RunFacts) -> str:
+    rows = "".join(
+        f'<tr><th scope="row">{text(name)}</th><td class="word path">{text(value)}</td></tr>'
+        for name, value in run.environment.items()
+        if not isinstance(value, list)
+    )
+    return (
+        f"<h2>Settings</h2><h3>Environment</h3><div class='scroll'><table><tbody>{rows}</tbody></table></div>"
+        f"<h3>Recipe</h3><pre>{_lines(to_toml(run.recipe))}</pre>"
+    )
+
+
+def _lines(plain: str) -> str:
+    return "\n".join(map(text, plain.splitlines()))
+
+
+def _title(name: str) -> str:
+    if name.startswith("recall_at_"):
+        return f"R@{text(name.removeprefix('recall_at_'))}"
+    return _KNOWN.get(name) or text(name.replace("_", " "))
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"

@@ -1,0 +1,108 @@
+"""What to try next where a training did not beat the frozen backbone: read off its own numbers."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from trainer.recipe import Recipe
+
+History = Sequence[Mapping[str, Any]]
+
+_CLEAR = 0.005  # of a share: smaller steps of R@1 between epochs come and go
+_FEW_STEPS = 200
+_POOR_NEIGHBOURS = 0.5
+_SMALL_DIM = 128
+_NO_FAULT = (
+    "The numbers show no single fault. Try views that change what should not matter and keep what should ([view] in "
+    "the recipe), a larger data.size, or another backbone."
+)
+
+
+def advice(recipe: Recipe, history: History, frozen: Mapping[str, float]) -> list[str]:
+    """What the numbers of a run suggest to change, the likeliest first; never empty.
+
+    Args:
+        recipe: what was trained with.
+        history: the lines of `metrics.jsonl`.
+        frozen: metrics of the backbone before training.
+    """
+    found = [
+        *_of_recall(recipe, series(history, "epoch", "recall_at_1"), frozen["recall_at_1"]),
+        *_of_loss(recipe, series(history, "step", "loss")),
+        *_of_neighbours(recipe, series(history, "epoch", "neighbour_precision")),
+        *_of_dim(recipe),
+    ]
+    return found or [_NO_FAULT]
+
+
+def series(history: History, x: str, y: str) -> list[tuple[float, float]]:
+    """The points (x, y) of the lines that have both as numbers; NaN where y is not a finite one."""
+    return [
+        (float(line[x]), float(line[y]) if math.isfinite(line[y]) else math.nan)
+        for line in history
+        if _is_number(line.get(x)) and _is_number(line.get(y))
+    ]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _of_recall(recipe: Recipe, points: Sequence[tuple[float, float]], frozen: float) -> list[str]:
+    if not points:
+        return []
+    lr, epochs = recipe.optimizer.lr, recipe.run.epochs
+    (first_epoch, first), (_, last) = points[0], points[-1]
+    best_epoch, best = max(points, key=lambda point: point[1])
+    found = []
+    if first < frozen - _CLEAR:
+        found.append(
+            f"R@1 was {first:.3f} after epoch {first_epoch:.0f} already, below the frozen {frozen:.3f}: the first "
+            f"steps undo more than they teach. Try --set optimizer.lr={lr / 3:.1g}."
+        )
+    if best > last + _CLEAR:
+        found.append(
+            f"R@1 peaked at {best:.3f} after epoch {best_epoch:.0f} of {epochs} and fell to {last:.3f}: try "
+            f"--epochs {best_epoch:.0f}, or --set optimizer.lr={lr / 3:.1g}. Confirm that on other images, because "
+            "these have chosen the epoch."
+        )
+    elif len(points) > 1 and last > points[-2][1] + _CLEAR / 5 and last > first:
+        found.append(f"R@1 was still rising in the last epoch ({last:.3f}): try --epochs {2 * epochs}.")
+    return found
+
+
+def _of_loss(recipe: Recipe, points: Sequence[tuple[float, float]]) -> list[str]:
+    finite = [(x, y) for x, y in points if math.isfinite(y)]
+    if not finite:
+        return []
+    lr, (_, first), (steps, last) = recipe.optimizer.lr, finite[0], finite[-1]
+    found = []
+    if len(finite) > 1 and last > first * 0.98:
+        found.append(
+            f"The loss hardly moved ({first:.4g} to {last:.4g}): try --set optimizer.lr={lr * 3:.1g}, or more epochs."
+        )
+    if steps < _FEW_STEPS:
+        found.append(
+            f"It took only {steps:.0f} steps: try --epochs {math.ceil(recipe.run.epochs * _FEW_STEPS / steps)}, "
+            "or more images."
+        )
+    return found
+
+
+def _of_neighbours(recipe: Recipe, points: Sequence[tuple[float, float]]) -> list[str]:
+    if not points or points[-1][1] >= _POOR_NEIGHBOURS:
+        return []
+    given = recipe.objective.keywords.get("neighbours")
+    fewer = f"--set objective.neighbours={given // 2}, " if isinstance(given, int) and given >= 4 else ""
+    told = (
+        f"Only {points[-1][1]:.0%} of the nearest neighbours among its training images share a class, so most of "
+        f"what it is taught to pull together is wrong: try {fewer}a larger data.size, or a stronger backbone."
+    )
+    return [told]
+
+
+def _of_dim(recipe: Recipe) -> list[str]:
+    dim = recipe.encoder.dim
+    if dim >= _SMALL_DIM:
+        return []
+    return [f"Embeddings of {dim} numbers hold less than the backbone's features: try --dim {4 * dim}."]
