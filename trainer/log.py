@@ -16,22 +16,25 @@ class Log:
     """A run's log; a context manager.
 
     Args:
-        directory: of the run.
+        directory: of the run; None logs nothing, as all but the main of several processes do.
         step: where the run goes on: what an earlier process logged beyond it will happen again, and is dropped.
     """
 
-    def __init__(self, directory: Path, step: int):
-        directory.mkdir(parents=True, exist_ok=True)
-        self._path = directory / "metrics.jsonl"
-        _drop_after(self._path, step)
-        self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1)
+    def __init__(self, directory: Path | None, step: int):
+        self._files: tuple[Path, SummaryWriter] | None = None
+        if directory is not None:
+            directory.mkdir(parents=True, exist_ok=True)
+            path = directory / "metrics.jsonl"
+            _drop_after(path, step)
+            self._files = path, SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1)
         self.restart()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._board.close()
+        if self._files:
+            self._files[1].close()
 
     def restart(self) -> None:
         """Start the clock of images_per_s anew."""
@@ -53,10 +56,18 @@ class Log:
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Log values at a step."""
-        with self._path.open("a") as file:
+        if not self._files:
+            return
+        path, board = self._files
+        with path.open("a") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
         for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+            board.add_scalar(name, value, step)
+
+
+def read_log(directory: Path) -> list[dict[str, Any]]:
+    """The lines of a run's `metrics.jsonl`, in order: each has `step` and what was logged there."""
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
 
 
 def _drop_after(path: Path, step: int) -> None:

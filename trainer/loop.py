@@ -7,28 +7,28 @@ import dataclasses
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from timm.optim.adamp import AdamP
-from torch import Tensor
-from torch.nn import functional as F
+from torch import Tensor, nn
 
-from trainer import checkpoint
+from trainer import checkpoint, distributed
 from trainer.checkpoint import Checkpoint, Position
+from trainer.feed import Feed
 from trainer.images import ImageCache, Progress
 from trainer.log import Log
+from trainer.numerics import deterministic, training_dtype
 from trainer.objective import Batch, Objective
+from trainer.profiling import Profile, Profiler, part
 from trainer.recipe import Optimizer, Recipe
-from trainer.views import draw_view
 
 LOG_EVERY = 10  # steps; reading the losses waits for the device, so not at each
-SAVE_EVERY_S = 60.0  # what a crash may cost
-_EMBED_BATCH = 256
+SAVE_EVERY_S = 60.0  # what a crash may cost, and the steps until the losses are read
 
 OnEpoch = Callable[[int], dict[str, float]]
 
@@ -39,12 +39,22 @@ class TrainingError(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a call of `train` did; `warnings` are of damaged checkpoints that it passed over."""
+    """What a call of `train` did.
+
+    Attributes:
+        epochs: done in the whole run.
+        steps: done by this call.
+        seconds: wall clock.
+        images_per_s: drawn by all processes.
+        profile: where the time of some steps went, if that was asked for.
+        warnings: of damaged checkpoints that were passed over.
+    """
 
     epochs: int
     steps: int
     seconds: float
     images_per_s: float
+    profile: Profile | None
     warnings: tuple[str, ...]
 
 
@@ -57,10 +67,15 @@ def train(
     device: torch.device,
     progress: Progress,
     on_epoch: OnEpoch | None = None,
+    profile: bool = False,
 ) -> Outcome:
     """Train an objective to the end of its recipe, from its run's newest checkpoint where there is one.
 
-    A run that was killed and continued ends with the weights of one that was not: bit by bit on a CPU.
+    A run that was killed and continued ends with the weights of one that was not: bit by bit on a CPU, and on a GPU
+    with `run.deterministic`.
+
+    Within `trainer.distributed.joined`, all processes call this alike, and the main one alone logs, saves and calls
+    `on_epoch`; each draws its own share of every batch, and all end with the same weights.
 
     Args:
         objective: moved to `device`, left in eval mode.
@@ -70,14 +85,18 @@ def train(
         device: where to train.
         progress: called with ("train", done, total) after each step, and ("embed", done, total).
         on_epoch: called after each epoch, counted from 1, in eval mode; what it returns is logged.
+        profile: find out where the time of this call's first steps goes, and write a trace of some.
 
     Raises:
-        TrainingError: fewer than two images, a loss that is not finite, or images that changed since the run began.
+        TrainingError: fewer than two images, a loss that is not finite, images that changed since the run began, or
+            a batch that the processes can't share equally.
         CheckpointError: the run has checkpoints, and none can be read.
     """
     if len(images) < 2:
         raise TrainingError(f"one image can't teach a metric: the training set has {len(images)}; give at least two")
-    return _Training(objective, images, recipe, directory, device, progress).run(on_epoch)
+    with deterministic(recipe.run.deterministic):
+        profiler = Profiler(device, directory) if profile and distributed.is_main() else None
+        return _Training(objective, images, recipe, directory, device, progress, profiler).run(on_epoch)
 
 
 class _Training:
@@ -91,30 +110,31 @@ class _Training:
         directory: Path,
         device: torch.device,
         progress: Progress,
+        profiler: Profiler | None,
     ):
-        self.device, self.recipe, self.progress = device, recipe, progress
-        self.images = images.to(device)
+        self.device, self.recipe, self.progress, self.profiler = device, recipe, progress, profiler
+        self.count = len(images)
+        views = [dataclasses.replace(view, **recipe.view) for view in objective.views]
+        self.feed = Feed(images, views, recipe.data.size, device, recipe.run.seed)
         self.checkpoints = directory / "checkpoints"
         self.objective = objective.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.dtype = training_dtype(recipe.run.precision, device)
-        self.views = [dataclasses.replace(view, **recipe.view) for view in objective.views]
         self.optimizer = _optimizer(objective, recipe.optimizer)
         self.base_lrs = [float(group["lr"]) for group in self.optimizer.param_groups]
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
-        torch.manual_seed(recipe.run.seed)
-        self.generator = torch.Generator(device).manual_seed(recipe.run.seed)
+        torch.manual_seed(recipe.run.seed + distributed.rank())  # dropout differs between the processes' shares
         self.position = Position(epoch=0, step=0, total_steps=0, images=_digest(images))
         self.order: Tensor | None = None  # of the current epoch, (steps, B)
         self.warnings = self._restore()
-        self.log = Log(directory, self.position.total_steps)
+        self.log = Log(directory if distributed.is_main() else None, self.position.total_steps)
         self.unread: list[dict[str, Tensor]] = []  # losses of the steps since the last look
         self.saved_at = time.monotonic()
 
     def run(self, on_epoch: OnEpoch | None) -> Outcome:
         started, first, drawn = time.perf_counter(), self.position.total_steps, 0
-        with self.log, ThreadPoolExecutor(1, thread_name_prefix="loader") as loader:
+        with self.log, self.profiler or nullcontext():
             while self.position.epoch < self.recipe.run.epochs:
-                drawn += self._epoch(loader)
+                drawn += self._epoch()
                 self._finish_epoch(on_epoch)
         self.objective.eval()
         seconds = time.perf_counter() - started
@@ -123,95 +143,102 @@ class _Training:
             steps=self.position.total_steps - first,
             seconds=seconds,
             images_per_s=drawn / seconds,
+            profile=self.profiler.result() if self.profiler else None,
             warnings=tuple(self.warnings),
         )
 
-    def _epoch(self, loader: ThreadPoolExecutor) -> int:
+    def _epoch(self) -> int:
         """The rest of the current epoch; how many images it drew."""
         run, first = self.recipe.run, self.position.step
         if self.order is None:
-            order = self.objective.before_epoch(self._embed_all, run.batch_size)
-            self.order = self._permutation() if order is None else order.cpu()
+            self.order = self._draw_order()
         steps = len(self.order)
         for group, lr in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
             group["lr"] = lr * _schedule(run.schedule, self.position.epoch / run.epochs)
         self.objective.train()
+        statistics = _running_statistics(self.objective)
         self.log.restart()
-        for batch in self._batches(self.order[first:], loader):
-            self._step(batch, run.epochs * steps)
+        for batch in self.feed.batches(self.order[first:], self.log.waiting):
+            self._step(batch, statistics, run.epochs * steps)
             self.progress("train", self.position.total_steps, run.epochs * steps)
             if self.position.step % LOG_EVERY == 0 or self.position.step == steps:
-                self._read_losses()
-            if self.position.step < steps and time.monotonic() - self.saved_at > SAVE_EVERY_S:
-                self._save()
+                self._look(at_end=self.position.step == steps)
+            if self.profiler:
+                self.profiler.end_step()
         return self.order[first:].numel()
 
-    def _step(self, batch: Batch, total_steps: int) -> None:
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+    def _draw_order(self) -> Tensor:
+        """Which images each step of the next epoch has, (steps, B), the same in all processes."""
+        self.objective.eval()
+        order = self.objective.before_epoch(self._embed_all, self.recipe.run.batch_size)
+        # What was drawn at random, heads for example, each process drew otherwise.
+        distributed.copy_main(self.objective)
+        order = distributed.from_main(self._permutation() if order is None else order.cpu())
+        processes = distributed.world_size()
+        if order.shape[1] % processes:
+            raise TrainingError(
+                f"a step has {order.shape[1]} images, which {processes} processes can't share equally; choose a "
+                f"run.batch_size for steps of a multiple of {processes}, or another number of processes"
+            )
+        return order
+
+    def _embed_all(self, embed: Callable[[Tensor], Tensor]) -> Tensor:
+        with self._autocast():
+            return self.feed.embed_all(embed, self.progress)
+
+    def _permutation(self) -> Tensor:
+        batch = min(self.recipe.run.batch_size, self.count)
+        order = torch.randperm(self.count)
+        return order[: len(order) // batch * batch].view(-1, batch)
+
+    def _step(self, batch: Batch, statistics: list[Tensor], total_steps: int) -> None:
+        with part("losses"), self._autocast():
             losses = self.objective.losses(batch)
         self.optimizer.zero_grad(set_to_none=True)
-        total = torch.stack(list(losses.values())).sum()
-        self.scaler.scale(total).backward()  # type: ignore[no-untyped-call]
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        with part("backward"):
+            self.scaler.scale(torch.stack(list(losses.values())).sum()).backward()  # type: ignore[no-untyped-call]
+        with part("exchange"):
+            parameters = (p for group in self.optimizer.param_groups for p in group["params"])
+            distributed.average(p.grad for p in parameters if p.grad is not None)
+            distributed.average(statistics)
+        with part("optimiser"):
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
         done = self.position.total_steps + 1
-        self.objective.after_step(done / total_steps)
+        with part("after step"):
+            self.objective.after_step(done / total_steps)
         self.position = dataclasses.replace(self.position, step=self.position.step + 1, total_steps=done)
         self.unread.append({name: loss.detach() for name, loss in losses.items()})
+
+    def _autocast(self) -> AbstractContextManager[None]:
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def _finish_epoch(self, on_epoch: OnEpoch | None) -> None:
         self.objective.eval()
         epoch = self.position.epoch + 1
-        if on_epoch is not None:
+        if on_epoch is not None and distributed.is_main():
             self.log.write(self.position.total_steps, {"epoch": epoch, **on_epoch(epoch)})
         self.position = dataclasses.replace(self.position, epoch=epoch, step=0)
         self.order = None
         self._save()
 
-    def _batches(self, order: Tensor, loader: ThreadPoolExecutor) -> Iterator[Batch]:
-        """The steps' batches, the pixels of the next one fetched while the current one is used."""
-        coming = loader.submit(self._fetch, order[0])
-        for step, rows in enumerate(order):
-            with self.log.waiting():
-                pixels, aspect = coming.result()
-            if step + 1 < len(order):
-                coming = loader.submit(self._fetch, order[step + 1])
-            views = [draw_view(pixels, aspect, view, self.recipe.data.size, self.generator) for view in self.views]
-            index = rows.to(self.device, non_blocking=True)
-            yield Batch(views, index, torch.full_like(index, -1))
-
-    def _fetch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        rows = rows.to(self.images.pixels.device)
-        pixels, aspect = self.images.pixels[rows], self.images.aspect[rows]
-        if self.device.type == "cuda" and not pixels.is_cuda:
-            pixels = pixels.pin_memory()
-        return pixels.to(self.device, non_blocking=True), aspect.to(self.device)
-
-    @torch.no_grad()
-    def _embed_all(self, embed: Callable[[Tensor], Tensor]) -> Tensor:
-        """`trainer.objective.EmbedAll`: the whole training set, squashed, not augmented."""
-        self.objective.eval()
-        count, size, parts = len(self.images), self.recipe.data.size, []
-        for rows in torch.split(torch.arange(count), _EMBED_BATCH):
-            pixels, _ = self._fetch(rows)
-            images = pixels.permute(0, 3, 1, 2).float() / 255
-            if images.shape[-1] != size:
-                images = F.interpolate(images, (size, size), mode="bilinear", antialias=True, align_corners=False)
-            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-                parts.append(embed(images).float())
-            self.progress("embed", int(rows[-1]) + 1, count)
-        return torch.cat(parts)
-
-    def _permutation(self) -> Tensor:
-        batch = min(self.recipe.run.batch_size, len(self.images))
-        order = torch.randperm(len(self.images))
-        return order[: len(order) // batch * batch].view(-1, batch)
+    def _look(self, *, at_end: bool) -> None:
+        """Read the losses; save within an epoch when it is time to, which the main process decides."""
+        with part("log and save"):
+            self._read_losses()
+            if not at_end and distributed.from_main(time.monotonic() - self.saved_at > SAVE_EVERY_S):
+                self._save()
 
     def _read_losses(self) -> None:
-        """Log the mean of the unread losses; the one wait for the device, and where a loss is found not finite."""
+        """Log the mean of the unread losses; the one wait for the device, and where a loss is found not finite.
+
+        Always before a checkpoint: weights after a loss that is not finite are not worth keeping.
+        """
         assert self.order is not None  # noqa: S101  # set before the epoch's first step
         names = list(self.unread[0])
-        losses = torch.stack([torch.stack(list(step.values())) for step in self.unread]).cpu()
+        losses = torch.stack([torch.stack(list(step.values())) for step in self.unread])
+        distributed.average([losses])  # an objective may compare within each process's share only
+        losses = losses.cpu()
         bad = (~losses.isfinite()).nonzero()
         if len(bad):
             back, term = bad[0].tolist()
@@ -228,51 +255,54 @@ class _Training:
         self.unread.clear()
 
     def _save(self) -> None:
-        if self.unread:
-            self._read_losses()  # weights after a loss that is not finite are not worth keeping
-        generators = {"cpu": torch.get_rng_state(), "views": self.generator.get_state()}
+        own = {"cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
-            generators["device"] = torch.cuda.get_rng_state(self.device)
+            own["device"] = torch.cuda.get_rng_state(self.device)
         state = {
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "generators": generators,
+            "views": self.feed.generator.get_state(),
+            "generators": distributed.from_all(own),
             "order": self.order,
         }
-        weights = self.objective.state_dict()
-        checkpoint.save(self.checkpoints, Checkpoint(position=self.position, weights=weights, state=state))
+        if distributed.is_main():
+            weights = self.objective.state_dict()
+            checkpoint.save(self.checkpoints, Checkpoint(position=self.position, weights=weights, state=state))
         self.saved_at = time.monotonic()
 
     def _restore(self) -> list[str]:
         found, warnings = checkpoint.latest(self.checkpoints)
+        positions = distributed.from_all(found.position if found else None)
+        if len(set(positions)) > 1:
+            steps = [position.total_steps if position else 0 for position in positions]
+            raise TrainingError(
+                f"the processes found checkpoints of different steps ({', '.join(map(str, steps))}) in "
+                f"{self.checkpoints}; it must be one folder that all can read"
+            )
         if found is None:
             return warnings
         if found.position.images != self.position.images:
             raise TrainingError(
-                f"the images are not those that the run began with (now {len(self.images):,}); start a new run, or "
+                f"the images are not those that the run began with (now {self.count:,}); start a new run, or "
                 "restore the images"
             )
         self.objective.load_state_dict(found.weights)
         self.optimizer.load_state_dict(found.state["optimizer"])
         self.scaler.load_state_dict(found.state["scaler"])
-        generators = found.state["generators"]
-        torch.set_rng_state(generators["cpu"])
-        if "device" in generators and self.device.type == "cuda":
-            torch.cuda.set_rng_state(generators["device"], self.device)
-        if len(generators["views"]) == len(self.generator.get_state()):  # another kind of device draws otherwise
-            self.generator.set_state(generators["views"])
+        self._restore_generators(found.state["views"], found.state["generators"])
         self.position, self.order = found.position, found.state["order"]
         return warnings
 
-
-def training_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """What the passes of the backbone are computed in, of a recipe's `run.precision`."""
-    if precision != "auto":
-        chosen = getattr(torch, precision)
-        return chosen if isinstance(chosen, torch.dtype) else torch.float32
-    if device.type != "cuda":
-        return torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    def _restore_generators(self, views: Tensor, generators: list[dict[str, Tensor]]) -> None:
+        # Another kind of device, or process beyond those that there were, goes on with draws of its own.
+        if len(views) == len(self.feed.generator.get_state()):
+            self.feed.generator.set_state(views)
+        if distributed.rank() >= len(generators):
+            return
+        own = generators[distributed.rank()]
+        torch.set_rng_state(own["cpu"])
+        if "device" in own and self.device.type == "cuda":
+            torch.cuda.set_rng_state(own["device"], self.device)
 
 
 def _optimizer(objective: Objective, part: Optimizer) -> torch.optim.Optimizer:
@@ -284,6 +314,13 @@ def _optimizer(objective: Objective, part: Optimizer) -> torch.optim.Optimizer:
 
 def _schedule(name: str, done: float) -> float:
     return (1 + math.cos(math.pi * done)) / 2 if name == "cosine" else 1.0
+
+
+def _running_statistics(objective: Objective) -> list[Tensor]:
+    """What BatchNorm layers that are not frozen gather as they go; each process sees its own share only."""
+    norms = [m for m in objective.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
+    found = [statistic for norm in norms for statistic in (norm.running_mean, norm.running_var)]
+    return [statistic for statistic in found if statistic is not None]
 
 
 def _digest(images: ImageCache) -> str:

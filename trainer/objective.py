@@ -15,7 +15,7 @@ EmbedAll = Callable[[Callable[[Tensor], Tensor]], Tensor]
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's images.
+    """One step's images; where several processes train together, this one's share of them.
 
     Attributes:
         views: V tensors (B, 3, H, W) float32 in [0, 1]; sizes may differ between views (multi-crop).
@@ -85,7 +85,12 @@ class Objective(nn.Module):
         self.encoder = encoder
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """The terms of the loss by name, scalars float32; the loop minimises their sum."""
+        """The terms of the loss by name, scalars float32; the loop minimises their sum.
+
+        Where several processes train together, each has its share of the batch. What compares images with each
+        other, or keeps them in a queue, passes its rows through `trainer.distributed.gather` first and so has those
+        of the whole batch. The mean of the processes' losses should be that of one process with the whole batch.
+        """
         raise NotImplementedError
 
     def after_step(self, progress: float) -> None:

@@ -106,6 +106,8 @@ class Run:
         seed: of everything random.
         precision: of the backbone's passes; `auto` is bfloat16 or float16 on a GPU and float32 on a CPU.
         schedule: of the learning rates, by epoch: `cosine` to 0, or `constant`.
+        deterministic: give the same bits at each run on the same machine. A CPU does so anyway, and at the same
+            speed; a GPU is slower, as it must do without its fastest algorithms.
     """
 
     epochs: int = 10
@@ -113,6 +115,7 @@ class Run:
     seed: int = 0
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     schedule: Literal["cosine", "constant"] = "cosine"
+    deterministic: bool = False
 
     def __post_init__(self) -> None:
         _in_range("run.epochs", self.epochs, 1, 100_000)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from trainer.distributed import own_share, world_size
 from trainer.objective import View
 
 _TRIES = 10  # as torchvision's RandomResizedCrop: then the largest crop of an allowed shape
@@ -101,4 +102,6 @@ def _turn_about_grey(angle: Tensor) -> Tensor:
 
 
 def _uniform(shape: tuple[int, ...], low: float, high: float, generator: torch.Generator) -> Tensor:
-    return torch.rand(shape, generator=generator, device=generator.device) * (high - low) + low
+    # Each process draws for the whole batch and keeps its share: how many there are does not change a view.
+    whole = torch.rand((shape[0] * world_size(), *shape[1:]), generator=generator, device=generator.device)
+    return own_share(whole) * (high - low) + low

@@ -13,6 +13,7 @@ from trainer import loop
 from trainer.encoders import Encoder, make_backbone
 from trainer.images import ImageCache
 from trainer.memory import keep_freed_memory
+from trainer.numerics import training_dtype
 from trainer.objective import Objective
 from trainer.objectives import make_objective
 from trainer.recipe import Recipe, load, override
@@ -67,7 +68,7 @@ def build(recipe: Recipe) -> Objective:
 
 def seconds_of_bare_passes(objective: Objective, recipe: Recipe, device: torch.device) -> float:
     """Mean of one forward and backward of the encoder and one forward of a copy, on images that are there."""
-    size, dtype = recipe.data.size, loop.training_dtype(recipe.run.precision, device)
+    size, dtype = recipe.data.size, training_dtype(recipe.run.precision, device)
     images = torch.rand(2 * recipe.run.batch_size, 3, size, size, device=device)
     images = images.contiguous(memory_format=torch.channels_last)
     teacher = objective.get_submodule("teacher")

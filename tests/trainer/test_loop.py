@@ -76,13 +76,18 @@ def stop_at(step: int) -> Any:
     return progress
 
 
+def save_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "LOG_EVERY", 1)
+    monkeypatch.setattr(loop, "SAVE_EVERY_S", 0.0)
+
+
 @pytest.mark.parametrize("optimizer", ["adamp", "adamw"])
 @pytest.mark.parametrize("step", [2, 3, 4])
 def test_resumed_training_equals_uninterrupted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str, step: int
 ) -> None:
     """Stopped within an epoch or between two, a fresh object continues to the same bits."""
-    monkeypatch.setattr(loop, "SAVE_EVERY_S", 0.0)
+    save_every_step(monkeypatch)
     chosen = recipe(f"optimizer.name={optimizer}", "run.epochs=3")
     whole, outcome = train(tmp_path / "whole", chosen)
     with pytest.raises(_Stopped):
@@ -121,7 +126,7 @@ def test_killed_training_resumes_to_the_same_weights(tmp_path: Path) -> None:
 
 def train_slowly(directory: str) -> None:
     """What the killed child runs: a checkpoint after every step, and time to be killed in."""
-    loop.SAVE_EVERY_S = 0.0
+    loop.LOG_EVERY, loop.SAVE_EVERY_S = 1, 0.0
     torch.set_num_threads(1)
     train(Path(directory), recipe("run.epochs=8"), progress=lambda *_: time.sleep(0.1))
 

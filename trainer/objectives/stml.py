@@ -8,12 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from trainer.distributed import gather
 from trainer.encoders import Encoder
 from trainer.objective import Batch, EmbedAll, Objective
 from trainer.parts.distances import relative_distances, squared_distances
 from trainer.parts.ema import update_teacher
 from trainer.parts.heads import orthogonal_head, set_to_principal_axes
 from trainer.parts.neighbours import nearest
+from trainer.profiling import part
 
 
 @torch.no_grad()
@@ -167,14 +169,16 @@ class STML(Objective):
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """The three terms, weighted: their sum is the paper's total."""
-        images, index = torch.cat(batch.views), batch.index.repeat(len(batch.views))
-        features = self.encoder.backbone(images)
-        with torch.no_grad():
+        images, views = torch.cat(batch.views), len(batch.views)
+        with part("backbone"):
+            features = self.encoder.backbone(images)
+        with torch.no_grad(), part("teacher"):
             taught = self.teacher[0](images)
         with torch.autocast(images.device.type, enabled=False):
             f, g = self.encoder.head(features.float()), self.background(features.float())
             z = F.normalize(self.teacher[1](taught.float()), dim=1)
-            return self._terms(f, g, self._similarity(z, index))
+            f, g, z = (gather(rows, views) for rows in (f, g, z))
+            return self._terms(f, g, self._similarity(z, gather(batch.index).repeat(views)))
 
     def _similarity(self, teacher: Tensor, index: Tensor) -> Tensor:
         """The batch's pseudo-labels, (N, N) in [0, 1]."""

@@ -1,0 +1,87 @@
+"""What the loop feeds an objective with: batches of random views, and the whole training set's embeddings."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from trainer.distributed import gather, own_share, world_size
+from trainer.images import ImageCache, Progress
+from trainer.objective import Batch, View
+from trainer.profiling import part
+from trainer.views import draw_view
+
+_EMBED_BATCH = 256
+
+
+class Feed:
+    """The images of a training on its device, this process's share of each batch.
+
+    Args:
+        images: the training set.
+        views: how each view of a batch is drawn.
+        size: side of the views, pixels.
+        device: where batches are wanted.
+        seed: of the views, the same in all processes: their state is `generator`'s.
+    """
+
+    def __init__(self, images: ImageCache, views: list[View], size: int, device: torch.device, seed: int):
+        self._images, self._views, self._size, self._device = images.to(device), views, size, device
+        self.generator = torch.Generator(device).manual_seed(seed)
+
+    def batches(self, order: Tensor, waiting: Callable[[], AbstractContextManager[None]]) -> Iterator[Batch]:
+        """The steps' batches, the pixels of the next one fetched while the current one is used.
+
+        Args:
+            order: (steps, B) int64 rows of the training set.
+            waiting: the time within is spent waiting for pixels.
+        """
+        with ThreadPoolExecutor(1, thread_name_prefix="loader") as loader:
+            coming = loader.submit(self._fetch, own_share(order[0]))
+            for step, batch in enumerate(order):
+                with waiting(), part("loader wait"):
+                    pixels, aspect = coming.result()
+                if step + 1 < len(order):
+                    coming = loader.submit(self._fetch, own_share(order[step + 1]))
+                with part("views"):
+                    views = [draw_view(pixels, aspect, view, self._size, self.generator) for view in self._views]
+                index = own_share(batch).to(self._device, non_blocking=True)
+                yield Batch(views, index, torch.full_like(index, -1))
+
+    @torch.no_grad()
+    def embed_all(self, embed: Callable[[Tensor], Tensor], progress: Progress) -> Tensor:
+        """`trainer.objective.EmbedAll`: the whole training set, squashed, not augmented; each process embeds a part.
+
+        Args:
+            embed: images (B, 3, S, S) to (B, C).
+            progress: called with ("embed", done, total).
+
+        Returns:
+            (N, C) float32.
+        """
+        count, parts, done = len(self._images), [], 0
+        equal = -(-count // world_size())
+        # Equal parts, as `gather` needs them: the last ones repeat the last image, and are cut off again.
+        rows = own_share(torch.arange(equal * world_size()).clamp_max(count - 1))
+        for batch in torch.split(rows, _EMBED_BATCH):
+            parts.append(embed(self._squashed(batch)).float())
+            done += len(batch) * world_size()
+            progress("embed", min(done, count), count)
+        return gather(torch.cat(parts))[:count]
+
+    def _squashed(self, rows: Tensor) -> Tensor:
+        pixels, _ = self._fetch(rows)
+        images = pixels.permute(0, 3, 1, 2).float() / 255
+        if images.shape[-1] == self._size:
+            return images
+        return F.interpolate(images, (self._size, self._size), mode="bilinear", antialias=True, align_corners=False)
+
+    def _fetch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        rows = rows.to(self._images.pixels.device)
+        pixels, aspect = self._images.pixels[rows], self._images.aspect[rows]
+        if self._device.type == "cuda" and not pixels.is_cuda:
+            pixels = pixels.pin_memory()
+        return pixels.to(self._device, non_blocking=True), aspect.to(self._device)
