@@ -65,7 +65,6 @@ class BuildReport:
         count: items in it.
         resumed: how many of them an interrupted build had embedded already.
         skipped: each image left out, with the reason.
-        unreadable: folders that could not be listed, each with its reason.
         plan, recall: as built and measured.
         seconds: by stage.
         provider: of ONNX Runtime, that embedded.
@@ -79,7 +78,6 @@ class BuildReport:
     count: int
     resumed: int
     skipped: tuple[tuple[str, str], ...]
-    unreadable: tuple[str, ...]
     plan: Plan
     recall: Recall
     seconds: dict[str, float]
@@ -141,12 +139,11 @@ def build(
         count=embedded.count,
         resumed=embedded.resumed,
         skipped=embedded.skipped,
-        unreadable=collection.unreadable,
         plan=indexed.plan,
         recall=indexed.recall,
         seconds=clock.seconds,
         provider=encoder.provider,
-        warnings=indexed.warnings,
+        warnings=(*collection.warnings, *indexed.warnings),
         activated=activate,
     )
 

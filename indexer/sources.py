@@ -1,42 +1,38 @@
-"""Image collections: a folder, or a CSV or Parquet table with a `path` column, as a list of sources to decode.
+"""Image collections: a folder, a table of paths, tar shards, or Parquet tables of images, as sources to decode.
 
 SourceError   the collection itself can't be read; one bad image in it is never an error, it is reported
 """
 
-import csv
 import hashlib
 import os
+import re
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from indexer import pixels
+from indexer.parquet import image_column, list_parquet
 from indexer.pixels import Pixels, PixelsError, PixelSpec
+from indexer.source import FileSource, Listing, Source, SourceError, is_listed, item_of, shown
+from indexer.tables import read_table
+from indexer.tars import is_tar, list_tar
 
-# Named like photographs, though no decoder here takes them: listed, so that they are reported instead of ignored.
-_UNSUPPORTED_EXTENSIONS = frozenset({".heic", ".heif", ".jxl", ".jp2", ".cr2", ".nef", ".arw", ".dng"})
-_TABLE_EXTENSIONS = frozenset({".csv", ".parquet"})
-_PLAIN = frozenset(range(0x20, 0x7F)) - {ord("%")}
+__all__ = [
+    "Collection",
+    "Decoded",
+    "FileSource",
+    "Source",
+    "SourceError",
+    "decode_all",
+    "item_of",
+    "open_collection",
+    "read_table",
+]
 
-
-class SourceError(ValueError):
-    """A collection of images can't be read; the message names the path and the remedy."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """One image of a collection.
-
-    Attributes:
-        item: its id, unique in the collection: the path below the collection's root, `/` between parts, with `%`,
-            control characters and bytes that are not UTF-8 percent-encoded.
-        path: where its bytes are.
-    """
-
-    item: str
-    path: Path
+_BRACES = re.compile(r"(.*)\{(\d+)\.\.(\d+)\}(.*)", re.DOTALL)
+_MAX_SHARDS = 1_000_000  # of a brace pattern: beyond any real one, and a typing error must not fill the memory
 
 
 @dataclass(frozen=True)
@@ -44,16 +40,17 @@ class Collection:
     """What was found under a path.
 
     Attributes:
-        root: the folder that item ids are relative to.
-        sources: every file named like an image, sorted by item.
+        root: the folder that item ids are relative to; of a Parquet table of named images, the table.
+        sources: every image, in an order that is always the same: by item in a folder or a table of paths, else as
+            they lie in the archives.
         ignored: how many files were not named like images.
-        unreadable: folders that could not be listed, each with its reason.
+        warnings: what could not be used, each a sentence: folders that could not be listed, damaged archives.
     """
 
     root: Path
     sources: tuple[Source, ...]
     ignored: int = 0
-    unreadable: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -76,69 +73,27 @@ class Decoded:
     error: str | None
 
 
-def item_of(path: Path, root: Path) -> str:
-    """The item id of an image file below a collection's root."""
-    relative = os.fsencode(path.relative_to(root).as_posix())
-    try:
-        text = relative.decode("utf-8")
-    except UnicodeDecodeError:
-        return "".join(chr(byte) if byte in _PLAIN else f"%{byte:02X}" for byte in relative)
-    # Control characters (C0, DEL, C1) would break lines and terminals wherever an id is printed.
-    return "".join(
-        "".join(f"%{byte:02X}" for byte in char.encode())
-        if char == "%" or ord(char) < 0x20 or 0x7F <= ord(char) < 0xA0 or char in "\u2028\u2029"
-        else char
-        for char in text
-    )
-
-
 def open_collection(images: Path) -> Collection:
-    """The images under a folder (recursive, hidden files and folders left out) or listed in a CSV or Parquet table.
+    """List the images of a collection, without reading any.
 
-    A table has a column `path`, relative to the table's folder or absolute; other columns are ignored.
+    A collection is one of
+
+    - a folder: every image in it and its subfolders, hidden files and folders left out; of one without image files
+      the tar shards in it, or else the Parquet tables of images;
+    - a CSV or Parquet table with a column `path`, relative to the table's folder or absolute;
+    - a tar archive, or a pattern of several: `shard-{000000..000146}.tar`;
+    - a Parquet table with the images themselves in a column `image`: bytes, or {bytes, path}.
 
     Raises:
-        SourceError: the path does not exist, can't be read, is neither of these, or holds no image.
+        SourceError: the path does not exist, can't be read, is none of these, or holds no image.
     """
-    if images.is_dir():
-        collection = _from_folder(images)
-    elif images.suffix.lower() in _TABLE_EXTENSIONS and images.is_file():
-        collection = _from_table(images)
-    elif images.exists():
-        raise SourceError(f"{_shown(images)} is neither a folder nor a .csv or .parquet table of image paths")
-    else:
-        raise SourceError(f"{_shown(images)} does not exist")
+    collection = _open(images)
     if not collection.sources:
         found = f"{collection.ignored:,} other files" if collection.ignored else "nothing else"
-        denied = f"; unreadable: {', '.join(collection.unreadable)}" if collection.unreadable else ""
+        reasons = "".join(f"; {warning}" for warning in collection.warnings)
         accepted = " ".join(sorted(pixels.EXTENSIONS))
-        raise SourceError(f"no image in {_shown(images)} ({found}{denied}); accepted: {accepted}")
+        raise SourceError(f"no image in {shown(images)} ({found}{reasons}); accepted: {accepted}")
     return collection
-
-
-def read_table(path: Path, columns: Iterable[str], optional: Iterable[str] = ()) -> dict[str, list[str]]:
-    """Columns of a CSV (UTF-8, comma, header line) or Parquet table as text, `optional` ones where they exist.
-
-    Raises:
-        SourceError: the file can't be read, is not such a table, or lacks a column of `columns`.
-    """
-    try:
-        table = _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_csv(path)
-    except UnicodeDecodeError as error:
-        raise SourceError(f"{_shown(path)} is not UTF-8 text: {error}; save it as UTF-8") from error
-    except (OSError, csv.Error) as error:
-        raise SourceError(f"{_shown(path)} can't be read as a table: {error}") from error
-    missing = [name for name in columns if name not in table]
-    if missing:
-        raise SourceError(
-            f"{_shown(path)} has no column {', '.join(missing)}; its columns are: {', '.join(table) or 'none'}"
-        )
-    chosen = {name: table[name] for name in (*columns, *optional) if name in table}
-    for name, cells in chosen.items():
-        for row, cell in enumerate(cells, start=1):
-            if "\0" in cell:
-                raise SourceError(f"{_shown(path)}, row {row}: {name} {cell!r} holds a NUL; save it as UTF-8 text")
-    return chosen
 
 
 def decode_all(sources: Sequence[Source], spec: PixelSpec, workers: int = 0) -> Iterator[Decoded]:
@@ -171,7 +126,7 @@ def decode_all(sources: Sequence[Source], spec: PixelSpec, workers: int = 0) -> 
 def _decode_one(row: int, source: Source, spec: PixelSpec) -> Decoded:
     digest = ""
     try:
-        data = pixels.read(source.path)
+        data = source.read()
         digest = hashlib.sha256(data).hexdigest()
         image, aspect = pixels.decode_with_aspect(data, spec)
     except PixelsError as error:
@@ -179,21 +134,100 @@ def _decode_one(row: int, source: Source, spec: PixelSpec) -> Decoded:
     return Decoded(row, source, image, aspect, digest, None)
 
 
+def _open(images: Path) -> Collection:
+    if images.is_dir():
+        return _from_folder(images)
+    if not images.exists():
+        return _from_pattern(images)
+    if not images.is_file():
+        raise SourceError(f"{shown(images)} is neither a folder nor a file")
+    if is_tar(images.name):
+        return _from_archives(images.parent, [images])
+    if images.suffix.lower() == ".parquet" and image_column(images):
+        sources = list_parquet(images, images).sources
+        return Collection(Path(sources[0].root) if sources else images, tuple(sources))
+    if images.suffix.lower() in (".csv", ".parquet"):
+        return _from_table(images)
+    raise SourceError(
+        f"{shown(images)} is neither a folder, a .csv or .parquet table of image paths, a .parquet table of images, "
+        "nor a .tar archive"
+    )
+
+
 def _from_folder(root: Path) -> Collection:
-    sources, unreadable, ignored = [], [], 0
-
-    def denied(error: OSError) -> None:
-        unreadable.append(f"{_shown(Path(error.filename))}: {error.strerror}")
-
-    for folder, subfolders, names in os.walk(root, onerror=denied):
+    """Every image file; of a folder that has none, the images of its archives."""
+    sources: list[Source] = []
+    archives: list[Path] = []
+    warnings: list[str] = []
+    ignored = 0
+    for folder, subfolders, names in os.walk(root, onerror=lambda error: warnings.append(_unlisted(error))):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        prefix = "" if folder == str(root) else f"{os.path.relpath(folder, root)}/"
         for name in names:
-            path = Path(folder, name)
-            if not name.startswith(".") and path.suffix.lower() in pixels.EXTENSIONS | _UNSUPPORTED_EXTENSIONS:
-                sources.append(Source(item_of(path, root), path))
+            if is_listed(name):
+                relative = prefix + name
+                sources.append(FileSource(item_of(relative), str(root), relative))
             else:
                 ignored += 1
-    return Collection(root, tuple(sorted(sources, key=lambda s: s.item)), ignored, tuple(unreadable))
+                archives += [Path(folder, name)] if _is_archive(name) else []
+    if not sources:
+        within = _from_archives(root, _of_one_kind(archives))
+        return replace(within, ignored=within.ignored + ignored, warnings=(*warnings, *within.warnings))
+    sources.sort(key=lambda source: source.item)
+    tars = [archive.name for archive in archives if is_tar(archive.name)]
+    if tars:
+        warnings.append(
+            f"{len(tars):,} tar archives beside the images in {shown(root)} are not read, for example {tars[0]!a}; "
+            "give their folder without image files to learn from them"
+        )
+    return Collection(root, tuple(sources), ignored, tuple(warnings))
+
+
+def _unlisted(error: OSError) -> str:
+    return f"unreadable folder {shown(Path(error.filename))}: {error.strerror}"
+
+
+def _is_archive(name: str) -> bool:
+    return is_tar(name) or (name.lower().endswith(".parquet") and not name.startswith("."))
+
+
+def _of_one_kind(archives: list[Path]) -> list[Path]:
+    """The tar shards, or else the Parquet tables that hold images: beside either a table is of labels."""
+    tars = [archive for archive in archives if is_tar(archive.name)]
+    return sorted(tars or archives)
+
+
+def _from_pattern(pattern: Path) -> Collection:
+    """The archives `HEAD{FIRST..LAST}TAIL`, each of which must exist."""
+    match = _BRACES.fullmatch(str(pattern))
+    if not match:
+        raise SourceError(f"{shown(pattern)} does not exist")
+    head, first, last, tail = match.groups()
+    numbers = range(int(first), int(last) + 1)
+    if not 0 < len(numbers) <= _MAX_SHARDS:
+        raise SourceError(f"{shown(pattern)} stands for {len(numbers):,} archives; it must be 1 to {_MAX_SHARDS:,}")
+    archives = [Path(f"{head}{number:0{len(first)}}{tail}") for number in numbers]
+    missing = [archive for archive in archives if not archive.is_file()]
+    if missing:
+        raise SourceError(
+            f"{len(missing):,} of the {len(archives):,} archives of {shown(pattern)} do not exist; "
+            f"the first: {shown(missing[0])}"
+        )
+    return _from_archives(Path(f"{head}_").parent, archives)
+
+
+def _from_archives(root: Path, archives: Sequence[Path]) -> Collection:
+    listings = [_list_archive(archive, root) for archive in archives]
+    sources = tuple(source for listing in listings for source in listing.sources)
+    ignored = sum(listing.ignored for listing in listings)
+    return Collection(root, sources, ignored, tuple(warning for listing in listings for warning in listing.warnings))
+
+
+def _list_archive(archive: Path, root: Path) -> Listing:
+    try:
+        return list_tar(archive, root) if is_tar(archive.name) else list_parquet(archive, root)
+    except SourceError as error:  # one damaged table of many
+        return Listing([], warnings=(str(error),))
 
 
 def _from_table(table: Path) -> Collection:
@@ -201,34 +235,7 @@ def _from_table(table: Path) -> Collection:
     sources: dict[str, Source] = {}
     for cell in read_table(table, ["path"])["path"]:
         path = root / cell  # an absolute cell replaces the root
-        item = item_of(path, root) if path.is_relative_to(root) else item_of(path, Path(path.anchor))
-        sources.setdefault(item, Source(item, path))
-    return Collection(root, tuple(sorted(sources.values(), key=lambda s: s.item)))
-
-
-def _read_csv(path: Path) -> dict[str, list[str]]:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = csv.DictReader(file, strict=True)
-        table: dict[str, list[str]] = {name: [] for name in rows.fieldnames or ()}
-        for row in rows:
-            # DictReader files surplus cells under None and fills missing ones with None.
-            if None in row or None in row.values():
-                raise csv.Error(f"line {rows.line_num} has not the header's {len(table)} cells")
-            for name, cell in row.items():
-                table[name].append(cell)
-    return table
-
-
-def _read_parquet(path: Path) -> dict[str, list[str]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        table = pyarrow.parquet.read_table(path)
-    except pyarrow.ArrowException as error:
-        raise OSError(str(error)) from error
-    return {name: [str(cell) for cell in table.column(name).to_pylist()] for name in table.column_names}
-
-
-def _shown(path: Path) -> str:
-    return ascii(str(path)) if not str(path).isprintable() else str(path)
+        inside = path.is_relative_to(root)
+        item = item_of(path.relative_to(root if inside else path.anchor).as_posix())
+        sources.setdefault(item, FileSource(item, str(root), str(path.relative_to(root) if inside else path)))
+    return Collection(root, tuple(sorted(sources.values(), key=lambda source: source.item)))

@@ -58,12 +58,7 @@ def staging_dir(index_dir: Path, model: str, sources: Sequence[Source]) -> Path:
     """
     digest = hashlib.sha256(model.encode())
     for source in sources:
-        try:
-            status = source.path.stat()
-            state = f"{status.st_size} {status.st_mtime_ns}"
-        except OSError:
-            state = "unreadable"
-        digest.update(b"\0".join((source.item.encode(), os.fsencode(source.path), state.encode(), b"")))
+        digest.update(b"\0".join((source.item.encode(), os.fsencode(source.path), source.state().encode(), b"")))
     wanted = index_dir / f"{_PREFIX}{digest.hexdigest()[: manifest.ID_LENGTH]}"
     for leftover in index_dir.glob(f"{_PREFIX}*"):
         if leftover != wanted:

@@ -191,7 +191,7 @@ def _learn(
         unknown_labels=known.unknown if known else (),
         frozen=frozen,
         trained=trained[0] if trained else None,
-        warnings=(*(f"unreadable folder {folder}" for folder in collection.unreadable), *outcome.warnings),
+        warnings=(*collection.warnings, *outcome.warnings),
         images_per_s=outcome.images_per_s,
         seconds=clock.seconds,
     )

@@ -68,7 +68,7 @@ def build(
             name, images, model=model, store=place, memory_budget_bytes=memory_budget, device=device, progress=report
         )
     warn_skipped(done.skipped)
-    for warning in (*done.warnings, *(f"unreadable folder {folder}" for folder in done.unreadable)):
+    for warning in done.warnings:
         click.echo(f"warning: {warning}", err=True)
     manifest = read_version(version_dir(place.index(name), done.version))
     if as_json:

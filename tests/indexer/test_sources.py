@@ -39,10 +39,10 @@ def test_any_file_name_has_an_item_id_and_decodes(tmp_path: Path, name: bytes, i
     assert (source.item, source.item.isprintable(), decoded.error) == (item, True, None)
 
 
-def test_item_ids_are_unique(tmp_path: Path) -> None:
+def test_item_ids_are_unique() -> None:
     """Different byte strings never share an id, even where one spells the other's escape."""
     names = [b"\xff", b"%FF", b"%25FF", b"\xc3\xbf", b"%C3%BF", b"a\n", b"a%0A", b"\xff%", b"%FF%25"]
-    assert len({item_of(tmp_path / os.fsdecode(name), tmp_path) for name in names}) == len(names)
+    assert len({item_of(os.fsdecode(name)) for name in names}) == len(names)
 
 
 def test_a_folder_is_read_whole(tmp_path: Path) -> None:
@@ -106,20 +106,20 @@ def test_a_broken_parquet_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_unreadable_folder_is_reported(tmp_path: Path) -> None:
-    """A folder that may not be listed is named in `unreadable`, and the rest is found."""
+    """A folder that may not be listed is named in `warnings`, and the rest is found."""
     _picture(tmp_path / "open" / "a.png")
     (tmp_path / "closed").mkdir(mode=0)
     script = (
         "import os, sys; from pathlib import Path; from indexer.sources import open_collection\n"
         "if os.geteuid() == 0: os.chdir(sys.argv[1]); os.setgid(65534); os.setuid(65534)\n"
-        "found = open_collection(Path('.')); print([s.item for s in found.sources], *found.unreadable)"
+        "found = open_collection(Path('.')); print([s.item for s in found.sources], *found.warnings)"
     )
     for folder in [tmp_path, *list(tmp_path.parents)[:2]]:
         folder.chmod(0o755)
     printed = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path)], cwd=tmp_path, capture_output=True, text=True, check=True
     ).stdout
-    assert printed.strip() == "['open/a.png'] closed: Permission denied"
+    assert printed.strip() == "['open/a.png'] unreadable folder closed: Permission denied"
 
 
 def test_damage_is_reported_in_order(tmp_path: Path) -> None:

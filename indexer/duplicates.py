@@ -1,0 +1,49 @@
+"""Byte-identical images of a collection, found by the SHA-256 of their files."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+MAX_GROUPS = 100  # named in a report; the count is of all
+MAX_NAMED = 10  # images of one group
+
+Digests = npt.NDArray[np.bytes_]
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """Images whose files are byte for byte the same.
+
+    Attributes:
+        images: how many images were compared.
+        copies: how many of them are copies of another that comes before them.
+        groups: item ids that share one content, the first 10 of each of the first 100 groups.
+    """
+
+    images: int
+    copies: int
+    groups: tuple[tuple[str, ...], ...]
+
+    @property
+    def nothing_else(self) -> bool:
+        """Whether all images, two or more, are one and the same."""
+        return 0 < self.copies == self.images - 1
+
+
+def find_duplicates(items: Sequence[str], digests: Digests) -> Duplicates:
+    """The groups of items with one digest, in order of their first appearance.
+
+    Args:
+        items: N item ids.
+        digests: (N,) bytes of 32, the SHA-256 of each item's file.
+    """
+    order = np.argsort(digests, kind="stable")
+    ordered = digests[order]
+    firsts = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))  # of each run of equal digests
+    lengths = np.diff(np.append(firsts, len(order)))
+    repeated = np.flatnonzero(lengths > 1)
+    shown = repeated[np.argsort(order[firsts[repeated]])][:MAX_GROUPS]
+    groups = tuple(tuple(items[row] for row in order[firsts[run] :][: min(lengths[run], MAX_NAMED)]) for run in shown)
+    return Duplicates(len(items), len(items) - len(firsts), groups)

@@ -1,0 +1,60 @@
+"""CSV and Parquet tables of text: paths of images, labels."""
+
+import csv
+from collections.abc import Iterable
+from pathlib import Path
+
+from indexer.source import SourceError, shown
+
+
+def read_table(path: Path, columns: Iterable[str], optional: Iterable[str] = ()) -> dict[str, list[str]]:
+    """Columns of a CSV (UTF-8, comma, header line) or Parquet table as text, `optional` ones where they exist.
+
+    Raises:
+        SourceError: the file can't be read, is not such a table, or lacks a column of `columns`.
+    """
+    wanted = (*columns, *optional)
+    try:
+        names, table = _read_parquet(path, wanted) if path.suffix.lower() == ".parquet" else _read_csv(path)
+    except UnicodeDecodeError as error:
+        raise SourceError(f"{shown(path)} is not UTF-8 text: {error}; save it as UTF-8") from error
+    except (OSError, csv.Error) as error:
+        raise SourceError(f"{shown(path)} can't be read as a table: {error}") from error
+    missing = [name for name in columns if name not in table]
+    if missing:
+        raise SourceError(f"{shown(path)} has no column {', '.join(missing)}; its columns are: {names or 'none'}")
+    chosen = {name: table[name] for name in wanted if name in table}
+    for name, cells in chosen.items():
+        for row, cell in enumerate(cells, start=1):
+            if "\0" in cell:
+                raise SourceError(f"{shown(path)}, row {row}: {name} {cell!r} holds a NUL; save it as UTF-8 text")
+    return chosen
+
+
+def _read_csv(path: Path) -> tuple[str, dict[str, list[str]]]:
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = csv.DictReader(file, strict=True)
+        table: dict[str, list[str]] = {name: [] for name in rows.fieldnames or ()}
+        for row in rows:
+            # DictReader files surplus cells under None and fills missing ones with None.
+            if None in row or None in row.values():
+                raise csv.Error(f"line {rows.line_num} has not the header's {len(table)} cells")
+            for name, cell in row.items():
+                table[name].append(cell)
+    return ", ".join(table), table
+
+
+def _read_parquet(path: Path, wanted: tuple[str, ...]) -> tuple[str, dict[str, list[str]]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            # Only these: a table may hold the images themselves in another column.
+            table = file.read(columns=[name for name in wanted if name in names])
+    except pyarrow.ArrowException as error:
+        raise OSError(str(error)) from error
+    return ", ".join(names), {
+        name: [str(cell) for cell in table.column(name).to_pylist()] for name in table.column_names
+    }
