@@ -4,7 +4,6 @@ EfficientNet-Lite0 with random weights (speed does not depend on them) at 112 pi
 The clients are processes of their own on the same machine. Prints a table and one JSON line; takes half a minute.
 """
 
-import io
 import json
 import os
 import tempfile
@@ -12,7 +11,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from torch import nn
 
 from indexer import pixels
@@ -20,6 +18,7 @@ from indexer.encoder import Encoder
 from indexer.pixels import PixelSpec
 from indexer.store import Store
 from tests.benchmarks.bench_search import SECONDS, TOP_K, measure_served, print_rows, run_server
+from tests.benchmarks.photographs import photograph
 from tests.serving import make_version
 from trainer.encoders import Encoder as TorchEncoder
 from trainer.encoders import make_backbone
@@ -43,16 +42,6 @@ def main() -> None:
     print(f"{BACKBONE} at {SIZE} pixels, JPEG 500 x 375, {os.cpu_count()} cores")
     print_rows(in_process, served)
     print(json.dumps({"in_process": in_process, "served": served}))
-
-
-def photograph(seed: int) -> bytes:
-    """A JPEG with the detail of a photograph: coarse colours, and grain."""
-    rng = np.random.default_rng(seed)
-    coarse = Image.fromarray(rng.integers(0, 256, (9, 12, 3), dtype=np.uint8)).resize((500, 375))
-    grainy = np.asarray(coarse, np.int16) + rng.integers(-12, 13, (375, 500, 3), dtype=np.int16)
-    data = io.BytesIO()
-    Image.fromarray(grainy.clip(0, 255).astype(np.uint8)).save(data, "JPEG", quality=85)
-    return data.getvalue()
 
 
 def make_encoder(store: Store, photos: list[bytes]) -> str:
