@@ -122,7 +122,7 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(_: Any, rows: Tensor) -> Tensor:
         gathered = rows.new_empty(world_size() * len(rows), *rows.shape[1:])
-        distributed.all_gather_into_tensor(gathered, rows.contiguous())
+        distributed.all_gather(list(gathered.chunk(world_size())), rows.contiguous())
         return gathered
 
     @staticmethod

@@ -1,0 +1,290 @@
+"""Several processes train as one: two real ones over gloo, in the real loop, against one with the whole batch."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from trainer import distributed, loop
+from trainer.encoders import Encoder, make_backbone
+from trainer.feed import Feed
+from trainer.images import ImageCache
+from trainer.loop import TrainingError
+from trainer.objective import Batch, Objective, View
+from trainer.objectives import make_objective
+from trainer.recipe import Recipe, load, override
+
+PROCESSES = 2
+CPU = torch.device("cpu")
+
+
+# ---- what is trained
+
+
+def recipe(*changes: str) -> Recipe:
+    """40 images in batches of 20: two steps an epoch."""
+    fixed = ("run.epochs=2", "run.batch_size=20", "data.size=32", "data.cache_size=32")
+    return override(load("stml"), *fixed, "objective.background_dim=32", *changes)
+
+
+def images(count: int = 40) -> ImageCache:
+    pixels = torch.randint(0, 256, (count, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
+    return ImageCache(pixels, torch.linspace(0.5, 2, count), tuple(f"{row}.jpg" for row in range(count)), ())
+
+
+def encoder(*, freeze_bn: bool = True) -> Encoder:
+    torch.manual_seed(0)
+    backbone = make_backbone("test_resnet", "none", size=32)
+    if freeze_bn:
+        backbone.freeze_norms()
+    return Encoder(backbone, nn.Linear(backbone.channels, 8))
+
+
+def stml(**options: Any) -> Objective:
+    return make_objective("stml", encoder(**options), background_dim=32, head_init="pca")
+
+
+class Queue(Objective):
+    """Contrasts embeddings with those of earlier batches, through dropout; notes which images it was given."""
+
+    keys: Tensor
+    cursor: Tensor
+
+    def __init__(self, inner: Encoder):
+        super().__init__(inner)
+        self.register_buffer("keys", torch.zeros(50, 8))
+        self.register_buffer("cursor", torch.tensor(0))
+        self.shares: list[list[int]] = []
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        self.shares.append(batch.index.tolist())
+        first, second = (F.normalize(F.dropout(self.encoder(view), 0.2), dim=1) for view in batch.views)
+        loss = (first - second).square().mean() + (first @ self.keys.T.clone()).exp().mean()
+        rows = distributed.gather(second.detach())
+        self.keys[(self.cursor + torch.arange(len(rows))) % len(self.keys)] = rows
+        self.cursor += len(rows)
+        return {"contrast": loss}
+
+
+class Stopped(Exception):
+    pass
+
+
+def train(directory: Path, objective: Objective, *changes: str, stop_at: int | None = None) -> dict[str, Any]:
+    """Train; the weights, the losses of all steps and the gradients of the first."""
+    gradients: dict[str, Tensor] = {}
+
+    def progress(stage: str, done: int, _: int) -> None:
+        if stage != "train":
+            return
+        if done == 1:
+            found = {name: p.grad for name, p in objective.named_parameters()}
+            gradients.update({name: grad.clone() for name, grad in found.items() if grad is not None})
+        if done == stop_at:
+            raise Stopped
+
+    try:
+        loop.train(objective, images(), recipe(*changes), directory, device=CPU, progress=progress)
+    except Stopped:
+        return {}
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return {"weights": objective.state_dict(), "gradients": gradients, "losses": [line["loss"] for line in lines]}
+
+
+# ---- what each process does; the same functions run in one process for comparison
+
+
+def train_stml(directory: Path) -> dict[str, Any]:
+    return train(directory, stml())
+
+
+def train_without_frozen_norms(directory: Path) -> dict[str, Any]:
+    return train(directory, stml(freeze_bn=False))
+
+
+FOUR_STEPS = ("run.batch_size=10", "run.epochs=1")
+
+
+def train_uninterrupted(directory: Path) -> dict[str, Any]:
+    objective = Queue(encoder())
+    return {**train(directory, objective, *FOUR_STEPS), "shares": objective.shares}
+
+
+def train_interrupted(directory: Path) -> dict[str, Any]:
+    """Stopped in the third of four steps, when the newest checkpoint is that of the second; then continued."""
+    train(directory, Queue(encoder()), *FOUR_STEPS, stop_at=3)
+    newest = max(path.name for path in (directory / "checkpoints").iterdir())
+    return {**train(directory, Queue(encoder()), *FOUR_STEPS), "newest": newest}
+
+
+def train_in_unequal_shares(directory: Path) -> dict[str, Any]:
+    with pytest.raises(TrainingError) as raised:
+        train(directory, Queue(encoder()), "run.batch_size=5")
+    return {"error": str(raised.value)}
+
+
+def gather_and_go_back(_: Path) -> dict[str, Any]:
+    """Rows 0 to 11 as two views of six images; the loss weighs them, in each process otherwise."""
+    rows = torch.arange(12.0).view(2, 6)
+    own = distributed.own_share(rows.T).T.flatten()[:, None].requires_grad_()
+    gathered = distributed.gather(own, views=2)
+    weight = torch.arange(1.0, 13)[:, None] * (distributed.rank() + 1)
+    (gathered * weight).sum().backward()  # type: ignore[no-untyped-call]
+    return {"gathered": gathered.flatten(), "gradient": own.grad, "index": distributed.gather(own.long())}
+
+
+def embed_seven(_: Path) -> dict[str, Any]:
+    done: list[tuple[str, int, int]] = []
+    feed = Feed(images(7), [View()], 24, CPU, 0)
+    found = feed.embed_all(lambda batch: batch.mean((2, 3)), lambda *report: done.append(report))
+    return {"embeddings": found, "last": done[-1]}
+
+
+def values(_: Path) -> dict[str, Any]:
+    number = distributed.rank()
+    return {"main": distributed.from_main(number + 5), "all": distributed.from_all(number)}
+
+
+JOBS: list[Callable[[Path], dict[str, Any]]] = [
+    train_stml,
+    train_without_frozen_norms,
+    train_uninterrupted,
+    train_interrupted,
+    train_in_unequal_shares,
+    gather_and_go_back,
+    embed_seven,
+    values,
+]
+
+
+def run_jobs(directory: Path) -> None:
+    """What each child process runs."""
+    torch.set_num_threads(1)
+    loop.LOG_EVERY, loop.SAVE_EVERY_S = 1, 0.0  # a checkpoint after each step
+    with distributed.joined(CPU) as device:
+        assert device == CPU
+        results = {job.__name__: job(directory / job.__name__) for job in JOBS}
+        torch.save(results, directory / f"{distributed.rank()}.pt")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Any]]]:
+    """Of each process, what its jobs found."""
+    directory = tmp_path_factory.mktemp("processes")
+    code = "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[1])\n"
+    code += "import test_distributed; test_distributed.run_jobs(Path(sys.argv[2]))"
+    command = [sys.executable, "-c", code, str(Path(__file__).parent), str(directory)]
+    shared = {"WORLD_SIZE": str(PROCESSES), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    environment = {**os.environ, **shared, "OMP_NUM_THREADS": "1"}
+    children = [subprocess.Popen(command, env={**environment, "RANK": str(rank)}) for rank in range(PROCESSES)]
+    try:
+        assert [child.wait(timeout=120) for child in children] == [0] * PROCESSES
+    finally:
+        for child in children:
+            child.kill()
+    return [torch.load(directory / f"{rank}.pt", weights_only=True) for rank in range(PROCESSES)]
+
+
+@pytest.fixture
+def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Path], dict[str, Any]]], Any]:
+    """A function that does a job in this one process."""
+    monkeypatch.setattr(loop, "LOG_EVERY", 1)
+    monkeypatch.setattr(loop, "SAVE_EVERY_S", 0.0)
+    return lambda job: job(tmp_path)
+
+
+# ---- what is promised
+
+
+def test_two_processes_learn_what_one_does(found: Any, alone: Any) -> None:
+    """Losses, gradients and weights of STML after four steps equal those of one process with the whole batches."""
+    expected = alone(train_stml)
+    for result in (expected, *(process["train_stml"] for process in found)):
+        # Distances don't depend on them: their gradients are 0 but for rounding, which AdamW's division blows up.
+        assert result["gradients"]["encoder.head.bias"].abs().max() < 1e-7
+        del result["weights"]["encoder.head.bias"], result["weights"]["background.bias"]
+    for process in found:
+        for what in ("losses", "gradients", "weights"):
+            torch.testing.assert_close(process["train_stml"][what], expected[what], atol=1e-5, rtol=0)
+
+
+def test_shares_are_disjoint_and_together_the_batch(found: Any, alone: Any) -> None:
+    """Each process draws half of each batch, in the order of the one process, and every image once."""
+    first, second = (process["train_uninterrupted"]["shares"] for process in found)
+    expected = alone(train_uninterrupted)["shares"]
+    assert expected == [own + other for own, other in zip(first, second, strict=True)]
+    assert sorted(row for share in first + second for row in share) == list(range(40))
+
+
+@pytest.mark.parametrize("job", ["train_uninterrupted", "train_without_frozen_norms", "train_interrupted"])
+def test_all_processes_end_with_the_same_weights(found: Any, job: str) -> None:
+    """Not a bit differs, dropout and running statistics of each process's own images notwithstanding."""
+    first, second = (process[job]["weights"] for process in found)
+    torch.testing.assert_close(first, second, atol=0, rtol=0)
+
+
+def test_training_resumes_exactly_in_every_process(found: Any) -> None:
+    """Stopped in the middle of an epoch, queue, dropout, order and optimiser go on: 2 + 2 steps are 4, to the bit."""
+    for process in found:
+        interrupted, whole = process["train_interrupted"], process["train_uninterrupted"]
+        assert interrupted["newest"] == "step-000000002-00000"
+        assert interrupted["losses"] == whole["losses"]
+        torch.testing.assert_close(interrupted["weights"], whole["weights"], atol=0, rtol=0)
+
+
+def test_unequal_shares_are_an_error_naming_both_numbers(found: Any) -> None:
+    """Five images can't be halved; all processes say so."""
+    for process in found:
+        assert "5 images, which 2 processes can't share equally" in process["train_in_unequal_shares"]["error"]
+
+
+def test_gathered_rows_are_in_the_order_of_one_process_and_gradients_flow_to_all(found: Any) -> None:
+    """Views stay together; a row's gradient is the sum of what every process's loss says about it."""
+    for rank, process in enumerate(found):
+        rows = [row for view in (0, 6) for row in range(view + 3 * rank, view + 3 * rank + 3)]
+        job = process["gather_and_go_back"]
+        assert job["gathered"].tolist() == list(range(12))
+        assert job["gradient"].flatten().tolist() == [(row + 1) * (1 + 2) for row in rows]
+        assert sorted(job["index"].flatten().tolist()) == list(range(12))
+
+
+def test_the_set_is_embedded_in_parts(found: Any, alone: Any) -> None:
+    """Seven images, four and three: each process has the embeddings of all, in order, and no image twice."""
+    expected = alone(embed_seven)
+    for process in found:
+        torch.testing.assert_close(process["embed_seven"]["embeddings"], expected["embeddings"])
+        assert process["embed_seven"]["last"] == ("embed", 7, 7)
+
+
+def test_values_pass_between_processes(found: Any, alone: Any) -> None:
+    """All get the main process's value, and the values of all in order."""
+    assert [process["values"] for process in found] == [{"main": 5, "all": [0, 1]}] * 2
+    assert alone(values) == {"main": 5, "all": [0]}
+
+
+def test_more_processes_than_gpus_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process for which there is no GPU names both numbers and the option to change."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name, value in {"WORLD_SIZE": "4", "LOCAL_RANK": "3", "LOCAL_WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    with (
+        pytest.raises(distributed.DistributedError, match=r"4 processes .* sees 2; use torchrun --nproc-per-node 2"),
+        distributed.joined(torch.device("cuda")),
+    ):
+        pass
