@@ -25,6 +25,7 @@ import onnxruntime
 import PIL
 
 from indexer import evaluate, ivfpq, manifest, plan, version
+from indexer.duplicates import Duplicates
 from indexer.encoder import Device, Encoder
 from indexer.evaluate import OperatingPoint, Recall
 from indexer.items import ItemWriter
@@ -65,6 +66,7 @@ class BuildReport:
         count: items in it.
         resumed: how many of them an interrupted build had embedded already.
         skipped: each image left out, with the reason.
+        duplicates: images in it whose files are the same.
         plan, recall: as built and measured.
         seconds: by stage.
         provider: of ONNX Runtime, that embedded.
@@ -78,6 +80,7 @@ class BuildReport:
     count: int
     resumed: int
     skipped: tuple[tuple[str, str], ...]
+    duplicates: Duplicates
     plan: Plan
     recall: Recall
     seconds: dict[str, float]
@@ -104,7 +107,8 @@ def build(
 
     Args:
         name: of the index, new or not.
-        images: a folder, or a CSV or Parquet table with a `path` column.
+        images: a folder, a CSV or Parquet table of paths, tar shards, or a Parquet table of images; see
+            `indexer.sources.open_collection`.
         model: id of the model, or its beginning.
         store: that holds both.
         memory_budget_bytes: refuse a plan that needs more, to build or to serve.
@@ -139,6 +143,7 @@ def build(
         count=embedded.count,
         resumed=embedded.resumed,
         skipped=embedded.skipped,
+        duplicates=embedded.duplicates,
         plan=indexed.plan,
         recall=indexed.recall,
         seconds=clock.seconds,
@@ -164,6 +169,7 @@ class _Embedded:
     count: int
     resumed: int
     skipped: tuple[tuple[str, str], ...]
+    duplicates: Duplicates
 
 
 @dataclass(frozen=True)
@@ -211,7 +217,7 @@ def _embed(
                 progress("embed", done, len(sources))
             _save(rows, items)
             rows.finish()
-        return _Embedded(rows.count, resumed, items.skipped())
+        return _Embedded(rows.count, resumed, items.skipped(), items.duplicates())
 
 
 def _batches(decoded: Iterator[Decoded]) -> Iterator[list[Decoded]]:

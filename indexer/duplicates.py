@@ -17,26 +17,19 @@ class Duplicates:
     """Images whose files are byte for byte the same.
 
     Attributes:
-        images: how many images were compared.
-        copies: how many of them are copies of another that comes before them.
+        copies: how many images are copies of another that comes before them.
         groups: item ids that share one content, the first 10 of each of the first 100 groups.
     """
 
-    images: int
     copies: int
     groups: tuple[tuple[str, ...], ...]
-
-    @property
-    def nothing_else(self) -> bool:
-        """Whether all images, two or more, are one and the same."""
-        return 0 < self.copies == self.images - 1
 
 
 def find_duplicates(items: Sequence[str], digests: Digests) -> Duplicates:
     """The groups of items with one digest, in order of their first appearance.
 
     Args:
-        items: N item ids.
+        items: N item ids, at least one.
         digests: (N,) bytes of 32, the SHA-256 of each item's file.
     """
     order = np.argsort(digests, kind="stable")
@@ -46,4 +39,4 @@ def find_duplicates(items: Sequence[str], digests: Digests) -> Duplicates:
     repeated = np.flatnonzero(lengths > 1)
     shown = repeated[np.argsort(order[firsts[repeated]])][:MAX_GROUPS]
     groups = tuple(tuple(items[row] for row in order[firsts[run] :][: min(lengths[run], MAX_NAMED)]) for run in shown)
-    return Duplicates(len(items), len(items) - len(firsts), groups)
+    return Duplicates(len(items) - len(firsts), groups)

@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Self
 
+from indexer.duplicates import MAX_GROUPS, MAX_NAMED, Duplicates
+
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS items (
     row INTEGER PRIMARY KEY,   -- of rows.faiss, counted from 0
@@ -19,6 +21,14 @@ CREATE TABLE IF NOT EXISTS items (
     sha256 TEXT NOT NULL       -- of the image file
 );
 CREATE TABLE IF NOT EXISTS skipped (item TEXT NOT NULL PRIMARY KEY, reason TEXT NOT NULL) WITHOUT ROWID;
+"""
+_DUPLICATES = """
+WITH shared AS (SELECT sha256 FROM items GROUP BY sha256 HAVING count(*) > 1 ORDER BY min(row) LIMIT ?),
+    copies AS (
+        SELECT sha256, item, row, row_number() OVER (PARTITION BY sha256 ORDER BY row) AS place
+        FROM items JOIN shared USING (sha256)
+    )
+SELECT sha256, item FROM copies WHERE place <= ? ORDER BY row
 """
 
 
@@ -53,6 +63,14 @@ class ItemWriter:
     def skipped(self) -> tuple[tuple[str, str], ...]:
         """Every image left out, with the reason, sorted by item."""
         return tuple(self._connection.execute("SELECT item, reason FROM skipped ORDER BY item"))
+
+    def duplicates(self) -> Duplicates:
+        """The items whose files are the same, in order of their rows."""
+        copies, *_ = self._connection.execute("SELECT count(*) - count(DISTINCT sha256) FROM items").fetchone()
+        groups: dict[str, list[str]] = {}
+        for digest, item in self._connection.execute(_DUPLICATES, (MAX_GROUPS, MAX_NAMED)):
+            groups.setdefault(digest, []).append(item)
+        return Duplicates(copies, tuple(map(tuple, groups.values())))
 
     def __enter__(self) -> Self:
         return self

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from indexer import pixels
+from indexer.duplicates import Digests, Duplicates, find_duplicates
 from indexer.parquet import image_column, list_parquet
 from indexer.pixels import Pixels, PixelsError, PixelSpec
 from indexer.source import FileSource, Listing, Source, SourceError, is_listed, item_of, shown
@@ -22,10 +23,13 @@ from indexer.tars import is_tar, list_tar
 __all__ = [
     "Collection",
     "Decoded",
+    "Digests",
+    "Duplicates",
     "FileSource",
     "Source",
     "SourceError",
     "decode_all",
+    "find_duplicates",
     "item_of",
     "open_collection",
     "read_table",

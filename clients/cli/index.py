@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from clients.cli.options import PATH, Device, device_option, json_option, store_option
-from clients.cli.output import named, print_facts, print_json, print_table, progress, warn_skipped
+from clients.cli.output import named, print_facts, print_json, print_table, progress, warn_duplicates, warn_skipped
 
 if TYPE_CHECKING:
     from indexer.manifest import VersionManifest
@@ -50,12 +50,15 @@ def build(
 ) -> None:
     """Index IMAGES with a model as the next version of NAME, and activate it.
 
+    IMAGES is a folder, searched with its subfolders; a CSV or Parquet table with a column path; tar shards; or
+    Parquet tables with the images in a column. `kinsight train --help` says more of each.
+
     The version appears whole or not at all; until then the one before it is served. The same command again goes on
     where an interrupted one ended. Its recall is measured against exact search and kept with it.
 
     \b
-    JSON keys: index, version, model, count, skipped[].item, skipped[].reason,
-    recall_at_10, recall{}, plan{}, seconds{}
+    JSON keys: index, version, model, count, skipped[].item, skipped[].reason, duplicates.copies,
+    duplicates.groups[][], recall_at_10, recall{}, plan{}, seconds{}
     """
     from indexer.build import build as run
     from indexer.manifest import read_version
@@ -68,11 +71,19 @@ def build(
             name, images, model=model, store=place, memory_budget_bytes=memory_budget, device=device, progress=report
         )
     warn_skipped(done.skipped)
+    warn_duplicates(done.duplicates)
     for warning in done.warnings:
         click.echo(f"warning: {warning}", err=True)
     manifest = read_version(version_dir(place.index(name), done.version))
     if as_json:
-        print_json({**_summary(manifest), "skipped": named(done.skipped), "seconds": dict(done.seconds)})
+        print_json(
+            {
+                **_summary(manifest),
+                "skipped": named(done.skipped),
+                "duplicates": dataclasses.asdict(done.duplicates),
+                "seconds": dict(done.seconds),
+            }
+        )
     else:
         _print_version(manifest)
 

@@ -12,6 +12,8 @@ import click
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
+    from indexer.duplicates import Duplicates
+
 Progress = Callable[[str, int, int], None]
 
 PLAIN_INTERVAL_S = 5.0  # between progress lines where stderr is a file or a pipe: readable logs, not floods
@@ -63,6 +65,15 @@ def warn_skipped(skipped: Sequence[tuple[str, str]]) -> None:
         click.echo(f"skipped {item}: {reason}", err=True)
     if len(skipped) > len(shown):
         click.echo(f"skipped {len(skipped) - len(shown):,} more; --json lists them all", err=True)
+
+
+def warn_duplicates(duplicates: "Duplicates") -> None:
+    """Say on stderr how many images are byte for byte copies of others, and name the first of them."""
+    if not duplicates.copies:
+        return
+    pairs = ", ".join(f"{group[1]} = {group[0]}" for group in duplicates.groups[:3])
+    more = ", …" if duplicates.copies > 3 else ""
+    click.echo(f"{duplicates.copies:,} images are byte for byte copies of others: {pairs}{more}", err=True)
 
 
 @contextmanager
