@@ -21,10 +21,19 @@ _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _CASES = 5  # of a kind
 _SIDE = 86  # of a thumbnail, pixels
 _LISTED = 1_000  # skipped images; beyond this the count says it
-_PATH_LENGTH = 48
+_PATH_LENGTH = 36
 _CONFUSIONS = 10
 
-_KNOWN = {"map_at_r": "MAP@R", "r_precision": "R-precision", "nmi": "NMI", "ami": "AMI", "lr": "learning rate"}
+_TITLES = {
+    "map_at_r": "MAP@R",
+    "r_precision": "R-precision",
+    "knn_accuracy": "kNN accuracy",
+    "nmi": "NMI",
+    "ami": "AMI",
+    "lr": "learning rate",
+    "images_per_s": "images/s",
+    "loader_wait_s": "waited for images, s",
+}
 _NOT_SERIES = {"step", "epoch", "queries"}
 _SPEED = ("images_per_s", "loader_wait_s", "lr")
 
@@ -103,21 +112,30 @@ def _summary(run: RunFacts, comparison: Comparison) -> str:
 def _verdict(run: RunFacts, comparison: Comparison) -> str:
     if run.frozen is None or run.trained is None or run.shown.classes is None:
         return (
-            '<p class="verdict">No labels were given, so nothing says whether this training helped. Look at the '
-            "neighbours below, or judge the model on a few labelled images: <code>kinsight evaluate "
+            '<p class="verdict">No labels were given, so no number says whether this training helped. It kept '
+            f"{cases.overlap(comparison):.0%} of the frozen backbone's {comparison.frozen.rows.shape[1]} nearest "
+            "neighbours. Look at both below, or judge the model on some labelled images: <code>kinsight evaluate "
             f"{text(run.model)} IMAGES --labels TABLE</code>.</p>"
         )
     before, after = run.frozen["recall_at_1"], run.trained["recall_at_1"]
-    change = cases.changed(comparison, run.shown.classes)
-    verb = "raised" if after > before else "lowered" if after < before else "left"
-    unclear = "" if abs(after - before) > change.margin else " That is within chance."
+    change, points = cases.changed(comparison, run.shown.classes), after - before
+    verb = "raised" if points > 0 else "lowered" if points < 0 else "left"
+    unclear = "" if abs(points) > change.margin else " So few queries can't tell that from chance."
     return (
-        f'<p class="verdict">Training {verb} R@1 from {before:.3f} to <b>{after:.3f}</b>: '
-        f"{100 * (after - before):+.1f} points, ±{100 * change.margin:.1f} by chance (95 %).{unclear}</p>"
+        f'<p class="verdict">Training {verb} R@1 from {before:.3f} to <b>{after:.3f}</b>: {_points(points)} points '
+        f"(95 % interval {_points(points - change.margin)} to {_points(points + change.margin)}).{unclear}</p>"
         f'<p class="note">Of {len(comparison.queries):,} queries the nearest neighbour was right before and after '
         f"for {change.kept:,}, put right for {change.mended:,}, put wrong for {change.broken:,}, and wrong before "
         f"and after for {change.missed:,}.</p>"
     )
+
+
+def _points(share: float) -> str:
+    return _signed(100 * share, 1)
+
+
+def _signed(value: float, digits: int) -> str:
+    return f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}") if round(value, digits) else "0"
 
 
 def _facts(run: RunFacts) -> str:
@@ -148,7 +166,7 @@ def _score(name: str, frozen: float, trained: float) -> str:
     direction = "up" if change > 0 else "down" if change < 0 else "same"
     return (
         f'<tr><th scope="row">{_title(name)}</th><td>{frozen:.4f}</td><td>{trained:.4f}</td>'
-        f'<td class="{direction}">{change:+.4f}</td></tr>'
+        f'<td class="{direction}">{_signed(change, 4)}</td></tr>'
     )
 
 
@@ -216,7 +234,7 @@ def _case(shown: Shown, comparison: Comparison, place: int) -> str:
     item = shown.items[row]
     query = (
         f'<figure class="query" title="{_named(shown, row)}">{_picture(shown, row, f"query {item}")}'
-        f'<figcaption class="path">{text(shortened(item, _PATH_LENGTH))}</figcaption></figure>'
+        f"<figcaption>{_class_of(shown, row)}{text(shortened(item, _PATH_LENGTH))}</figcaption></figure>"
     )
     found = _ranked(shown, "frozen", comparison.frozen, place) + _ranked(shown, "trained", comparison.trained, place)
     return f'<div class="scroll"><div class="case">{query}<div>{found}</div></div></div>'
@@ -252,6 +270,10 @@ def _named(shown: Shown, row: int) -> str:
     return text(f"{shown.items[row]}, class {shown.class_names[int(shown.classes[row])]}")
 
 
+def _class_of(shown: Shown, row: int) -> str:
+    return "" if shown.classes is None else f"<b>{text(shown.class_names[int(shown.classes[row])])}</b><br>"
+
+
 def _confused(shown: Shown, comparison: Comparison) -> str:
     if shown.classes is None:
         return ""
@@ -260,7 +282,7 @@ def _confused(shown: Shown, comparison: Comparison) -> str:
         f'<td class="word">{text(shown.class_names[pair.taken_for])}</td><td>{pair.queries:,}</td></tr>'
         for pair in cases.confusions(comparison, shown.classes, _CONFUSIONS)
     )
-    head = "<tr><th>class</th><th>taken for</th><th>queries</th></tr>"
+    head = '<tr><th class="word">class</th><th class="word">taken for</th><th>queries</th></tr>'
     return f"<h3>Most often confused</h3><div class='scroll'><table>{head}{rows}</table></div>" if rows else ""
 
 
@@ -286,7 +308,7 @@ def _skipped(skipped: Sequence[tuple[str, str]]) -> str:
         f'<li><span class="path">{text(item)}</span>: {text(why)}</li>' for item, why in skipped[:_LISTED]
     )
     more = f"<p>And {len(skipped) - _LISTED:,} more.</p>" if len(skipped) > _LISTED else ""
-    return f"<details open><summary>{len(skipped):,} skipped images</summary><ul>{listed}</ul>{more}</details>"
+    return f"<details open><summary>{len(skipped):,} skipped</summary><ul>{listed}</ul>{more}</details>"
 
 
 def _settings(run: RunFacts) -> str:
@@ -308,7 +330,7 @@ def _lines(plain: str) -> str:
 def _title(name: str) -> str:
     if name.startswith("recall_at_"):
         return f"R@{text(name.removeprefix('recall_at_'))}"
-    return _KNOWN.get(name) or text(name.replace("_", " "))
+    return _TITLES.get(name) or text(name.replace("_", " "))
 
 
 def _duration(seconds: float) -> str:

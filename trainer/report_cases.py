@@ -143,6 +143,12 @@ def changed(comparison: Comparison, classes: Tensor) -> Change:
     )
 
 
+def overlap(comparison: Comparison) -> float:
+    """The mean share of the frozen backbone's neighbours that the model finds too."""
+    both = comparison.frozen.rows[:, :, None] == comparison.trained.rows[:, None, :]
+    return both.any(2).float().mean().item()
+
+
 def mended(comparison: Comparison, classes: Tensor, count: int) -> list[int]:
     """Places of queries that training put right, those with the most neighbours of their class first."""
     correct = comparison.trained.correct(classes)

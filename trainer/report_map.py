@@ -83,4 +83,4 @@ def _colour(what: str, shown: Shown, row: int) -> str:
     if shown.classes is None:
         return ""
     hue = int(shown.classes[row]) * 137.508 % 360  # the golden angle: near numbers get far hues
-    return f' {what}="hsl({hue:.0f} 65% 50%)"'
+    return f' style="{what}: hsl({hue:.0f} 65% 50%)"'
