@@ -7,7 +7,7 @@ DistributedError   the processes can't work together as they were started; the m
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -77,13 +77,19 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def from_main(value: T) -> T:
-    """The main process's value, in all; those that come first wait."""
+def from_main(make: Callable[[], T]) -> T:
+    """What the main process makes, in all; the others make nothing and wait for it."""
     if world_size() == 1:
-        return value
-    box = [value]
+        return make()
+    box: list[Any] = [make() if is_main() else None]
     distributed.broadcast_object_list(box, src=0)
-    return box[0]
+    made: T = box[0]
+    return made
+
+
+def wait_for_main() -> None:
+    """Wait until the main process has come to this call too."""
+    from_main(lambda: None)
 
 
 def from_all(value: T) -> list[T]:

@@ -170,10 +170,10 @@ class _Training:
     def _draw_order(self) -> Tensor:
         """Which images each step of the next epoch has, (steps, B), the same in all processes."""
         self.objective.eval()
-        order = self.objective.before_epoch(self._embed_all, self.recipe.run.batch_size)
+        own = self.objective.before_epoch(self._embed_all, self.recipe.run.batch_size)
         # What was drawn at random, heads for example, each process drew otherwise.
         distributed.copy_main(self.objective)
-        order = distributed.from_main(self._permutation() if order is None else order.cpu())
+        order = distributed.from_main(lambda: self._permutation() if own is None else own.cpu())
         processes = distributed.world_size()
         if order.shape[1] % processes:
             raise TrainingError(
@@ -226,7 +226,7 @@ class _Training:
         """Read the losses; save within an epoch when it is time to, which the main process decides."""
         with part("log and save"):
             self._read_losses()
-            if not at_end and distributed.from_main(time.monotonic() - self.saved_at > SAVE_EVERY_S):
+            if not at_end and distributed.from_main(lambda: time.monotonic() - self.saved_at > SAVE_EVERY_S):
                 self._save()
 
     def _read_losses(self) -> None:

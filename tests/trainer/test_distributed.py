@@ -151,7 +151,7 @@ def embed_seven(_: Path) -> dict[str, Any]:
 
 def values(_: Path) -> dict[str, Any]:
     number = distributed.rank()
-    return {"main": distributed.from_main(number + 5), "all": distributed.from_all(number)}
+    return {"main": distributed.from_main(lambda: number + 5), "all": distributed.from_all(number)}
 
 
 JOBS: list[Callable[[Path], dict[str, Any]]] = [
