@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from kinsight_client import Client
 
     from clients.cli.grid import Cell
+    from indexer.sources import Source
     from indexer.store import Store
     from trainer.run import TrainReport
 
@@ -92,12 +93,12 @@ def demo(images: Path | None, out: Path, device: Device, as_json: bool) -> None:
     with progress() as report:
         built = build(INDEX, pictures.gallery, model=trained.model.id, store=store, device=device, progress=report)
     warn_skipped(built.skipped)
-    paths = {source.item: source.path for source in open_collection(pictures.gallery).sources}
+    sources = {source.item: source for source in open_collection(pictures.gallery).sources}
     left_out = {item for item, _ in built.skipped}
-    items = [item for item in pictures.class_of or paths if item not in left_out]
+    items = [item for item in pictures.class_of or sources if item not in left_out]
     grid = out / "neighbours.png"
     with _server(store) as address:
-        searched = _search(address, pictures, items, paths, grid)
+        searched = _search(address, pictures, items, sources, grid)
     result = {
         "model": trained.model.id,
         "index": INDEX,
@@ -109,7 +110,7 @@ def demo(images: Path | None, out: Path, device: Device, as_json: bool) -> None:
         "grid": str(grid),
         "seconds": round(time.monotonic() - began, 1),
     }
-    scores = _scores(pictures, paths, trained, searched)
+    scores = _scores(pictures, sources, trained, searched)
     if as_json:
         print_json(result | {name: {"recall_at_1": score} for name, (_, score) in scores.items()})
     else:
@@ -171,7 +172,7 @@ def _server(store: "Store") -> Iterator[str]:
 
 
 def _search(
-    address: str, pictures: Pictures, items: Sequence[str], paths: Mapping[str, Path], grid: Path
+    address: str, pictures: Pictures, items: Sequence[str], sources: Mapping[str, "Source"], grid: Path
 ) -> Searched:
     """Search with images and items over gRPC, and draw some of the answers."""
     from kinsight_client import Client
@@ -180,19 +181,19 @@ def _search(
 
     sample = _spread(items, QUERIES)
     with Client(address) as client:
-        p50, p99 = _latency_ms(client, [paths[item] for item in sample])
+        p50, p99 = _latency_ms(client, [sources[item] for item in sample])
         recall = sum(_recall_at_10(client, item) for item in sample) / len(sample)
         served = _served_recall_at_1(client, pictures.class_of) if pictures.class_of else None
-        draw_grid([_row(client, item, pictures.class_of, paths) for item in _drawn(pictures.class_of, items)], grid)
+        draw_grid([_row(client, item, pictures.class_of, sources) for item in _drawn(pictures.class_of, items)], grid)
     return Searched(recall, p50, p99, served)
 
 
-def _latency_ms(client: "Client", files: Sequence[Path]) -> tuple[float, float]:
+def _latency_ms(client: "Client", queries: Sequence["Source"]) -> tuple[float, float]:
     """The median and the 99th percentile of one caller's searches by image, in milliseconds."""
-    client.search(image=files[0])  # connects
+    client.search(image=queries[0].read())  # connects
     latencies = []
-    for file in files:
-        image = file.read_bytes()
+    for query in queries:
+        image = query.read()
         began = time.perf_counter()
         client.search(image=image)
         latencies.append(1000 * (time.perf_counter() - began))
@@ -228,17 +229,17 @@ def _drawn(class_of: Mapping[str, str], items: Sequence[str]) -> list[str]:
 
 
 def _row(
-    client: "Client", item: str, class_of: Mapping[str, str], paths: Mapping[str, Path]
+    client: "Client", item: str, class_of: Mapping[str, str], sources: Mapping[str, "Source"]
 ) -> tuple["Cell", list["Cell"]]:
     from clients.cli.grid import Cell
 
     hits = client.search(item=item, top_k=NEIGHBOURS + 1).hits
     cells = [
-        Cell(paths[hit.item], f"{hit.similarity:.3f}", class_of[hit.item] == class_of[item] if class_of else None)
+        Cell(sources[hit.item], f"{hit.similarity:.3f}", class_of[hit.item] == class_of[item] if class_of else None)
         for hit in hits
         if hit.item != item
     ]
-    return Cell(paths[item], "query"), cells[:NEIGHBOURS]
+    return Cell(sources[item], "query"), cells[:NEIGHBOURS]
 
 
 def _spread(items: Sequence[str], count: int) -> list[str]:
@@ -246,25 +247,27 @@ def _spread(items: Sequence[str], count: int) -> list[str]:
     return list(items[:: max(1, -(-len(items) // count))])
 
 
-def _scores(pictures: Pictures, paths: Mapping[str, Path], trained: "TrainReport", searched: Searched) -> Scores:
+def _scores(
+    pictures: Pictures, sources: Mapping[str, "Source"], trained: "TrainReport", searched: Searched
+) -> Scores:
     if searched.served_recall_at_1 is None or trained.frozen is None or trained.trained is None:
         return {}
     return {
-        "pixels": ("raw pixels", _pixels_recall_at_1(pictures.class_of, paths)),
+        "pixels": ("raw pixels", _pixels_recall_at_1(pictures.class_of, sources)),
         "frozen": ("untrained encoder", trained.frozen.recall_at_1),
         "trained": ("learned metric", trained.trained.recall_at_1),
         "served": ("learned metric, searched over gRPC", searched.served_recall_at_1),
     }
 
 
-def _pixels_recall_at_1(class_of: Mapping[str, str], paths: Mapping[str, Path]) -> float:
+def _pixels_recall_at_1(class_of: Mapping[str, str], sources: Mapping[str, "Source"]) -> float:
     """R@1 of the pictures themselves, by the cosine of their pixels less their mean."""
     import numpy as np
 
-    from indexer.pixels import PixelSpec, decode, read
+    from indexer.pixels import PixelSpec, decode
 
     spec = PixelSpec(size=PIXEL_SIDE)
-    pixels = np.stack([decode(read(paths[item]), spec).ravel() for item in class_of]).astype(np.float32)
+    pixels = np.stack([decode(sources[item].read(), spec).ravel() for item in class_of]).astype(np.float32)
     pixels -= pixels.mean(axis=1, keepdims=True)
     pixels /= np.linalg.norm(pixels, axis=1, keepdims=True)
     similarity = pixels @ pixels.T

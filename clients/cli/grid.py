@@ -7,6 +7,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from indexer import pixels
+from indexer.sources import Source
 
 CELL = 112  # side of a thumbnail, pixels
 GAP = 10
@@ -22,12 +23,12 @@ class Cell:
     """One thumbnail.
 
     Attributes:
-        path: its image file; None, or a file that can't be decoded, draws an empty cell that says so.
+        image: None, or one that can't be decoded, draws an empty cell that says so.
         caption: the line under it.
         correct: True frames it green, False red, None not at all.
     """
 
-    path: Path | None
+    image: Source | None
     caption: str
     correct: bool | None = None
 
@@ -51,7 +52,7 @@ def draw_grid(rows: Sequence[tuple[Cell, Sequence[Cell]]], file: Path) -> None:
 
 def _draw_cell(canvas: Image.Image, cell: Cell, left: int, top: int) -> None:
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(12)
-    thumbnail = _thumbnail(cell.path)
+    thumbnail = _thumbnail(cell.image)
     if thumbnail is None:
         draw.rectangle((left, top, left + CELL - 1, top + CELL - 1), outline=INK)
         draw.text((left + CELL / 2, top + CELL / 2), "no image", INK, font, anchor="mm")
@@ -63,11 +64,11 @@ def _draw_cell(canvas: Image.Image, cell: Cell, left: int, top: int) -> None:
     draw.text((left + CELL / 2, top + CELL + CAPTION / 2), cell.caption, INK, font, anchor="mm")
 
 
-def _thumbnail(path: Path | None) -> Image.Image | None:
-    if path is None:
+def _thumbnail(image: Source | None) -> Image.Image | None:
+    if image is None:
         return None
     try:
-        square, aspect = pixels.decode_with_aspect(pixels.read(path), pixels.PixelSpec(size=CELL))
+        square, aspect = pixels.decode_with_aspect(image.read(), pixels.PixelSpec(size=CELL))
     except pixels.PixelsError:
         return None
     width, height = (CELL, round(CELL / aspect)) if aspect > 1 else (round(CELL * aspect), CELL)

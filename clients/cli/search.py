@@ -12,6 +12,8 @@ from clients.cli.output import print_json, print_table, printable
 if TYPE_CHECKING:
     from kinsight_client import Client, SearchResult
 
+    from indexer.sources import Source
+
 ITEM = "item:"  # begins a query that is an item of the index
 
 
@@ -48,7 +50,7 @@ def search(
 
     if grid and not images:
         raise click.UsageError("--grid needs --images: a server answers with items, not with pictures")
-    paths = _item_paths(images) if grid and images else {}
+    indexed = _by_item(images) if grid and images else {}
     with Client(server) as client:
         results, errors = _search_all(client, queries, index, top_k)
     for query, error in errors.items():
@@ -60,7 +62,7 @@ def search(
         rows = [(hit["query"], hit["rank"], hit["item"], f"{hit['similarity']:.4f}") for hit in _hits(results)]
         print_table(["query", "rank", "item", "similarity"], rows)
     if results and grid:
-        _draw(results, paths, grid)
+        _draw(results, indexed, grid)
     if errors:
         click.get_current_context().exit(1)
 
@@ -108,18 +110,20 @@ def _hits(results: Mapping[str, "SearchResult"]) -> list[dict[str, object]]:
     ]
 
 
-def _item_paths(images: Path) -> dict[str, Path]:
+def _by_item(images: Path) -> dict[str, "Source"]:
     from indexer.sources import open_collection
 
-    return {source.item: source.path for source in open_collection(images).sources}
+    return {source.item: source for source in open_collection(images).sources}
 
 
-def _draw(results: Mapping[str, "SearchResult"], paths: Mapping[str, Path], grid: Path) -> None:
+def _draw(results: Mapping[str, "SearchResult"], indexed: Mapping[str, "Source"], grid: Path) -> None:
     from clients.cli.grid import Cell, draw_grid
+    from indexer.sources import FileSource
 
     rows = []
     for query, result in results.items():
-        path = paths.get(query.removeprefix(ITEM)) if query.startswith(ITEM) else Path(query)
-        neighbours = [Cell(paths.get(hit.item), f"{hit.similarity:.3f}") for hit in result.hits]
-        rows.append((Cell(path, "query"), neighbours))
+        item = query.removeprefix(ITEM)
+        image = indexed.get(item) if query.startswith(ITEM) else FileSource(query, "", query)
+        neighbours = [Cell(indexed.get(hit.item), f"{hit.similarity:.3f}") for hit in result.hits]
+        rows.append((Cell(image, "query"), neighbours))
     draw_grid(rows, grid)

@@ -17,6 +17,7 @@ from clients.cli.digits import SIDE, write_digits
 from clients.cli.doctor import examine, installed_version
 from clients.cli.grid import CELL, RIGHT, WRONG, Cell, draw_grid
 from clients.cli.output import PLAIN_INTERVAL_S, PlainProgress, print_table
+from indexer.sources import FileSource
 
 
 class Clock:
@@ -72,9 +73,10 @@ def test_a_grid_frames_right_and_wrong_neighbours(tmp_path: Path) -> None:
     """Green and red frames appear, and an image that is gone leaves an empty cell."""
     picture = tmp_path / "a.png"
     Image.new("RGB", (200, 100), "blue").save(picture)
-    cells = [Cell(picture, "0.9", correct=True), Cell(picture, "0.8", correct=False), Cell(None, "0.7")]
+    image = FileSource("a", str(tmp_path), picture.name)
+    cells = [Cell(image, "0.9", correct=True), Cell(image, "0.8", correct=False), Cell(None, "0.7")]
 
-    draw_grid([(Cell(picture, "query"), cells)], tmp_path / "grid.png")
+    draw_grid([(Cell(image, "query"), cells)], tmp_path / "grid.png")
 
     with Image.open(tmp_path / "grid.png") as file:
         grid = file.convert("RGB")
