@@ -1,95 +1,187 @@
 """Retrieval metrics of embeddings with known classes, as the metric-learning field computes them."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
-import numpy as np
 import torch
-from sklearn.cluster import KMeans
-from sklearn.metrics import normalized_mutual_info_score
+from sklearn.metrics import adjusted_mutual_info_score, normalized_mutual_info_score
 from torch import Tensor
 
+from trainer.parts.kmeans import kmeans
+from trainer.parts.neighbours import most_similar, queries_at_once
+
 RECALL_AT = (1, 2, 4, 8)
-_CHUNK_BYTES = 2**28  # of similarities at a time: any number of images fits
+_VOTERS, _TEMPERATURE = 20, 0.07
+_CLUSTER_SEED = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Metrics:
-    """How well neighbours share a class; shares in [0, 1], each image a query against all others.
+    """How well neighbours share a class; shares in [0, 1].
 
     Attributes:
-        recall_at_1, recall_at_2, recall_at_4, recall_at_8: share of queries with a same-class image among the
-            k nearest (R@k).
-        map_at_r: mean average precision at R, where R is the number of other images of the query's class
+        recall_at: k to the share of queries with a same-class image among the k nearest (R@k); 1 is always there.
+        map_at_r: mean average precision at R, where R is the number of images that are right for the query
             (Musgrave et al., A Metric Learning Reality Check, ECCV 2020, section 3.2).
         r_precision: share of same-class images among the R nearest.
-        nmi: normalised mutual information of the classes and a k-means of as many clusters (seed 0).
-        queries: how many images were queries; one alone in its class can't be one, and is only a distractor.
+        knn_accuracy: share of queries whose class wins the vote of the 20 nearest, each weighing
+            exp(similarity / 0.07) (Wu et al., Unsupervised Feature Learning via Non-Parametric Instance
+            Discrimination, CVPR 2018, section 3.4; 20 as in Caron et al., DINO, ICCV 2021).
+        nmi, ami: normalised and adjusted mutual information of the classes and a k-means of all embeddings into as
+            many clusters (arithmetic means; seed 0); None where it was not asked for. NMI is high for many small
+            clusters whatever they are; AMI is corrected for chance, and can be negative.
+        queries: how many images were queries; one that has nothing right to find can't be one.
     """
 
-    recall_at_1: float
-    recall_at_2: float
-    recall_at_4: float
-    recall_at_8: float
+    recall_at: Mapping[int, float]
     map_at_r: float
     r_precision: float
-    nmi: float
+    knn_accuracy: float
+    nmi: float | None
+    ami: float | None
     queries: int
 
+    @property
+    def recall_at_1(self) -> float:
+        """Share of queries whose nearest image is of their class."""
+        return self.recall_at[1]
+
     def to_dict(self) -> dict[str, float]:
-        """The metrics by name."""
-        return asdict(self)
+        """The metrics that there are, by name: recall_at_1 and so on for each k."""
+        named = {f"recall_at_{k}": share for k, share in self.recall_at.items()}
+        rest = {name: value for name, value in vars(self).items() if name != "recall_at" and value is not None}
+        return named | rest
 
 
 @torch.no_grad()
-def retrieval_metrics(embeddings: Tensor, labels: Tensor) -> Metrics:
-    """All metrics of a set of embeddings, leave-one-out.
+def retrieval_metrics(
+    embeddings: Tensor,
+    labels: Tensor,
+    *,
+    is_query: Tensor | None = None,
+    recall_at: Sequence[int] = RECALL_AT,
+    clusters: bool = True,
+) -> Metrics:
+    """All metrics of a set of embeddings.
 
-    A query is removed from its own neighbours by its row, not by dropping the first neighbour: with duplicates the
-    first neighbour is not always the query itself.
+    Without `is_query` each image is a query against all others: it is removed from its own neighbours by its row, not
+    by dropping the first neighbour, which with duplicates is not always the query itself. With it, queries are
+    searched among the rest, the gallery. Among equal similarities the lower row is nearer.
+
+    Computed on the device of the embeddings, in tiles: beside a copy of them, a few hundred MiB whatever N is.
 
     Args:
-        embeddings: (N, D) float32, unit length, on any device.
-        labels: (N,) int64 classes.
+        embeddings: (N, D) float32, unit length.
+        labels: (N,) int64 classes, from 0.
+        is_query: (N,) bool.
+        recall_at: each k of R@k, from 1; 1 itself is always added.
+        clusters: whether to measure NMI and AMI too, for which a k-means has to run.
 
     Raises:
-        ValueError: no class has two images, so no query has anything to find.
+        ValueError: an embedding is not finite, or no query has anything right to find.
     """
+    _check_finite(embeddings)
     labels = labels.to(embeddings.device)
-    others = torch.bincount(labels)[labels] - 1  # R of each query
-    queries = torch.nonzero(others > 0).flatten()
-    if not len(queries):
-        raise ValueError(f"none of the {len(labels)} images shares its class with another; nothing can be retrieved")
-    depth = min(max(int(others.max()), *RECALL_AT), len(labels) - 1)
-    chunk = max(1, _CHUNK_BYTES // (4 * len(labels)))
-    parts = [_ranked(embeddings, labels, others, rows, depth) for rows in torch.split(queries, chunk)]
-    recalls, precision, average_precision = (torch.cat(column) for column in zip(*parts, strict=True))
-    found = {f"recall_at_{k}": recalls[:, i].mean().item() for i, k in enumerate(RECALL_AT)}
+    if is_query is None:
+        search, asked = _leave_one_out(embeddings, labels), f"{len(labels)} images"
+    else:
+        search, asked = _among(embeddings, labels, is_query.to(labels.device)), f"{int(is_query.sum())} queries"
+    if not len(search.queries):
+        raise ValueError(f"none of the {asked} shares its class with an image it can find; nothing can be retrieved")
+    ks = sorted({1, *recall_at})
+    chunks = _chunks(search, max(*ks, _VOTERS))
+    parts = [_judged(embeddings, labels, search, chunk, depth, ks) for chunk, depth in chunks]
+    found, precision, average_precision, voted = (torch.cat(column).mean(0) for column in zip(*parts, strict=True))
+    nmi, ami = _clustered(embeddings, labels) if clusters else (None, None)
     return Metrics(
-        **found,
-        map_at_r=average_precision.mean().item(),
-        r_precision=precision.mean().item(),
-        nmi=_nmi(embeddings, labels),
-        queries=len(queries),
+        recall_at=dict(zip(ks, found.tolist(), strict=True)),
+        map_at_r=average_precision.item(),
+        r_precision=precision.item(),
+        knn_accuracy=voted.item(),
+        nmi=nmi,
+        ami=ami,
+        queries=len(search.queries),
     )
 
 
-def _ranked(
-    embeddings: Tensor, labels: Tensor, others: Tensor, rows: Tensor, depth: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Of each query row: hits within each k of `RECALL_AT` (Q, 4), R-precision (Q,), average precision at R (Q,)."""
-    similarity = embeddings[rows] @ embeddings.T
-    similarity[torch.arange(len(rows), device=rows.device), rows] = -torch.inf
-    neighbours = similarity.topk(depth, dim=1).indices
-    correct = (labels[neighbours] == labels[rows, None]).double()  # float32 would round MAP@R in the sixth digit
-    recalls = torch.stack([correct[:, :k].amax(dim=1) for k in RECALL_AT], dim=1)
-    wanted = others[rows].double()
+class _Search(NamedTuple):
+    """Q queries, those with most to find first, and what they are searched among."""
+
+    queries: Tensor  # (Q,) rows of all embeddings
+    right: Tensor  # (Q,) how many of the gallery are of the query's class: R
+    gallery: Tensor  # (N, D)
+    labels: Tensor  # (N,)
+    own: Tensor  # (Q,) the gallery's row that is the query itself; -1 where none is
+    findable: int  # how many of the gallery a query can find
+
+
+def _leave_one_out(embeddings: Tensor, labels: Tensor) -> _Search:
+    others = torch.bincount(labels)[labels] - 1
+    queries = _with_most_first(others)
+    return _Search(queries, others[queries], embeddings, labels, queries, len(labels) - 1)
+
+
+def _among(embeddings: Tensor, labels: Tensor, is_query: Tensor) -> _Search:
+    gallery, known = embeddings[~is_query], labels[~is_query]
+    same = torch.bincount(known, minlength=int(labels.max()) + 1)[labels] * is_query
+    queries = _with_most_first(same)
+    return _Search(queries, same[queries], gallery, known, torch.full_like(queries, -1), len(known))
+
+
+def _with_most_first(right: Tensor) -> Tensor:
+    """Rows that have something to find, by how much: then a large class doesn't deepen the lists of small ones."""
+    order = right.argsort(descending=True, stable=True)
+    return order[: int((right > 0).sum())]
+
+
+def _chunks(search: _Search, least: int) -> Iterator[tuple[slice, int]]:
+    """Which queries to rank at a time, and how deep: to the R of the first of them, and at least so deep."""
+    start = 0
+    while start < len(search.queries):
+        depth = min(max(int(search.right[start]), least), search.findable)
+        stop = start + queries_at_once(depth)
+        yield slice(start, stop), depth
+        start = stop
+
+
+def _judged(
+    embeddings: Tensor, labels: Tensor, search: _Search, chunk: slice, depth: int, ks: Sequence[int]
+) -> tuple[Tensor, ...]:
+    """Of each query of a chunk: whether it has a hit within each k (Q, K), R-precision, AP at R, the vote (Q,)."""
+    queries, right = search.queries[chunk], search.right[chunk].double()
+    similarity, rows = most_similar(embeddings[queries], search.gallery, depth, search.own[chunk])
+    found = search.labels[rows]
+    correct = found == labels[queries, None]
+    recalls = torch.stack([correct[:, :k].any(dim=1) for k in ks], dim=1)
+    # float32 would round MAP@R in the sixth digit.
     rank = torch.arange(1, depth + 1, device=rows.device, dtype=torch.float64)
-    within_r = correct * (rank <= wanted[:, None])
+    within_r = correct * (rank <= right[:, None])
     precision_at_rank = within_r.cumsum(dim=1) / rank
-    return recalls, within_r.sum(dim=1) / wanted, (precision_at_rank * within_r).sum(dim=1) / wanted
+    average_precision = (precision_at_rank * within_r).sum(dim=1) / right
+    voted = _vote(similarity[:, :_VOTERS], found[:, :_VOTERS]) == labels[queries]
+    return recalls.double(), within_r.sum(dim=1) / right, average_precision, voted.double()
 
 
-def _nmi(embeddings: Tensor, labels: Tensor) -> float:
-    points, classes = embeddings.cpu().numpy(), labels.cpu().numpy()
-    clusters = KMeans(len(np.unique(classes)), n_init=1, random_state=0).fit_predict(points)
-    return float(normalized_mutual_info_score(classes, clusters))
+def _vote(similarity: Tensor, found: Tensor) -> Tensor:
+    """The class (Q,) that the neighbours' classes (Q, k) weigh most for; of equals, that of the nearest."""
+    weights = (similarity.double() / _TEMPERATURE).exp()
+    for_class_of_each = ((found[:, :, None] == found[:, None, :]) * weights[:, None, :]).sum(dim=2)
+    return found.gather(1, for_class_of_each.argmax(dim=1, keepdim=True)).flatten()
+
+
+def _clustered(embeddings: Tensor, labels: Tensor) -> tuple[float, float]:
+    """NMI and AMI of the classes and as many clusters."""
+    classes, true = torch.unique(labels, return_inverse=True)
+    clusters = kmeans(embeddings, len(classes), seed=_CLUSTER_SEED).of_row
+    pair = true.cpu().numpy(), clusters.cpu().numpy()
+    return float(normalized_mutual_info_score(*pair)), float(adjusted_mutual_info_score(*pair))
+
+
+def _check_finite(embeddings: Tensor) -> None:
+    bad = (~embeddings.sum(dim=1).isfinite()).nonzero().flatten()
+    if len(bad):
+        raise ValueError(
+            f"{len(bad)} of {len(embeddings)} embeddings are not finite, the first in row {int(bad[0])}; "
+            f"the model that made them has diverged"
+        )

@@ -20,7 +20,7 @@ from indexer.sources import Collection, Source, decode_all, read_table
 
 Progress = Callable[[str, int, int], None]
 
-SPLITS = ("train", "test")
+SPLITS = ("train", "test", "query", "gallery")
 
 
 class LabelsError(ValueError):
@@ -59,7 +59,7 @@ class Labels:
 
     Attributes:
         class_of: item to class, 0 to C - 1, in order of first appearance.
-        split_of: item to `train` or `test`; empty where the table has no split column.
+        split_of: item to one of `SPLITS`; empty where the table has no split column.
         unknown: paths of the table that are not in the collection.
     """
 
@@ -69,12 +69,17 @@ class Labels:
 
     def training(self, sources: Sequence[Source]) -> list[Source]:
         """The sources to learn from: all that the table does not keep for judging."""
-        return [source for source in sources if self.split_of.get(source.item) != "test"]
+        return [source for source in sources if self.split_of.get(source.item, "train") == "train"]
 
     def judging(self, sources: Sequence[Source]) -> list[Source]:
-        """The labelled sources to judge on: the test split, or all labelled ones where there is no split."""
-        wanted = "test" if self.split_of else None
-        return [s for s in sources if s.item in self.class_of and self.split_of.get(s.item) == wanted]
+        """The labelled sources to judge on: all but the training split, or all where there is no split."""
+        return [s for s in sources if s.item in self.class_of and self.split_of.get(s.item) != "train"]
+
+    def is_query(self, items: Sequence[str]) -> Tensor | None:
+        """Which items to judge on are searched among the others, (N,) bool; None where each is, among all others."""
+        if "query" not in self.split_of.values():
+            return None
+        return torch.tensor([self.split_of[item] == "query" for item in items], dtype=torch.bool)
 
 
 def read_labels(table: Path, collection: Collection) -> Labels:
@@ -83,8 +88,8 @@ def read_labels(table: Path, collection: Collection) -> Labels:
     A path is relative to the collection's root or to the table's folder, or absolute.
 
     Raises:
-        LabelsError: a split other than train or test, two classes for one image, no path that is in the collection,
-            or no labelled image to judge on.
+        LabelsError: an unknown split, two classes or splits for one image, no path that is in the collection, or
+            splits that can't be judged on: neither test alone nor both query and gallery.
         SourceError: the table can't be read or lacks a column.
     """
     columns = read_table(table, ["path", "class_id"], optional=["split"])
@@ -106,13 +111,18 @@ def read_labels(table: Path, collection: Collection) -> Labels:
             raise LabelsError(f"{table}, line {line}: {path!r} has two classes; an image has one")
         if "split" in columns:
             if split not in SPLITS:
-                raise LabelsError(f"{table}, line {line}: split is {split!r}; it must be train or test")
-            split_of[item] = split
+                raise LabelsError(f"{table}, line {line}: split is {split!r}; it must be one of {', '.join(SPLITS)}")
+            if split_of.setdefault(item, split) != split:
+                raise LabelsError(f"{table}, line {line}: {path!r} has two splits; an image has one")
     if not class_of:
         example = f", for example {unknown[0]!r}" if unknown else ""
         raise LabelsError(f"{table}: none of its {len(unknown):,} paths is in {collection.root}{example}")
-    if split_of and "test" not in split_of.values():
-        raise LabelsError(f"{table}: no image has split 'test', so there is nothing to judge on")
+    judged = set(split_of.values()) - {"train"}
+    if split_of and judged not in ({"test"}, {"query", "gallery"}):
+        raise LabelsError(
+            f"{table}: {' and '.join(sorted(judged)) or 'train'} alone is nothing to judge on; use split test, where "
+            f"each image is searched among the others, or query and gallery, the one searched among the other"
+        )
     return Labels(class_of, split_of, tuple(unknown))
 
 

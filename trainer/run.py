@@ -18,7 +18,7 @@ from indexer.pixels import Pixels, PixelSpec
 from indexer.sources import Collection, Source, SourceError, decode_all, open_collection
 from trainer.encoders import Backbone, Encoder, make_backbone
 from trainer.environment import record_environment
-from trainer.evaluate import Metrics, retrieval_metrics
+from trainer.evaluate import RECALL_AT, Metrics, retrieval_metrics
 from trainer.export import PARITY_IMAGES, Origin, export
 from trainer.images import ImageCache, Labels, Progress, cache_images, read_labels
 from trainer.loop import train as run_loop
@@ -82,13 +82,16 @@ class _Judge:
 
     cache: ImageCache
     classes: Tensor
+    is_query: Tensor | None
+    device: torch.device
 
-    def __call__(self, embed: Embed, progress: Progress) -> Metrics:
+    def __call__(self, embed: Embed, progress: Progress, *, clusters: bool = True) -> Metrics:
         parts, total = [], len(self.cache)
         for pixels in torch.split(self.cache.pixels, _EMBED_BATCH):
             parts.append(embed(pixels))
             progress("judge", min(len(parts) * _EMBED_BATCH, total), total)
-        return retrieval_metrics(torch.cat(parts), self.classes)
+        embeddings = torch.cat(parts).to(self.device)
+        return retrieval_metrics(embeddings, self.classes, is_query=self.is_query, clusters=clusters)
 
 
 def train(
@@ -147,7 +150,7 @@ def _learn(
     spec = PixelSpec(size=recipe.data.size, fit=recipe.data.fit)
 
     cache = _training_set(images, collection, known, recipe, run, progress)
-    judge = _judging_set(known, collection, spec, run / "judged.u8", progress) if known else None
+    judge = _judging_set(known, collection, spec, run / "judged.u8", chosen, progress) if known else None
     clock.lap("decode")
     backbone = _backbone(recipe, chosen)
     frozen = judge(_torch_embed(backbone, chosen), progress) if judge else None
@@ -162,7 +165,9 @@ def _learn(
         run,
         device=chosen,
         progress=progress,
-        on_epoch=(lambda _: judge(_torch_embed(encoder, chosen), progress).to_dict()) if judge else None,
+        on_epoch=(lambda _: judge(_torch_embed(encoder, chosen), progress, clusters=False).to_dict())
+        if judge
+        else None,
     )
     clock.lap("train")
 
@@ -172,9 +177,8 @@ def _learn(
         if judge is None or frozen is None:
             return {}
         trained.append(judge(_runtime_embed(runtime), progress))
-        return {
-            f"{who}.{k}": v for who, m in (("frozen", frozen), ("trained", trained[0])) for k, v in vars(m).items()
-        }
+        scores = {"frozen": frozen.to_dict(), "trained": trained[0].to_dict()}
+        return {f"{who}.{name}": value for who, metrics in scores.items() for name, value in metrics.items()}
 
     progress("export", 0, 1)
     model = export(encoder, spec, _sample(collection, cache, spec), models, _origin(recipe, backbone, cache), score)
@@ -198,9 +202,15 @@ def _learn(
 
 
 def evaluate(
-    model: Path, images: Path, labels: Path, *, device: str = "auto", progress: Progress
+    model: Path,
+    images: Path,
+    labels: Path,
+    *,
+    recall_at: Sequence[int] = RECALL_AT,
+    device: str = "auto",
+    progress: Progress,
 ) -> tuple[Metrics, tuple[tuple[str, str], ...]]:
-    """Judge a model of a store on labelled images: those with split `test`, or all where there is no split.
+    """Judge a model of a store on labelled images: all but the split `train`, or all where there is no split.
 
     Returns:
         The metrics, and (item, reason) of each labelled image that is not there or could not be decoded.
@@ -208,13 +218,14 @@ def evaluate(
     Raises:
         SourceError, LabelsError: the images or labels can't be used.
         ManifestError: the model can't be opened.
-        ValueError: no class has two images.
+        ValueError: no image to search with shares its class with one to find.
     """
-    runtime = RuntimeEncoder.open(model, device="cpu" if choose_device(device).type == "cpu" else "cuda")
+    chosen = choose_device(device)
+    runtime = RuntimeEncoder.open(model, device="cpu" if chosen.type == "cpu" else "cuda")
     collection = open_collection(images)
     known = read_labels(labels, collection)
     sources = known.judging(collection.sources)
-    embeddings, classes = [], []
+    embeddings, items = [], []
     skipped = [(path, f"labelled, but not in {images}") for path in known.unknown]
     batch: list[Pixels] = []
     for decoded in decode_all(sources, runtime.pixels):
@@ -222,14 +233,20 @@ def evaluate(
             skipped.append((decoded.source.item, str(decoded.error)))
         else:
             batch.append(decoded.pixels)
-            classes.append(known.class_of[decoded.source.item])
+            items.append(decoded.source.item)
         if len(batch) == _EMBED_BATCH or (batch and decoded.row + 1 == len(sources)):
             embeddings.append(torch.from_numpy(runtime.embed(np.stack(batch))))
             batch.clear()
         progress("judge", decoded.row + 1, len(sources))
     if not embeddings:
         raise SourceError(f"none of the {len(sources):,} labelled images in {images} can be decoded: {skipped[0][1]}")
-    return retrieval_metrics(torch.cat(embeddings), torch.tensor(classes)), tuple(skipped)
+    metrics = retrieval_metrics(
+        torch.cat(embeddings).to(chosen),
+        torch.tensor([known.class_of[item] for item in items]),
+        is_query=known.is_query(items),
+        recall_at=recall_at,
+    )
+    return metrics, tuple(skipped)
 
 
 def choose_device(name: str) -> torch.device:
@@ -288,13 +305,16 @@ def _training_set(
     return cache
 
 
-def _judging_set(known: Labels, collection: Collection, spec: PixelSpec, file: Path, progress: Progress) -> _Judge:
+def _judging_set(
+    known: Labels, collection: Collection, spec: PixelSpec, file: Path, device: torch.device, progress: Progress
+) -> _Judge:
     sources = known.judging(collection.sources)
     cache = cache_images(sources, spec, file, progress, "decode")
     if not len(cache):
         item, reason = cache.skipped[0] if cache.skipped else ("", "")
         raise SourceError(f"none of the {len(sources):,} images to judge on can be decoded; {item}: {reason}")
-    return _Judge(cache, torch.tensor([known.class_of[item] for item in cache.items], dtype=torch.int64))
+    classes = torch.tensor([known.class_of[item] for item in cache.items], dtype=torch.int64)
+    return _Judge(cache, classes, known.is_query(cache.items), device)
 
 
 def _backbone(recipe: Recipe, device: torch.device) -> Backbone:

@@ -16,7 +16,7 @@ store_option = click.option(
     help="Directory of models, indexes and training runs; made where it does not exist.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, keys as below.")
-labels_help = "CSV or Parquet: path, class_id and, optionally, split (train or test)."
+labels_help = "CSV or Parquet: path, class_id and, optionally, split (train, test, or query and gallery)."
 device_option = click.option(
     "--device",
     type=click.Choice(["auto", "cpu", "cuda"]),

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -67,7 +67,7 @@ def train(
     \b
     JSON keys: model, run, images, images_per_s, skipped[].item, skipped[].reason, unknown_labels[], seconds{};
     with --labels also beats_frozen, and in each of frozen{} and trained{}:
-    recall_at_1, recall_at_2, recall_at_4, recall_at_8, map_at_r, r_precision, nmi, queries
+    recall_at_1, recall_at_2, recall_at_4, recall_at_8, map_at_r, r_precision, knn_accuracy, nmi, ami, queries
     """
     given = [f"{_KEY_OF[name]}={value}" for name, value in shortcuts.items() if value is not None]
     if resume and (recipe or settings or given):
@@ -117,29 +117,51 @@ def _resumable(place: "Store") -> Iterator[None]:
         raise
 
 
+class _Numbers(click.ParamType[tuple[int, ...]]):
+    name = "K,K,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        try:
+            numbers = tuple(int(part) for part in value.split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not a list of whole numbers by comma, as 1,10,100", param, ctx)
+        if min(numbers) < 1:
+            self.fail(f"{min(numbers)} is below 1, the nearest neighbour", param, ctx)
+        return numbers
+
+
 @click.command()
 @click.argument("model")
 @click.argument("images", type=PATH)
 @click.option("--labels", type=PATH, required=True, help=labels_help)
+@click.option(
+    "--recall-at",
+    type=_Numbers(),
+    default="1,2,4,8",
+    show_default=True,
+    help="Each k of R@k, by comma; 1,10,100,1000 is usual for Stanford Online Products, 1,10,20,30 for In-Shop.",
+)
 @store_option
 @device_option
 @json_option
-def evaluate(model: str, images: Path, labels: Path, store: Path, device: str, as_json: bool) -> None:
+def evaluate(
+    model: str, images: Path, labels: Path, recall_at: tuple[int, ...], store: Path, device: str, as_json: bool
+) -> None:
     """Measure how well the neighbours under MODEL share a class, on labelled IMAGES.
 
-    MODEL is a model's id, or how it begins. Every image is a query against all others; with a column split in the
-    labels, only those of test.
+    MODEL is a model's id, or how it begins. Every image is searched among all others. With a column split in the
+    labels, only those of test are, or those of query among those of gallery.
 
     \b
-    JSON keys: model, recall_at_1, recall_at_2, recall_at_4, recall_at_8, map_at_r, r_precision, nmi, queries,
-    skipped[].item, skipped[].reason
+    JSON keys: model, recall_at_1, recall_at_2, recall_at_4, recall_at_8 (or those of --recall-at; 1 always),
+    map_at_r, r_precision, knn_accuracy, nmi, ami, queries, skipped[].item, skipped[].reason
     """
     from indexer.store import Store
     from trainer.run import evaluate as run
 
     directory = Store(store).model(model)
     with progress() as report:
-        metrics, skipped = run(directory, images, labels, device=device, progress=report)
+        metrics, skipped = run(directory, images, labels, recall_at=recall_at, device=device, progress=report)
     warn_skipped(skipped)
     if as_json:
         print_json({"model": directory.name, **metrics.to_dict(), "skipped": named(skipped)})

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from trainer import evaluate
 from trainer.evaluate import retrieval_metrics
+from trainer.parts import neighbours
 
 
 def clustered(classes: int, per_class: int, noise: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -61,14 +61,16 @@ def test_agrees_with_pytorch_metric_learning(tmp_path: Path) -> None:
 def test_recall_agrees_with_a_naive_loop(k: int) -> None:
     """R@k equals a plain loop over queries and sorted similarities."""
     embeddings, labels = clustered(classes=10, per_class=5, noise=2.0)
-    assert getattr(retrieval_metrics(embeddings, labels), f"recall_at_{k}") == naive_recall(embeddings, labels, k)
+    found = retrieval_metrics(embeddings, labels, clusters=False).recall_at[k]
+    assert naive_recall(embeddings, labels, k) == pytest.approx(found, abs=1e-12)
 
 
 def test_chunks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ranking a few queries at a time gives what ranking all at once gives."""
     embeddings, labels = clustered(classes=10, per_class=6, noise=1.5)
     whole = retrieval_metrics(embeddings, labels)
-    monkeypatch.setattr(evaluate, "_CHUNK_BYTES", 4 * len(labels) * 7)
+    monkeypatch.setattr(neighbours, "_COLUMNS", 7)
+    monkeypatch.setattr(neighbours, "_TILE", 7 * 11)
     assert retrieval_metrics(embeddings, labels) == whole
 
 
@@ -89,7 +91,7 @@ def test_an_image_alone_in_its_class_is_no_query() -> None:
 
 def test_nothing_to_retrieve_is_an_error() -> None:
     """When every class has one image, the error says so."""
-    with pytest.raises(ValueError, match="none of the 3 images shares its class"):
+    with pytest.raises(ValueError, match="none of the 3 images shares its class with an image it can find"):
         retrieval_metrics(F.normalize(torch.eye(3), dim=1), torch.arange(3))
 
 

@@ -1,9 +1,11 @@
-"""Exact nearest neighbours of a set within itself."""
+"""Exact nearest neighbours, a tile of the matrix of all pairs at a time."""
 
 import torch
 from torch import Tensor
 
 _ROWS, _COLUMNS = 4096, 16384  # of one tile of distances: 256 MiB in float32, however many rows there are
+_TILE = 2**23  # similarities of one tile: 32 MiB in float32, and a few times that to rank them
+_LAST_ROW = 2**31 - 1
 
 
 @torch.no_grad()
@@ -38,3 +40,62 @@ def _nearest_of(rows: Tensor, norms: Tensor, start: int, k: int) -> Tensor:
         best, order = best.topk(min(k, best.shape[1]), dim=1, largest=False)
         found = found.gather(1, order)
     return found
+
+
+def queries_at_once(k: int) -> int:
+    """How many queries `most_similar` should be asked for k rows of at a time, so that its tiles stay small."""
+    return max(1, _TILE // max(_COLUMNS, k))
+
+
+@torch.no_grad()
+def most_similar(queries: Tensor, gallery: Tensor, k: int, own: Tensor) -> tuple[Tensor, Tensor]:
+    """The k rows of a gallery most similar to each query, by inner product.
+
+    Among equal similarities, as duplicates have them, the lower row comes first, so that the answer depends neither
+    on the device nor on the tiles.
+
+    Args:
+        queries: (Q, D) float32; `queries_at_once(k)` of them, or fewer.
+        gallery: (N, D) float32, N below 2³¹.
+        k: from 1 to the number of rows that each query may find.
+        own: (Q,) int64, the row that each query must not find because it is the query itself; -1 for none.
+
+    Returns:
+        Similarities (Q, k) float32, highest first, and rows (Q, k) int64.
+    """
+    best = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
+    for first in range(0, len(gallery), max(_COLUMNS, k)):
+        part = gallery[first : first + max(_COLUMNS, k)]
+        tile = queries @ part.T
+        here = ((own >= first) & (own < first + len(part))).nonzero().flatten()
+        tile[here, own[here] - first] = -torch.inf
+        best = torch.cat([best, _best_keys(tile, first, k)], 1)
+        best = best.topk(min(k, best.shape[1]), dim=1).values
+    return _similarity_of(best), _LAST_ROW - (best & 0xFFFFFFFF)
+
+
+def _best_keys(tile: Tensor, first: int, k: int) -> Tensor:
+    """Keys of the k best columns of each row of a tile, or of all; in no order."""
+    columns = torch.arange(first, first + tile.shape[1], device=tile.device).expand_as(tile)
+    if tile.shape[1] <= k:
+        return _keys(tile, columns)
+    values, order = tile.topk(k + 1, dim=1)
+    keys = _keys(values[:, :k], order[:, :k] + first)
+    # Where the best that is left out equals the worst that is kept, topk has chosen among them as it liked.
+    tied = (values[:, k - 1] == values[:, k]).nonzero().flatten()
+    keys[tied] = _keys(tile[tied], columns[tied]).topk(k, dim=1).values
+    return keys
+
+
+def _keys(similarity: Tensor, rows: Tensor) -> Tensor:
+    """Integers that sort as the similarities do and, where these are equal, lower rows higher."""
+    return _mirrored((similarity + 0.0).view(torch.int32)).long() << 32 | _LAST_ROW - rows  # + 0.0: -0 equals 0
+
+
+def _similarity_of(keys: Tensor) -> Tensor:
+    return _mirrored((keys >> 32).int()).view(torch.float32)
+
+
+def _mirrored(bits: Tensor) -> Tensor:
+    """Bits of float32 as integers that sort as the floats do, and back: those of negative floats run downward."""
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
