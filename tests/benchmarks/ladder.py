@@ -6,7 +6,8 @@ Run: python tests/benchmarks/ladder.py IMAGES --labels CSV --out DIR [--seeds 0 
 Every rung trains with the trainer's own loop on the images that the labels do not keep for judging, and is judged on
 those that they do, by head f in unit length after the last epoch (`untrained` and `frozen` by the backbone's pooled
 features); R@1 by epoch is kept as information and chooses nothing. Each finished rung and seed is a line of
-DIR/results.jsonl and is skipped when the same command comes again; one that was killed goes on from its checkpoint.
+DIR/results.jsonl and is skipped when the same command comes again; one that was killed goes on from its checkpoint,
+and its training time lacks the part of an epoch before that.
 """
 
 import argparse
