@@ -7,6 +7,7 @@ import click
 from clients.cli.demo import demo
 from clients.cli.doctor import doctor
 from clients.cli.index import index
+from clients.cli.recipes import recipes
 from clients.cli.search import search
 from clients.cli.serve import serve
 from clients.cli.train import evaluate, train
@@ -30,6 +31,7 @@ _EXTRA_OF = {
     "sklearn": "train",
     "tensorboard": "train",
     "timm": "train",
+    "tomli_w": "train",
     "torch": "train",
     "torchvision": "train",
 }
@@ -96,5 +98,5 @@ def kinsight(traceback: bool) -> None:
     """
 
 
-for verb in (train, evaluate, index, serve, search, demo, doctor):
+for verb in (train, recipes, evaluate, index, serve, search, demo, doctor):
     kinsight.add_command(verb)

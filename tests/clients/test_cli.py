@@ -24,6 +24,7 @@ Run = Callable[..., Result]
 
 VERBS = [
     ["train"],
+    ["recipes"],
     ["evaluate"],
     ["index", "build"],
     ["index", "list"],

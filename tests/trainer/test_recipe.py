@@ -5,14 +5,36 @@ from pathlib import Path
 import pytest
 
 from trainer.objectives import objective_class
-from trainer.recipe import RecipeError, from_dict, load, names, override, to_dict
+from trainer.recipe import RecipeError, from_dict, load, names, override, to_dict, to_toml
 
 
 @pytest.mark.parametrize("name", names())
-def test_shipped_recipes_load_and_survive_a_round_trip(name: str) -> None:
-    """to_dict and from_dict are inverse, through JSON's types."""
+def test_shipped_recipes_load_and_survive_a_round_trip(name: str, tmp_path: Path) -> None:
+    """to_dict and from_dict are inverse, through JSON's types; to_toml and load are, through a file."""
     recipe = load(name)
     assert recipe == from_dict(to_dict(recipe))
+    file = tmp_path / "recipe.toml"
+    file.write_text(to_toml(recipe))
+    assert recipe == load(file)
+
+
+@pytest.mark.parametrize(
+    "assignment",
+    [
+        "encoder.weights='a \"quoted\" \\ path\u2028 with ünïcode'",
+        "optimizer.head_lr=1e-05",
+        "optimizer.lr=1e-7",
+        "objective.sigma=inf",
+        "view.scale=[0.5, 1.0]",
+        "run.seed=9223372036854775807",
+    ],
+)
+def test_any_value_survives_the_resolved_recipe(assignment: str, tmp_path: Path) -> None:
+    """What a run writes down is what it reads again when it is resumed."""
+    recipe = override(load("stml"), assignment)
+    file = tmp_path / "recipe.toml"
+    file.write_text(to_toml(recipe), encoding="utf-8")
+    assert recipe == load(file)
 
 
 def test_the_papers_recipe_has_the_papers_numbers() -> None:
