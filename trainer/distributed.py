@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, distributed, nn
 
+from trainer.profiling import part
+
 # While one process decodes or judges, the others wait, for hours where there is much. Waiting longer than need be
 # costs nothing: torchrun ends them all when one dies.
 _PATIENCE = timedelta(days=7)
@@ -118,7 +120,8 @@ def gather(rows: Tensor, views: int = 1) -> Tensor:
     """
     if world_size() == 1:
         return rows
-    gathered: Tensor = _Gather.apply(rows)
+    with part("exchange"):
+        gathered: Tensor = _Gather.apply(rows)
     return gathered.view(world_size(), views, -1, *rows.shape[1:]).transpose(0, 1).flatten(0, 2)
 
 
@@ -150,9 +153,10 @@ def average(tensors: Iterable[Tensor]) -> None:
     own = list(tensors)
     if world_size() == 1 or not own:
         return
-    packed = torch.cat([tensor.flatten() for tensor in own])
-    distributed.all_reduce(packed)
-    _unpack(packed / world_size(), own)
+    with part("exchange"):
+        packed = torch.cat([tensor.flatten() for tensor in own])
+        distributed.all_reduce(packed)
+        _unpack(packed / world_size(), own)
 
 
 @torch.no_grad()
@@ -170,5 +174,5 @@ def copy_main(module: nn.Module) -> None:
 
 
 def _unpack(packed: Tensor, tensors: list[Tensor]) -> None:
-    for part, tensor in zip(torch.split(packed, [tensor.numel() for tensor in tensors]), tensors, strict=True):
-        tensor.copy_(part.view(tensor.shape))
+    for values, tensor in zip(torch.split(packed, [tensor.numel() for tensor in tensors]), tensors, strict=True):
+        tensor.copy_(values.view(tensor.shape))

@@ -192,15 +192,14 @@ class _Training:
         return order[: len(order) // batch * batch].view(-1, batch)
 
     def _step(self, batch: Batch, statistics: list[Tensor], total_steps: int) -> None:
-        with part("losses"), self._autocast():
+        with part("loss"), self._autocast():
             losses = self.objective.losses(batch)
         self.optimizer.zero_grad(set_to_none=True)
         with part("backward"):
             self.scaler.scale(torch.stack(list(losses.values())).sum()).backward()  # type: ignore[no-untyped-call]
-        with part("exchange"):
-            parameters = (p for group in self.optimizer.param_groups for p in group["params"])
-            distributed.average(p.grad for p in parameters if p.grad is not None)
-            distributed.average(statistics)
+        parameters = (p for group in self.optimizer.param_groups for p in group["params"])
+        distributed.average(p.grad for p in parameters if p.grad is not None)
+        distributed.average(statistics)
         with part("optimiser"):
             self.scaler.step(self.optimizer)
             self.scaler.update()

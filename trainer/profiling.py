@@ -1,5 +1,6 @@
 """Where the time of training steps goes: a clock on their named parts, then a trace of a few more."""
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -58,6 +59,7 @@ class Profiler:
         self._seconds: dict[str, float] = {}
         self._open: list[str] = []  # parts, the innermost last
         self._since = 0.0
+        os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # else it tells stderr of its start, and of every absent GPU
         activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
         self._tracer = profile(activities=activities)
 

@@ -16,6 +16,7 @@ from indexer.encoder import Encoder as RuntimeEncoder
 from indexer.manifest import ModelManifest, write_atomically
 from indexer.pixels import Pixels, PixelSpec
 from indexer.sources import Collection, Source, SourceError, decode_all, open_collection
+from trainer.distributed import from_main, is_main, joined, wait_for_main
 from trainer.encoders import Backbone, Encoder, make_backbone
 from trainer.environment import record_environment
 from trainer.evaluate import RECALL_AT, Metrics, retrieval_metrics
@@ -23,7 +24,9 @@ from trainer.export import PARITY_IMAGES, Origin, export
 from trainer.images import ImageCache, Labels, Progress, cache_images, read_labels
 from trainer.loop import train as run_loop
 from trainer.memory import keep_freed_memory
+from trainer.objective import Objective
 from trainer.objectives import make_objective
+from trainer.profiling import Profile
 from trainer.recipe import Recipe, RecipeError, load, to_dict, to_toml
 
 _RECIPE = "recipe.toml"  # of a run: resolved, written before the first step
@@ -55,6 +58,7 @@ class TrainReport:
         warnings: what went wrong and was dealt with: folders that could not be listed, a damaged checkpoint.
         images_per_s: images drawn a second while training.
         seconds: wall clock by stage.
+        profile: where the time of the first training steps went, if that was asked for.
     """
 
     model: ModelManifest
@@ -67,6 +71,7 @@ class TrainReport:
     warnings: tuple[str, ...]
     images_per_s: float
     seconds: Mapping[str, float]
+    profile: Profile | None
 
     @property
     def beats_frozen(self) -> bool | None:
@@ -103,9 +108,12 @@ def train(
     labels: Path | None = None,
     device: str = "auto",
     resume: str | None = None,
+    profile: bool = False,
     progress: Progress,
 ) -> TrainReport:
     """Learn a metric from a collection of unlabelled images and register the model.
+
+    In processes that torchrun started, all call this alike and train together; the main one does the rest.
 
     Args:
         images: a folder, or a CSV or Parquet table of paths.
@@ -115,6 +123,7 @@ def train(
         labels: a table `path,class_id[,split]`, used to judge and never to learn.
         device: auto, cpu or cuda.
         resume: name of an unfinished run in `runs` to go on with.
+        profile: find out where the time of training steps goes, and write a trace of some into the run.
         progress: called with a stage, how much of it is done, and its total.
 
     Raises:
@@ -124,15 +133,27 @@ def train(
         WeightsError: the backbone's weights can't be had.
         TrainingError, CheckpointError: training can't go on.
         ParityError: the exported model does not reproduce the trained one.
+        DistributedError: there are more processes than GPUs.
         RunStopped: the disk is full or fails.
     """
     keep_freed_memory()
-    chosen = choose_device(device)
-    collection = open_collection(images)
-    known = read_labels(labels, collection) if labels else None
-    run = _resume_run(runs, resume) if resume else _new_run(runs, recipe)
-    with _told_how_to_go_on(run):
-        return _learn(images, collection, known, run, models, chosen, progress)
+    with joined(choose_device(device)) as chosen:
+        collection = open_collection(images)
+        known = read_labels(labels, collection) if labels else None
+        run = from_main(lambda: _resume_run(runs, resume) if resume else _new_run(runs, recipe))
+        with _told_how_to_go_on(run):
+            if not is_main():
+                _assist(images, collection, known, run, chosen)
+            return from_main(lambda: _learn(images, collection, known, run, models, chosen, progress, profile))
+
+
+def _assist(images: Path, collection: Collection, known: Labels | None, run: Path, chosen: torch.device) -> None:
+    """What a process does that is not the main one: train with it."""
+    recipe = _recipe_of(run)
+    wait_for_main()  # until it has decoded the images
+    cache = _training_set(images, collection, known, recipe, run, lambda *_: None)
+    objective = _objective(recipe, _backbone(recipe, chosen))
+    run_loop(objective, cache, recipe, run, device=chosen, progress=lambda *_: None)
 
 
 def _learn(
@@ -143,6 +164,7 @@ def _learn(
     models: Path,
     chosen: torch.device,
     progress: Progress,
+    profile: bool,
 ) -> TrainReport:
     clock = _Clock()
     recipe = _recipe_of(run)
@@ -150,14 +172,15 @@ def _learn(
     spec = PixelSpec(size=recipe.data.size, fit=recipe.data.fit)
 
     cache = _training_set(images, collection, known, recipe, run, progress)
+    wait_for_main()  # what it decoded, the others read
     judge = _judging_set(known, collection, spec, run / "judged.u8", chosen, progress) if known else None
     clock.lap("decode")
     backbone = _backbone(recipe, chosen)
     frozen = judge(_torch_embed(backbone, chosen), progress) if judge else None
     clock.lap("frozen")
 
-    encoder = Encoder(backbone, nn.Linear(backbone.channels, recipe.encoder.dim))
-    objective = make_objective(recipe.objective.name, encoder, **recipe.objective.keywords)
+    objective = _objective(recipe, backbone)
+    encoder = objective.encoder
     outcome = run_loop(
         objective,
         cache,
@@ -165,6 +188,7 @@ def _learn(
         run,
         device=chosen,
         progress=progress,
+        profile=profile,
         on_epoch=(lambda _: judge(_torch_embed(encoder, chosen), progress, clusters=False).to_dict())
         if judge
         else None,
@@ -198,6 +222,7 @@ def _learn(
         warnings=(*collection.warnings, *outcome.warnings),
         images_per_s=outcome.images_per_s,
         seconds=clock.seconds,
+        profile=outcome.profile,
     )
 
 
@@ -322,6 +347,11 @@ def _backbone(recipe: Recipe, device: torch.device) -> Backbone:
     part = recipe.encoder
     backbone = make_backbone(part.backbone, part.weights, size=recipe.data.size, freeze_bn=part.freeze_bn)
     return backbone.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def _objective(recipe: Recipe, backbone: Backbone) -> Objective:
+    encoder = Encoder(backbone, nn.Linear(backbone.channels, recipe.encoder.dim))
+    return make_objective(recipe.objective.name, encoder, **recipe.objective.keywords)
 
 
 def _torch_embed(encoder: nn.Module, device: torch.device) -> Embed:

@@ -1,7 +1,9 @@
 """`kinsight train` and `kinsight evaluate`."""
 
+import dataclasses
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +15,7 @@ from clients.cli.output import named, print_facts, print_json, print_table, prog
 if TYPE_CHECKING:
     from indexer.store import Store
     from trainer.evaluate import Metrics
+    from trainer.profiling import Profile
     from trainer.run import TrainReport
 
 # Options that are short for a recipe's keys.
@@ -46,6 +49,7 @@ _KEY_OF = {
 @click.option("--seed", type=int, metavar="N", help="Of everything random.")
 @device_option
 @click.option("--resume", metavar="RUN", help="Go on with this unfinished run and its own recipe.")
+@click.option("--profile", is_flag=True, help="Say where a step's time goes, and write a trace into the run.")
 @json_option
 def train(
     images: Path,
@@ -55,6 +59,7 @@ def train(
     settings: tuple[str, ...],
     device: str,
     resume: str | None,
+    profile: bool,
     as_json: bool,
     **shortcuts: str | int | None,
 ) -> None:
@@ -64,8 +69,12 @@ def train(
     labels. Where --labels are given, R@1 of the frozen backbone and of the trained model are measured; with a column
     split it learns on train and judges on test.
 
+    On several GPUs of a machine, one process each, which share every batch:
+    torchrun --nproc-per-node 4 -m clients.cli train IMAGES ...
+
     \b
     JSON keys: model, run, images, images_per_s, skipped[].item, skipped[].reason, unknown_labels[], seconds{};
+    with --profile also profile.percent{}, profile.steps, profile.step_ms, profile.trace;
     with --labels also beats_frozen, and in each of frozen{} and trained{}:
     recall_at_1, recall_at_2, recall_at_4, recall_at_8, map_at_r, r_precision, knn_accuracy, nmi, ami, queries
     """
@@ -83,7 +92,7 @@ def train(
         settings = (f"data.cache_size={cache_size}", *settings)
     chosen = recipes.override(chosen, *settings, *given)
     place = Store(store)
-    with _resumable(place), progress() as report:
+    with _resumable(place), progress() if _is_main() else nullcontext(_tell_nothing) as report:
         done = run(
             images,
             models=place.models,
@@ -92,17 +101,45 @@ def train(
             labels=labels,
             device=device,
             resume=resume,
+            profile=profile,
             progress=report,
         )
+    if _is_main():
+        _tell(done, images, labels, as_json)
+
+
+def _is_main() -> bool:
+    """Whether this process tells what was done: torchrun numbers those that it starts."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _tell_nothing(stage: str, done: int, total: int) -> None:
+    """Progress of a process that is not the main one."""
+
+
+def _tell(done: "TrainReport", images: Path, labels: Path | None, as_json: bool) -> None:
     warn_skipped(done.skipped)
     for warning in done.warnings:
         click.echo(f"warning: {warning}", err=True)
     if done.unknown_labels:
         click.echo(f"{len(done.unknown_labels):,} paths of {labels} are not in {images}: left out", err=True)
+    if done.profile:
+        _tell_profile(done.profile)
     if as_json:
         print_json(_train_result(done))
     else:
         _print_training(done)
+
+
+def _tell_profile(profile: "Profile") -> None:
+    if not profile.steps:
+        click.echo("profile: the training had too few steps to time any after the first ones", err=True)
+        return
+    click.echo(f"{profile.step_ms:,.0f} ms a step, mean of {profile.steps}:", err=True)
+    for name, percent in profile.percent.items():
+        click.echo(f"{percent:5.1f} %  {name}", err=True)
+    if profile.trace:
+        click.echo(f"trace, for ui.perfetto.dev: {profile.trace}", err=True)
 
 
 @contextmanager
@@ -179,6 +216,8 @@ def _train_result(done: "TrainReport") -> dict[str, object]:
         "unknown_labels": list(done.unknown_labels),
         "seconds": dict(done.seconds),
     }
+    if done.profile:
+        result["profile"] = {**dataclasses.asdict(done.profile), "trace": str(done.profile.trace)}
     if done.frozen and done.trained:
         scores = {"frozen": done.frozen.to_dict(), "trained": done.trained.to_dict()}
         result |= {"beats_frozen": done.beats_frozen, **scores}
