@@ -35,6 +35,7 @@ from trainer import loop
 from trainer.encoders import Encoder, make_backbone
 from trainer.environment import peak_memory
 from trainer.images import cache_images
+from trainer.log import read_log
 from trainer.memory import keep_freed_memory
 from trainer.objective import View
 from trainer.objectives.stml import STML, contextual_similarity, relaxed_contrastive, self_distillation
@@ -121,8 +122,7 @@ def ours(folder: Path, turns: Connection) -> None:
     images = cache_images(sources, spec, folder / "images.u8", lambda *_: None, "decode")
 
     def end_turn(epoch: int) -> dict[str, float]:
-        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        turns.send(statistics.mean(line["images_per_s"] for line in lines if line["epoch"] == epoch))
+        turns.send(statistics.mean(line["images_per_s"] for line in read_log(run) if line["epoch"] == epoch))
         if epoch < recipe.run.epochs:
             turns.recv()
         return {}

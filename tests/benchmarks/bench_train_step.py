@@ -11,7 +11,9 @@ from torch import nn
 
 from trainer import loop
 from trainer.encoders import Encoder, make_backbone
+from trainer.environment import peak_memory
 from trainer.images import ImageCache
+from trainer.log import read_log
 from trainer.memory import keep_freed_memory
 from trainer.numerics import training_dtype
 from trainer.objective import Objective
@@ -22,7 +24,7 @@ STEPS, EPOCHS = 2, 5  # of 60 images in two views each; the first epoch warms up
 
 
 def main() -> None:
-    """Print milliseconds of a step and of the bare passes, images/s and the ratio.
+    """Print milliseconds of a step and of the bare passes, images/s, the ratio and the peak memory.
 
     The two take turns, an epoch of one and then as many steps of the other, so that what else the machine does
     slows both.
@@ -46,17 +48,20 @@ def measure(directory: Path) -> None:
     images = ImageCache(pixels, torch.ones(count), tuple(map(str, range(count))), ())
     loop.train(objective, images, recipe, directory, device=device, progress=lambda *_: None, on_epoch=bare)
 
-    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()][2:]
+    lines = read_log(directory)[2:]
     batch, part = recipe.run.batch_size, recipe.encoder
     step_s = [batch / float(line["images_per_s"]) for line in lines if "images_per_s" in line]
     bare_s = [float(line["bare_s"]) for line in lines if "bare_s" in line]
     ratio = statistics.median(step / passes for step, passes in zip(step_s, bare_s, strict=True))
     step, passes = statistics.median(step_s), statistics.median(bare_s)
+    peaks = peak_memory(device)
     print(
         f"{device.type}, {part.backbone}, {recipe.data.size} px, {batch} images in two views: "
-        f"step {step * 1000:.0f} ms; bare passes {passes * 1000:.0f} ms"
+        f"step {step * 1000:.0f} ms; bare passes {passes * 1000:.0f} ms; "
+        + ", ".join(f"peak memory of the {name} {value / 2**20:,.0f} MiB" for name, value in peaks.items())
     )
-    print(json.dumps({"step_s": step, "bare_s": passes, "ratio": ratio, "images_per_s": batch / step}))
+    result = {"step_s": step, "bare_s": passes, "ratio": ratio, "images_per_s": batch / step}
+    print(json.dumps({**result, "peak_bytes": peaks}))
 
 
 def build(recipe: Recipe) -> Objective:

@@ -39,6 +39,7 @@ from trainer import recipe as recipes
 from trainer.encoders import Encoder, make_backbone
 from trainer.evaluate import Metrics, retrieval_metrics
 from trainer.images import ImageCache, cache_images, read_labels
+from trainer.log import read_log
 from trainer.loop import train
 from trainer.memory import keep_freed_memory
 from trainer.objectives.stml import STML, self_distillation
@@ -180,7 +181,7 @@ class Collection:
         for pixels in torch.split(self.judging.pixels, _JUDGE_BATCH):
             images = pixels.to(device).permute(0, 3, 1, 2).float() / 255
             parts.append(F.normalize(network(images).float(), dim=1))
-        return retrieval_metrics(torch.cat(parts), self.classes)
+        return retrieval_metrics(torch.cat(parts), self.classes, clusters=False)
 
 
 @dataclass(frozen=True)
@@ -317,8 +318,7 @@ def measure(
     objective = method(encoder, **recipe.objective.keywords)
     watch = _Watch(lambda: collection.judge(encoder, device))
     train(objective, collection.training, recipe, run, device=device, progress=report, on_epoch=watch)
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    epochs = [line for line in lines if "train_s" in line]  # also those of a call that was killed
+    epochs = [line for line in read_log(run) if "train_s" in line]  # also those of a call that was killed
     return {
         "metrics": collection.judge(encoder, device).to_dict(),
         "train_s": sum(line["train_s"] for line in epochs),
