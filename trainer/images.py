@@ -6,7 +6,7 @@ LabelsError   a labels table can't be used; the message names the column, the li
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from indexer.manifest import write_atomically
 from indexer.pixels import PixelSpec
-from indexer.sources import Collection, Source, decode_all, read_table
+from indexer.sources import Collection, Digests, Duplicates, Source, decode_all, find_duplicates, read_table
 
 Progress = Callable[[str, int, int], None]
 
@@ -36,12 +36,14 @@ class ImageCache:
         aspect: (N,) float32, width over height of each original, so that crops keep its true geometry.
         items: the N item ids.
         skipped: (item, reason) of every image that could not be decoded; these have no row.
+        sha256: (N,) of the image files, bytes of 32; empty for images that never were files.
     """
 
     pixels: Tensor
     aspect: Tensor
     items: tuple[str, ...]
     skipped: tuple[tuple[str, str], ...]
+    sha256: Digests = field(default_factory=lambda: np.empty(0, "S32"))
 
     def __len__(self) -> int:
         return len(self.items)
@@ -50,7 +52,7 @@ class ImageCache:
         """The cache on a device, where it fits in half of its free memory; otherwise itself."""
         if device.type != "cuda" or self.pixels.nbytes > torch.cuda.mem_get_info(device)[0] // 2:
             return self
-        return ImageCache(self.pixels.to(device), self.aspect.to(device), self.items, self.skipped)
+        return replace(self, pixels=self.pixels.to(device), aspect=self.aspect.to(device))
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,25 @@ def cache_images(
         aspect=torch.tensor(facts["aspect"], dtype=torch.float32),
         items=tuple(facts["items"]),
         skipped=tuple((item, reason) for item, reason in facts["skipped"]),
+        sha256=np.frombuffer(bytes.fromhex(facts["sha256"]), "S32"),
     )
+
+
+def duplicates(learned: ImageCache, judged: ImageCache | None) -> Duplicates:
+    """The images to learn from and to judge on whose files are the same; one that is both counts once."""
+    if judged is None:
+        return find_duplicates(learned.items, learned.sha256)
+    both = set(learned.items)
+    rows = [row for row, item in enumerate(judged.items) if item not in both]
+    items = (*learned.items, *(judged.items[row] for row in rows))
+    return find_duplicates(items, np.concatenate((learned.sha256, judged.sha256[rows])))
+
+
+def all_the_same(cache: ImageCache) -> tuple[str, ...]:
+    """A warning where a training set is one image many times; otherwise nothing."""
+    if len(np.unique(cache.sha256)) > 1:
+        return ()
+    return (f"all {len(cache):,} images to learn from are one and the same file: nothing can be learned from them",)
 
 
 def _decoded_before(receipt: Path, file: Path, key: str, spec: PixelSpec) -> dict[str, Any] | None:
@@ -166,7 +186,8 @@ def _decoded_before(receipt: Path, file: Path, key: str, spec: PixelSpec) -> dic
     try:
         facts: dict[str, Any] = json.loads(receipt.read_bytes())
         # A map of a shorter file would silently end in black images.
-        whole = file.stat().st_size == len(facts["items"]) * spec.size * spec.size * 3
+        count = len(facts["items"])
+        whole = file.stat().st_size == count * spec.size * spec.size * 3 and len(facts["sha256"]) == 2 * 32 * count
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return facts if whole and facts["key"] == key else None
@@ -174,10 +195,11 @@ def _decoded_before(receipt: Path, file: Path, key: str, spec: PixelSpec) -> dic
 
 def _decode_to_file(
     sources: Sequence[Source], spec: PixelSpec, file: Path, progress: Progress, stage: str
-) -> dict[str, list[object]]:
-    items: list[object] = []
-    aspects: list[object] = []
-    skipped: list[object] = []
+) -> dict[str, object]:
+    items: list[str] = []
+    aspects: list[float] = []
+    skipped: list[tuple[str, str | None]] = []
+    digests = bytearray()
     with file.open("wb") as out:
         for decoded in decode_all(sources, spec):
             if decoded.pixels is None:
@@ -186,16 +208,13 @@ def _decode_to_file(
                 out.write(decoded.pixels.tobytes())
                 items.append(decoded.source.item)
                 aspects.append(decoded.aspect)
+                digests += bytes.fromhex(decoded.sha256)
             progress(stage, decoded.row + 1, len(sources))
-    return {"items": items, "aspect": aspects, "skipped": skipped}
+    return {"items": items, "aspect": aspects, "skipped": skipped, "sha256": digests.hex()}
 
 
 def _digest(sources: Sequence[Source], spec: PixelSpec) -> str:
     digest = hashlib.sha256(repr(spec).encode())
     for source in sources:
-        try:
-            status = source.path.stat()
-            digest.update(f"{source.item}\n{status.st_size} {status.st_mtime_ns}\n".encode())
-        except OSError:
-            digest.update(f"{source.item}\nunreadable\n".encode())
+        digest.update(f"{source.item}\n{source.state()}\n".encode())
     return digest.hexdigest()

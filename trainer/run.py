@@ -15,13 +15,13 @@ from torch.nn import functional as F
 from indexer.encoder import Encoder as RuntimeEncoder
 from indexer.manifest import ModelManifest, write_atomically
 from indexer.pixels import Pixels, PixelSpec
-from indexer.sources import Collection, Source, SourceError, decode_all, open_collection
+from indexer.sources import Collection, Duplicates, Source, SourceError, decode_all, open_collection
 from trainer.distributed import from_main, is_main, joined, wait_for_main
 from trainer.encoders import Backbone, Encoder, make_backbone
 from trainer.environment import record_environment
 from trainer.evaluate import RECALL_AT, Metrics, retrieval_metrics
 from trainer.export import PARITY_IMAGES, Origin, export
-from trainer.images import ImageCache, Labels, Progress, cache_images, read_labels
+from trainer.images import ImageCache, Labels, Progress, all_the_same, cache_images, duplicates, read_labels
 from trainer.loop import train as run_loop
 from trainer.memory import keep_freed_memory
 from trainer.objective import Objective
@@ -52,10 +52,11 @@ class TrainReport:
         run: name of the run.
         images: how many images it learned from.
         skipped: (item, reason) of each image that could not be decoded.
+        duplicates: images learned from or judged on whose files are the same.
         unknown_labels: paths of the labels table that are not in the collection.
         frozen: metrics of the backbone as it was before training; None without labels.
         trained: metrics of the exported model; None without labels.
-        warnings: what went wrong and was dealt with: folders that could not be listed, a damaged checkpoint.
+        warnings: what went wrong and was dealt with: unreadable folders, damaged archives, a damaged checkpoint.
         images_per_s: images drawn a second while training.
         seconds: wall clock by stage.
         profile: where the time of the first training steps went, if that was asked for.
@@ -65,6 +66,7 @@ class TrainReport:
     run: str
     images: int
     skipped: tuple[tuple[str, str], ...]
+    duplicates: Duplicates
     unknown_labels: tuple[str, ...]
     frozen: Metrics | None
     trained: Metrics | None
@@ -216,10 +218,11 @@ def _learn(
         run=run.name,
         images=len(cache),
         skipped=cache.skipped + (judge.cache.skipped if judge else ()),
+        duplicates=duplicates(cache, judge.cache if judge else None),
         unknown_labels=known.unknown if known else (),
         frozen=frozen,
         trained=trained[0] if trained else None,
-        warnings=(*collection.warnings, *outcome.warnings),
+        warnings=(*collection.warnings, *all_the_same(cache), *outcome.warnings),
         images_per_s=outcome.images_per_s,
         seconds=clock.seconds,
         profile=outcome.profile,

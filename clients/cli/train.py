@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from clients.cli.options import PATH, device_option, json_option, labels_help, store_option
-from clients.cli.output import named, print_facts, print_json, print_table, progress, warn_skipped
+from clients.cli.output import named, print_facts, print_json, print_table, progress, warn_duplicates, warn_skipped
 
 if TYPE_CHECKING:
     from indexer.store import Store
@@ -73,7 +73,8 @@ def train(
     torchrun --nproc-per-node 4 -m clients.cli train IMAGES ...
 
     \b
-    JSON keys: model, run, images, images_per_s, skipped[].item, skipped[].reason, unknown_labels[], seconds{};
+    JSON keys: model, run, images, images_per_s, skipped[].item, skipped[].reason, duplicates.copies,
+    duplicates.groups[][], unknown_labels[], seconds{};
     with --profile also profile.percent{}, profile.steps, profile.step_ms, profile.trace;
     with --labels also beats_frozen, and in each of frozen{} and trained{}:
     recall_at_1, recall_at_2, recall_at_4, recall_at_8, map_at_r, r_precision, knn_accuracy, nmi, ami, queries
@@ -119,6 +120,7 @@ def _tell_nothing(stage: str, done: int, total: int) -> None:
 
 def _tell(done: "TrainReport", images: Path, labels: Path | None, as_json: bool) -> None:
     warn_skipped(done.skipped)
+    warn_duplicates(done.duplicates)
     for warning in done.warnings:
         click.echo(f"warning: {warning}", err=True)
     if done.unknown_labels:
@@ -213,6 +215,7 @@ def _train_result(done: "TrainReport") -> dict[str, object]:
         "images": done.images,
         "images_per_s": done.images_per_s,
         "skipped": named(done.skipped),
+        "duplicates": dataclasses.asdict(done.duplicates),
         "unknown_labels": list(done.unknown_labels),
         "seconds": dict(done.seconds),
     }
