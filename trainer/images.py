@@ -61,11 +61,13 @@ class Labels:
 
     Attributes:
         class_of: item to class, 0 to C - 1, in order of first appearance.
+        class_names: what the table calls each class.
         split_of: item to one of `SPLITS`; empty where the table has no split column.
         unknown: paths of the table that are not in the collection.
     """
 
     class_of: dict[str, int]
+    class_names: tuple[str, ...]
     split_of: dict[str, str]
     unknown: tuple[str, ...]
 
@@ -125,7 +127,7 @@ def read_labels(table: Path, collection: Collection) -> Labels:
             f"{table}: {' and '.join(sorted(judged)) or 'train'} alone is nothing to judge on; use split test, where "
             f"each image is searched among the others, or query and gallery, the one searched among the other"
         )
-    return Labels(class_of, split_of, tuple(unknown))
+    return Labels(class_of, tuple(numbers), split_of, tuple(unknown))
 
 
 def cache_images(

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trainer.parts.neighbours import most_similar, queries_at_once
+from trainer.parts.neighbours import most_similar
 
 NEIGHBOURS = 8  # shown of each query
+_CHUNK = 128  # queries at a time: few MiB of similarities
 _QUERIES = 2_000  # at most: enough for shares to a point, and seconds on a CPU whatever the size of the gallery
 
 
@@ -123,7 +124,7 @@ def _search(embeddings: Tensor, queries: Tensor, gallery: Tensor) -> Found:
     leave_one_out = len(gallery) == len(embeddings)
     parts = [
         most_similar(embeddings[part], among, k, own=part if leave_one_out else torch.full_like(part, -1))
-        for part in torch.split(queries, queries_at_once(k))
+        for part in torch.split(queries, _CHUNK)
     ]
     similarity, rows = (torch.cat(column) for column in zip(*parts, strict=True))
     return Found(queries, gallery[rows], similarity)

@@ -1,11 +1,14 @@
 """One training run from images to a registered model, and the judging of models with labels."""
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,19 +21,25 @@ from indexer.pixels import Pixels, PixelSpec
 from indexer.sources import Collection, Duplicates, Source, SourceError, decode_all, open_collection
 from trainer.distributed import from_main, is_main, joined, wait_for_main
 from trainer.encoders import Backbone, Encoder, make_backbone
-from trainer.environment import record_environment
+from trainer.environment import peak_memory, record_environment
 from trainer.evaluate import RECALL_AT, Metrics, retrieval_metrics
 from trainer.export import PARITY_IMAGES, Origin, export
 from trainer.images import ImageCache, Labels, Progress, all_the_same, cache_images, duplicates, read_labels
+from trainer.log import read_log
 from trainer.loop import train as run_loop
 from trainer.memory import keep_freed_memory
 from trainer.objective import Objective
 from trainer.objectives import make_objective
 from trainer.profiling import Profile
 from trainer.recipe import Recipe, RecipeError, load, to_dict, to_toml
+from trainer.report import REPORT, RunFacts
+from trainer.report import write as write_report
+from trainer.report_cases import Shown
+from trainer.torchvision_sets import named_set
 
 _RECIPE = "recipe.toml"  # of a run: resolved, written before the first step
 _EMBED_BATCH = 128
+_SHOWN = 1_000  # images of a report without labels: seconds to embed, enough for a map
 
 Embed = Callable[[Tensor], Tensor]  # pixels (B, S, S, 3) uint8 to embeddings (B, D) float32, unit length
 
@@ -50,6 +59,7 @@ class TrainReport:
     Attributes:
         model: the manifest of the model that it registered.
         run: name of the run.
+        report: the run's `report.html`; None where it could not be written, which is one of the warnings.
         images: how many images it learned from.
         skipped: (item, reason) of each image that could not be decoded.
         duplicates: images learned from or judged on whose files are the same.
@@ -64,6 +74,7 @@ class TrainReport:
 
     model: ModelManifest
     run: str
+    report: Path | None
     images: int
     skipped: tuple[tuple[str, str], ...]
     duplicates: Duplicates
@@ -92,12 +103,9 @@ class _Judge:
     is_query: Tensor | None
     device: torch.device
 
-    def __call__(self, embed: Embed, progress: Progress, *, clusters: bool = True) -> Metrics:
-        parts, total = [], len(self.cache)
-        for pixels in torch.split(self.cache.pixels, _EMBED_BATCH):
-            parts.append(embed(pixels))
-            progress("judge", min(len(parts) * _EMBED_BATCH, total), total)
-        embeddings = torch.cat(parts).to(self.device)
+    def measure(self, embeddings: Tensor, *, clusters: bool = True) -> Metrics:
+        """The metrics of the images' embeddings."""
+        embeddings = embeddings.to(self.device)
         return retrieval_metrics(embeddings, self.classes, is_query=self.is_query, clusters=clusters)
 
 
@@ -108,6 +116,7 @@ def train(
     runs: Path,
     recipe: Recipe,
     labels: Path | None = None,
+    datasets: Path = Path("datasets"),
     device: str = "auto",
     resume: str | None = None,
     profile: bool = False,
@@ -118,11 +127,12 @@ def train(
     In processes that torchrun started, all call this alike and train together; the main one does the rest.
 
     Args:
-        images: a folder, or a CSV or Parquet table of paths.
+        images: what `indexer.sources.open_collection` takes, or `torchvision:NAME`, see `trainer.torchvision_sets`.
         models: the store's directory of models.
         runs: the store's directory of runs.
         recipe: what to learn with; a resumed run goes on with its own.
-        labels: a table `path,class_id[,split]`, used to judge and never to learn.
+        labels: a table `path,class_id[,split]`, used to judge and never to learn; a set of torchvision has its own.
+        datasets: where sets of torchvision are kept.
         device: auto, cpu or cuda.
         resume: name of an unfinished run in `runs` to go on with.
         profile: find out where the time of training steps goes, and write a trace of some into the run.
@@ -130,6 +140,7 @@ def train(
 
     Raises:
         SourceError: the collection can't be read, or fewer than two of its images can be decoded.
+        DataSetError: torchvision has no such set, or it can't be had.
         LabelsError: the labels can't be used.
         RunError: there is no such run or device.
         WeightsError: the backbone's weights can't be had.
@@ -140,6 +151,7 @@ def train(
     """
     keep_freed_memory()
     with joined(choose_device(device)) as chosen:
+        images, labels = from_main(partial(named_set, images, labels, datasets, progress))
         collection = open_collection(images)
         known = read_labels(labels, collection) if labels else None
         run = from_main(lambda: _resume_run(runs, resume) if resume else _new_run(runs, recipe))
@@ -176,46 +188,48 @@ def _learn(
     cache = _training_set(images, collection, known, recipe, run, progress)
     wait_for_main()  # what it decoded, the others read
     judge = _judging_set(known, collection, spec, run / "judged.u8", chosen, progress) if known else None
+    shown = judge.cache if judge else _sample_set(collection, cache, spec, run / "shown.u8", progress)
     clock.lap("decode")
     backbone = _backbone(recipe, chosen)
-    frozen = judge(_torch_embed(backbone, chosen), progress) if judge else None
+    before = _embed(shown, _torch_embed(backbone, chosen), progress)
+    frozen = judge.measure(before) if judge else None
     clock.lap("frozen")
 
     objective = _objective(recipe, backbone)
     encoder = objective.encoder
+
+    def after_epoch(_: int) -> dict[str, float]:
+        if judge is None:
+            return {}
+        embeddings = _embed(shown, _torch_embed(encoder, chosen), progress)
+        return judge.measure(embeddings, clusters=False).to_dict()
+
     outcome = run_loop(
-        objective,
-        cache,
-        recipe,
-        run,
-        device=chosen,
-        progress=progress,
-        profile=profile,
-        on_epoch=(lambda _: judge(_torch_embed(encoder, chosen), progress, clusters=False).to_dict())
-        if judge
-        else None,
+        objective, cache, recipe, run, device=chosen, progress=progress, on_epoch=after_epoch, profile=profile
     )
     clock.lap("train")
 
+    after: list[Tensor] = []
     trained: list[Metrics] = []
 
     def score(runtime: RuntimeEncoder) -> dict[str, float]:
+        after.append(_embed(shown, _runtime_embed(runtime), progress))
         if judge is None or frozen is None:
             return {}
-        trained.append(judge(_runtime_embed(runtime), progress))
-        scores = {"frozen": frozen.to_dict(), "trained": trained[0].to_dict()}
-        return {f"{who}.{name}": value for who, metrics in scores.items() for name, value in metrics.items()}
+        trained.append(judge.measure(after[0]))
+        named = (("frozen", frozen), ("trained", trained[0]))
+        return {f"{who}.{name}": value for who, metrics in named for name, value in metrics.to_dict().items()}
 
     progress("export", 0, 1)
     model = export(encoder, spec, _sample(collection, cache, spec), models, _origin(recipe, backbone, cache), score)
-    if judge and not trained:  # the store had this very model already
-        trained.append(judge(_runtime_embed(RuntimeEncoder.open(models / model.id, device="cpu")), progress))
+    if not after:  # the store had this very model already
+        score(RuntimeEncoder.open(models / model.id, device="cpu"))
     progress("export", 1, 1)
     clock.lap("export")
-    _forget_pixels(run)
-    return TrainReport(
+    done = TrainReport(
         model=model,
         run=run.name,
+        report=None,
         images=len(cache),
         skipped=cache.skipped + (judge.cache.skipped if judge else ()),
         duplicates=duplicates(cache, judge.cache if judge else None),
@@ -227,6 +241,10 @@ def _learn(
         seconds=clock.seconds,
         profile=outcome.profile,
     )
+    pictures = _pictures(shown, judge, known, spec, before, after[0])
+    told = _tell(run, done, recipe, environment, pictures, chosen)
+    _forget_pixels(run)
+    return told
 
 
 def evaluate(
@@ -345,6 +363,13 @@ def _judging_set(
     return _Judge(cache, classes, known.is_query(cache.items), device)
 
 
+def _sample_set(
+    collection: Collection, cache: ImageCache, spec: PixelSpec, file: Path, progress: Progress
+) -> ImageCache:
+    """Some images of the training set at the model's own spec: what a report shows where nothing is judged."""
+    return cache_images(_spread(collection, cache, _SHOWN), spec, file, progress, "decode")
+
+
 def _backbone(recipe: Recipe, device: torch.device) -> Backbone:
     torch.manual_seed(recipe.run.seed)
     part = recipe.encoder
@@ -372,12 +397,26 @@ def _runtime_embed(runtime: RuntimeEncoder) -> Embed:
     return lambda pixels: torch.from_numpy(runtime.embed(pixels.numpy()))
 
 
+def _embed(cache: ImageCache, embed: Embed, progress: Progress) -> Tensor:
+    """Embeddings (N, D) of decoded images, on the CPU."""
+    parts, total = [], len(cache)
+    for pixels in torch.split(cache.pixels, _EMBED_BATCH):
+        parts.append(embed(pixels).cpu())
+        progress("judge", min(len(parts) * _EMBED_BATCH, total), total)
+    return torch.cat(parts)
+
+
 def _sample(collection: Collection, cache: ImageCache, spec: PixelSpec) -> Pixels:
-    """Real images at the model's own spec, spread over the training set: what the export is checked on."""
-    by_item = {source.item: source for source in collection.sources}
-    step = max(1, len(cache) // PARITY_IMAGES)
-    sources: Sequence[Source] = [by_item[item] for item in cache.items[::step][:PARITY_IMAGES]]
+    """Real images at the model's own spec: what the export is checked on."""
+    sources = _spread(collection, cache, PARITY_IMAGES)
     return np.stack([decoded.pixels for decoded in decode_all(sources, spec) if decoded.pixels is not None])
+
+
+def _spread(collection: Collection, cache: ImageCache, count: int) -> list[Source]:
+    """Sources of at most `count` images, spread over the training set."""
+    by_item = {source.item: source for source in collection.sources}
+    step = max(1, len(cache) // count)
+    return [by_item[item] for item in cache.items[::step][:count]]
 
 
 def _origin(recipe: Recipe, backbone: Backbone, cache: ImageCache) -> Origin:
@@ -389,6 +428,48 @@ def _origin(recipe: Recipe, backbone: Backbone, cache: ImageCache) -> Origin:
         images=len(cache),
         licence=backbone.licence,
     )
+
+
+def _pictures(
+    shown: ImageCache, judge: _Judge | None, known: Labels | None, spec: PixelSpec, before: Tensor, after: Tensor
+) -> Shown:
+    return Shown(
+        pixels=shown.pixels,
+        aspect=shown.aspect if spec.fit == "squash" else torch.ones(len(shown)),  # a crop is a square of the image
+        items=shown.items,
+        classes=judge.classes if judge else None,
+        class_names=known.class_names if known else (),
+        is_query=judge.is_query if judge else None,
+        frozen=before,
+        trained=after,
+    )
+
+
+def _tell(
+    run: Path, done: TrainReport, recipe: Recipe, environment: dict[str, Any], shown: Shown, device: torch.device
+) -> TrainReport:
+    """Write the report of a run whose model is registered: a disk that fails now costs the report alone."""
+    facts = RunFacts(
+        name=run.name,
+        model=done.model.id,
+        recipe=recipe,
+        environment=environment,
+        history=read_log(run),
+        frozen=done.frozen.to_dict() if done.frozen else None,
+        trained=done.trained.to_dict() if done.trained else None,
+        shown=shown,
+        images=done.images,
+        skipped=done.skipped,
+        warnings=(*done.warnings, *(f"labelled, but not there: {path}" for path in done.unknown_labels)),
+        images_per_s=done.images_per_s,
+        seconds=done.seconds,
+        peak_memory=peak_memory(device),
+    )
+    try:
+        write_report(run / REPORT, facts)
+    except OSError as error:
+        return dataclasses.replace(done, warnings=(*done.warnings, f"the report could not be written: {error}"))
+    return dataclasses.replace(done, report=run / REPORT)
 
 
 def _forget_pixels(run: Path) -> None:
