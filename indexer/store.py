@@ -21,6 +21,7 @@ class Store:
     indexes/<name>/versions/<number>/      one immutable directory a version
     indexes/<name>/active                  the number of the version that is searched
     runs/<run>/                            checkpoints and logs of training
+    datasets/<name>/                       public data sets that were downloaded by name
     """
 
     root: Path
@@ -39,6 +40,11 @@ class Store:
     def runs(self) -> Path:
         """The directory of training runs."""
         return self.root / "runs"
+
+    @property
+    def datasets(self) -> Path:
+        """The directory of downloaded data sets."""
+        return self.root / "datasets"
 
     def model_ids(self) -> list[str]:
         """The ids of all models, oldest first."""

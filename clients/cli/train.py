@@ -65,9 +65,21 @@ def train(
 ) -> None:
     """Learn a metric from IMAGES, and register the model in the store.
 
-    IMAGES is a folder, searched with its subfolders, or a CSV or Parquet table with a column path. The images need no
-    labels. Where --labels are given, R@1 of the frozen backbone and of the trained model are measured; with a column
-    split it learns on train and judges on test.
+    \b
+    IMAGES is one of
+      a folder          searched with its subfolders
+      a table           CSV or Parquet with a column path
+      tar shards        a .tar, a folder of them, or shard-{000..146}.tar, as
+                        WebDataset writes them; read in place
+      Parquet tables    with the images in a column image, of bytes or
+                        {bytes, path}, as Hugging Face writes them; or a folder
+      torchvision:NAME  such as torchvision:Flowers102; downloaded into the
+                        store, unless torchvision:NAME?root=DIR says where it is
+
+    The images need no labels. Where --labels are given, R@1 of the frozen backbone and of the trained model are
+    measured; with a column split it learns on train and judges on test. A set of torchvision brings labels along:
+    half of its classes to learn from, the others to judge on. Both are in one table, datasets/NAME/images.csv in the
+    store, which can be indexed as well.
 
     On several GPUs of a machine, one process each, which share every batch:
     torchrun --nproc-per-node 4 -m clients.cli train IMAGES ...
@@ -100,6 +112,7 @@ def train(
             runs=place.runs,
             recipe=chosen,
             labels=labels,
+            datasets=place.datasets,
             device=device,
             resume=resume,
             profile=profile,
