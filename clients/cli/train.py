@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from clients.cli.options import PATH, device_option, json_option, labels_help, store_option
-from clients.cli.output import named, print_facts, print_json, print_table, progress, warn_duplicates, warn_skipped
+from clients.cli.output import (
+    named,
+    print_facts,
+    print_json,
+    print_table,
+    printable,
+    progress,
+    warn_duplicates,
+    warn_skipped,
+)
 
 if TYPE_CHECKING:
     from indexer.store import Store
@@ -85,7 +94,7 @@ def train(
     torchrun --nproc-per-node 4 -m clients.cli train IMAGES ...
 
     \b
-    JSON keys: model, run, images, images_per_s, skipped[].item, skipped[].reason, duplicates.copies,
+    JSON keys: model, run, report, images, images_per_s, skipped[].item, skipped[].reason, duplicates.copies,
     duplicates.groups[][], unknown_labels[], seconds{};
     with --profile also profile.percent{}, profile.steps, profile.step_ms, profile.trace;
     with --labels also beats_frozen, and in each of frozen{} and trained{}:
@@ -225,6 +234,7 @@ def _train_result(done: "TrainReport") -> dict[str, object]:
     result: dict[str, object] = {
         "model": done.model.id,
         "run": done.run,
+        "report": str(done.report) if done.report else None,
         "images": done.images,
         "images_per_s": done.images_per_s,
         "skipped": named(done.skipped),
@@ -241,7 +251,8 @@ def _train_result(done: "TrainReport") -> dict[str, object]:
 
 
 def _print_training(done: "TrainReport") -> None:
-    print_facts({"model": done.model.id, "run": done.run, "images": f"{done.images:,}"})
+    where = {"report": printable(str(done.report))} if done.report else {}  # a warning has said why there is none
+    print_facts({"model": done.model.id, "run": done.run, "images": f"{done.images:,}", **where})
     if not (done.frozen and done.trained):
         return
     frozen, trained = _rounded(done.frozen), _rounded(done.trained)
