@@ -62,7 +62,7 @@ class Backbone(nn.Module):
         """(B, 3, S, S) float32 in [0, 1] to features (B, C) float32."""
         features: Tensor = self.network((images - self.mean) / self.std)
         if features.ndim == 4:
-            features = F.adaptive_avg_pool2d(features, 1) + F.adaptive_max_pool2d(features, 1)
+            features = F.adaptive_avg_pool2d(features, 1) + _maximum(features)
         return features.flatten(1)
 
     def named_weights(self) -> dict[str, Tensor]:
@@ -89,6 +89,14 @@ class Backbone(nn.Module):
         channels = self(torch.zeros(1, 3, size, size)).shape[1]
         self.train()
         return int(channels)
+
+
+def _maximum(features: Tensor) -> Tensor:
+    """(B, C, H, W) to (B, C, 1, 1)."""
+    # On a GPU max pooling has no deterministic gradient; amax has, is slower, and shares it out between equal maxima.
+    if features.is_cuda and torch.are_deterministic_algorithms_enabled():
+        return features.amax((2, 3), keepdim=True)
+    return F.adaptive_max_pool2d(features, 1)
 
 
 class Encoder(nn.Module):

@@ -16,9 +16,11 @@ from typing import Any
 import torch
 from timm.optim.adamp import AdamP
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from trainer import checkpoint, distributed
 from trainer.checkpoint import Checkpoint, Position
+from trainer.encoders import Encoder
 from trainer.feed import Feed
 from trainer.images import ImageCache, Progress
 from trainer.log import Log
@@ -30,7 +32,9 @@ from trainer.recipe import Optimizer, Recipe
 LOG_EVERY = 10  # steps; reading the losses waits for the device, so not at each
 SAVE_EVERY_S = 60.0  # what a crash may cost, and the steps until the losses are read
 
-OnEpoch = Callable[[int], dict[str, float]]
+_AVERAGED = "averaged."  # before the names of its weights in a checkpoint
+
+OnEpoch = Callable[[int, Encoder], dict[str, float]]
 
 
 class TrainingError(RuntimeError):
@@ -42,6 +46,7 @@ class Outcome:
     """What a call of `train` did.
 
     Attributes:
+        encoder: what was learned, in eval mode: the average of its weights where the recipe asks for that.
         epochs: done in the whole run.
         steps: done by this call.
         seconds: wall clock.
@@ -50,6 +55,7 @@ class Outcome:
         warnings: of damaged checkpoints that were passed over.
     """
 
+    encoder: Encoder
     epochs: int
     steps: int
     seconds: float
@@ -84,7 +90,8 @@ def train(
         directory: of the run: `checkpoints/`, `metrics.jsonl` and `tensorboard/` appear in it.
         device: where to train.
         progress: called with ("train", done, total) after each step, and ("embed", done, total).
-        on_epoch: called after each epoch, counted from 1, in eval mode; what it returns is logged.
+        on_epoch: called after each epoch, counted from 1, with the encoder as `Outcome` would have it; what it
+            returns is logged.
         profile: find out where the time of this call's first steps goes, and write a trace of some.
 
     Raises:
@@ -94,9 +101,8 @@ def train(
     """
     if len(images) < 2:
         raise TrainingError(f"one image can't teach a metric: the training set has {len(images)}; give at least two")
-    with deterministic(recipe.run.deterministic):
-        profiler = Profiler(device, directory) if profile and distributed.is_main() else None
-        return _Training(objective, images, recipe, directory, device, progress, profiler).run(on_epoch)
+    profiler = Profiler(device, directory) if profile and distributed.is_main() else None
+    return _Training(objective, images, recipe, directory, device, progress, profiler).run(on_epoch)
 
 
 class _Training:
@@ -119,6 +125,7 @@ class _Training:
         self.checkpoints = directory / "checkpoints"
         self.objective = objective.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.dtype = training_dtype(recipe.run.precision, device)
+        self.averaged = _averaged(objective.encoder, recipe.run.averaging)
         self.optimizer = _optimizer(objective, recipe.optimizer)
         self.base_lrs = [float(group["lr"]) for group in self.optimizer.param_groups]
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
@@ -134,11 +141,13 @@ class _Training:
         started, first, drawn = time.perf_counter(), self.position.total_steps, 0
         with self.log, self.profiler or nullcontext():
             while self.position.epoch < self.recipe.run.epochs:
-                drawn += self._epoch()
+                with deterministic(self.recipe.run.deterministic):
+                    drawn += self._epoch()
                 self._finish_epoch(on_epoch)
         self.objective.eval()
         seconds = time.perf_counter() - started
         return Outcome(
+            encoder=self.encoder,
             epochs=self.position.epoch,
             steps=self.position.total_steps - first,
             seconds=seconds,
@@ -147,14 +156,17 @@ class _Training:
             warnings=tuple(self.warnings),
         )
 
+    @property
+    def encoder(self) -> Encoder:
+        chosen: Encoder = self.averaged.module if self.averaged else self.objective.encoder
+        return chosen.eval()
+
     def _epoch(self) -> int:
         """The rest of the current epoch; how many images it drew."""
         run, first = self.recipe.run, self.position.step
         if self.order is None:
             self.order = self._draw_order()
         steps = len(self.order)
-        for group, lr in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
-            group["lr"] = lr * _schedule(run.schedule, self.position.epoch / run.epochs)
         self.objective.train()
         statistics = _running_statistics(self.objective)
         self.log.restart()
@@ -192,6 +204,7 @@ class _Training:
         return order[: len(order) // batch * batch].view(-1, batch)
 
     def _step(self, batch: Batch, statistics: list[Tensor], total_steps: int) -> None:
+        self._set_lr()
         with part("loss"), self._autocast():
             losses = self.objective.losses(batch)
         self.optimizer.zero_grad(set_to_none=True)
@@ -206,8 +219,18 @@ class _Training:
         done = self.position.total_steps + 1
         with part("after step"):
             self.objective.after_step(done / total_steps)
+            if self.averaged:
+                self.averaged.update_parameters(self.objective.encoder)
         self.position = dataclasses.replace(self.position, step=self.position.step + 1, total_steps=done)
         self.unread.append({name: loss.detach() for name, loss in losses.items()})
+
+    def _set_lr(self) -> None:
+        run, warmup = self.recipe.run, self.recipe.optimizer.warmup_steps
+        share = _schedule(run.schedule, self.position.epoch / run.epochs)
+        if warmup:
+            share *= min(1, (self.position.total_steps + 1) / warmup)
+        for group, lr in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
+            group["lr"] = lr * share
 
     def _autocast(self) -> AbstractContextManager[None]:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
@@ -216,7 +239,7 @@ class _Training:
         self.objective.eval()
         epoch = self.position.epoch + 1
         if on_epoch is not None and distributed.is_main():
-            self.log.write(self.position.total_steps, {"epoch": epoch, **on_epoch(epoch)})
+            self.log.write(self.position.total_steps, {"epoch": epoch, **on_epoch(epoch, self.encoder)})
         self.position = dataclasses.replace(self.position, epoch=epoch, step=0)
         self.order = None
         self._save()
@@ -266,6 +289,8 @@ class _Training:
         }
         if distributed.is_main():
             weights = self.objective.state_dict()
+            if self.averaged:
+                weights |= {f"{_AVERAGED}{name}": value for name, value in self.averaged.state_dict().items()}
             checkpoint.save(self.checkpoints, Checkpoint(position=self.position, weights=weights, state=state))
         self.saved_at = time.monotonic()
 
@@ -285,7 +310,11 @@ class _Training:
                 f"the images are not those that the run began with (now {self.count:,}); start a new run, or "
                 "restore the images"
             )
-        self.objective.load_state_dict(found.weights)
+        own = {name: value for name, value in found.weights.items() if not name.startswith(_AVERAGED)}
+        self.objective.load_state_dict(own)
+        if self.averaged:
+            averaged = {name: value for name, value in found.weights.items() if name.startswith(_AVERAGED)}
+            self.averaged.load_state_dict({name.removeprefix(_AVERAGED): v for name, v in averaged.items()})
         self.optimizer.load_state_dict(found.state["optimizer"])
         self.scaler.load_state_dict(found.state["scaler"])
         self._restore_generators(found.state["views"], found.state["generators"])
@@ -309,6 +338,14 @@ def _optimizer(objective: Objective, part: Optimizer) -> torch.optim.Optimizer:
     if part.name == "adamp":
         return AdamP(groups, lr=part.lr, weight_decay=part.weight_decay, nesterov=True)  # type: ignore[no-untyped-call]
     return torch.optim.AdamW(groups, lr=part.lr, weight_decay=part.weight_decay, fused=True)
+
+
+def _averaged(encoder: Encoder, decay: float) -> AveragedModel | None:
+    """The moving average of an encoder's weights and statistics; None for a decay of 0."""
+    if not decay:
+        return None
+    average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+    return AveragedModel(encoder, multi_avg_fn=average, use_buffers=True)
 
 
 def _schedule(name: str, done: float) -> float:

@@ -11,124 +11,59 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
+from tests.trainer.small import CPU, FOUR_STEPS, Queue, Stopped, build, encoder, images, recipe, stop_at, train
 from trainer import distributed, loop
-from trainer.encoders import Encoder, make_backbone
 from trainer.feed import Feed
-from trainer.images import ImageCache
 from trainer.loop import TrainingError
-from trainer.objective import Batch, Objective, View
-from trainer.objectives import make_objective
-from trainer.recipe import Recipe, load, override
+from trainer.objective import Objective, View
 
+ROOT = Path(__file__).parents[2]
 PROCESSES = 2
-CPU = torch.device("cpu")
-
-
-# ---- what is trained
-
-
-def recipe(*changes: str) -> Recipe:
-    """40 images in batches of 20: two steps an epoch."""
-    fixed = ("run.epochs=2", "run.batch_size=20", "data.size=32", "data.cache_size=32")
-    return override(load("stml"), *fixed, "objective.background_dim=32", *changes)
-
-
-def images(count: int = 40) -> ImageCache:
-    pixels = torch.randint(0, 256, (count, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
-    return ImageCache(pixels, torch.linspace(0.5, 2, count), tuple(f"{row}.jpg" for row in range(count)), ())
-
-
-def encoder(*, freeze_bn: bool = True) -> Encoder:
-    torch.manual_seed(0)
-    backbone = make_backbone("test_resnet", "none", size=32)
-    if freeze_bn:
-        backbone.freeze_norms()
-    return Encoder(backbone, nn.Linear(backbone.channels, 8))
-
-
-def stml(**options: Any) -> Objective:
-    return make_objective("stml", encoder(**options), background_dim=32, head_init="pca")
-
-
-class Queue(Objective):
-    """Contrasts embeddings with those of earlier batches, through dropout; notes which images it was given."""
-
-    keys: Tensor
-    cursor: Tensor
-
-    def __init__(self, inner: Encoder):
-        super().__init__(inner)
-        self.register_buffer("keys", torch.zeros(50, 8))
-        self.register_buffer("cursor", torch.tensor(0))
-        self.shares: list[list[int]] = []
-
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
-        self.shares.append(batch.index.tolist())
-        first, second = (F.normalize(F.dropout(self.encoder(view), 0.2), dim=1) for view in batch.views)
-        loss = (first - second).square().mean() + (first @ self.keys.T.clone()).exp().mean()
-        rows = distributed.gather(second.detach())
-        self.keys[(self.cursor + torch.arange(len(rows))) % len(self.keys)] = rows
-        self.cursor += len(rows)
-        return {"contrast": loss}
-
-
-class Stopped(Exception):
-    pass
-
-
-def train(directory: Path, objective: Objective, *changes: str, stop_at: int | None = None) -> dict[str, Any]:
-    """Train; the weights, the losses of all steps and the gradients of the first."""
-    gradients: dict[str, Tensor] = {}
-
-    def progress(stage: str, done: int, _: int) -> None:
-        if stage != "train":
-            return
-        if done == 1:
-            found = {name: p.grad for name, p in objective.named_parameters()}
-            gradients.update({name: grad.clone() for name, grad in found.items() if grad is not None})
-        if done == stop_at:
-            raise Stopped
-
-    try:
-        loop.train(objective, images(), recipe(*changes), directory, device=CPU, progress=progress)
-    except Stopped:
-        return {}
-    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    return {"weights": objective.state_dict(), "gradients": gradients, "losses": [line["loss"] for line in lines]}
 
 
 # ---- what each process does; the same functions run in one process for comparison
 
 
+def learn(directory: Path, objective: Objective, *changes: str) -> dict[str, Any]:
+    """Train; the weights, the losses of all steps and the gradients of the first."""
+    gradients: dict[str, Tensor] = {}
+
+    def progress(stage: str, done: int, _: int) -> None:
+        if stage == "train" and done == 1:
+            found = {name: p.grad for name, p in objective.named_parameters()}
+            gradients.update({name: grad.clone() for name, grad in found.items() if grad is not None})
+
+    train(directory, recipe(*changes), objective, progress=progress)
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return {"weights": objective.state_dict(), "gradients": gradients, "losses": [line["loss"] for line in lines]}
+
+
 def train_stml(directory: Path) -> dict[str, Any]:
-    return train(directory, stml())
+    return learn(directory, build(recipe("objective.head_init=pca"), freeze_bn=True))
 
 
 def train_without_frozen_norms(directory: Path) -> dict[str, Any]:
-    return train(directory, stml(freeze_bn=False))
-
-
-FOUR_STEPS = ("run.batch_size=10", "run.epochs=1")
+    return learn(directory, build(recipe()))
 
 
 def train_uninterrupted(directory: Path) -> dict[str, Any]:
     objective = Queue(encoder())
-    return {**train(directory, objective, *FOUR_STEPS), "shares": objective.shares}
+    return {**learn(directory, objective, *FOUR_STEPS), "shares": objective.shares}
 
 
 def train_interrupted(directory: Path) -> dict[str, Any]:
     """Stopped in the third of four steps, when the newest checkpoint is that of the second; then continued."""
-    train(directory, Queue(encoder()), *FOUR_STEPS, stop_at=3)
+    with pytest.raises(Stopped):
+        train(directory, recipe(*FOUR_STEPS), Queue(encoder()), progress=stop_at(3))
     newest = max(path.name for path in (directory / "checkpoints").iterdir())
-    return {**train(directory, Queue(encoder()), *FOUR_STEPS), "newest": newest}
+    return {**learn(directory, Queue(encoder()), *FOUR_STEPS), "newest": newest}
 
 
 def train_in_unequal_shares(directory: Path) -> dict[str, Any]:
     with pytest.raises(TrainingError) as raised:
-        train(directory, Queue(encoder()), "run.batch_size=5")
+        train(directory, recipe("run.batch_size=5"), Queue(encoder()))
     return {"error": str(raised.value)}
 
 
@@ -187,12 +122,13 @@ def free_port() -> int:
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Any]]]:
     """Of each process, what its jobs found."""
     directory = tmp_path_factory.mktemp("processes")
-    code = "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[1])\n"
-    code += "import test_distributed; test_distributed.run_jobs(Path(sys.argv[2]))"
-    command = [sys.executable, "-c", code, str(Path(__file__).parent), str(directory)]
+    code = "import sys; from pathlib import Path; from tests.trainer.test_distributed import run_jobs; "
+    command = [sys.executable, "-c", code + "run_jobs(Path(sys.argv[1]))", str(directory)]
     shared = {"WORLD_SIZE": str(PROCESSES), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     environment = {**os.environ, **shared, "OMP_NUM_THREADS": "1"}
-    children = [subprocess.Popen(command, env={**environment, "RANK": str(rank)}) for rank in range(PROCESSES)]
+    children = [
+        subprocess.Popen(command, cwd=ROOT, env={**environment, "RANK": str(rank)}) for rank in range(PROCESSES)
+    ]
     try:
         assert [child.wait(timeout=120) for child in children] == [0] * PROCESSES
     finally:

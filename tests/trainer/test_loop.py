@@ -7,55 +7,22 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from tests.trainer.small import CPU, FOUR_STEPS, Queue, Stopped, build, encoder, images, recipe, stop_at, train
 from trainer import loop
 from trainer.checkpoint import CheckpointError
-from trainer.encoders import Encoder, make_backbone
+from trainer.encoders import Encoder
 from trainer.images import ImageCache
-from trainer.loop import Outcome, TrainingError
+from trainer.loop import TrainingError
 from trainer.objective import Batch, Objective
-from trainer.objectives import OBJECTIVES, make_objective
-from trainer.recipe import Recipe, load, override
+from trainer.objectives import OBJECTIVES
+from trainer.recipe import Recipe
 
-# 40 images, batches of 20: two steps an epoch.
-CHANGES = ("run.epochs=2", "run.batch_size=20", "data.size=32", "data.cache_size=32", "objective.background_dim=32")
-
-
-def recipe(*changes: str) -> Recipe:
-    chosen = load("stml")
-    for change in (*CHANGES, *changes):
-        chosen = override(chosen, change)
-    return chosen
-
-
-def images(count: int = 40) -> ImageCache:
-    pixels = torch.randint(0, 256, (count, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
-    return ImageCache(pixels, torch.linspace(0.5, 2, count), tuple(f"{row}.jpg" for row in range(count)), ())
-
-
-def encoder() -> Encoder:
-    torch.manual_seed(0)
-    backbone = make_backbone("test_resnet", "none", size=32)
-    return Encoder(backbone, nn.Linear(backbone.channels, 8))
-
-
-def build(chosen: Recipe) -> Objective:
-    return make_objective(chosen.objective.name, encoder(), **chosen.objective.keywords)
-
-
-def train(
-    directory: Path, chosen: Recipe | None = None, objective: Objective | None = None, **options: Any
-) -> tuple[Objective, Outcome]:
-    chosen = chosen or recipe()
-    objective = objective or build(chosen)
-    options = {"progress": lambda *_: None, **options}
-    device = torch.device("cpu")
-    return objective, loop.train(objective, images(), chosen, directory, device=device, **options)
+ROOT = Path(__file__).parents[2]
 
 
 def assert_equal_weights(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
@@ -64,45 +31,76 @@ def assert_equal_weights(first: dict[str, Tensor], second: dict[str, Tensor]) ->
         assert torch.equal(value, second[name]), name
 
 
-class _Stopped(Exception):
-    pass
-
-
-def stop_at(step: int) -> Any:
-    def progress(stage: str, done: int, _: int) -> None:
-        if stage == "train" and done == step:
-            raise _Stopped
-
-    return progress
-
-
 def save_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "LOG_EVERY", 1)
     monkeypatch.setattr(loop, "SAVE_EVERY_S", 0.0)
 
 
-@pytest.mark.parametrize("optimizer", ["adamp", "adamw"])
-@pytest.mark.parametrize("step", [2, 3, 4])
-def test_resumed_training_equals_uninterrupted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str, step: int
-) -> None:
+@pytest.mark.parametrize("step", [3, 4])
+def test_resumed_training_equals_uninterrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """Stopped within an epoch or between two, a fresh object continues to the same bits."""
     save_every_step(monkeypatch)
-    chosen = recipe(f"optimizer.name={optimizer}", "run.epochs=3")
+    chosen = recipe("run.epochs=3")
     whole, outcome = train(tmp_path / "whole", chosen)
-    with pytest.raises(_Stopped):
+    with pytest.raises(Stopped):
         train(tmp_path / "parts", chosen, progress=stop_at(step))
     resumed, rest = train(tmp_path / "parts", chosen)
-    assert outcome.steps == 6
-    assert 0 < rest.steps < 6
+    assert (outcome.steps, rest.steps) == (6, 6 - (step - 1))
     assert_equal_weights(whole.state_dict(), resumed.state_dict())
+
+
+CASES = [
+    ("optimizer.name=adamp", "run.precision=float32"),
+    ("optimizer.name=adamw", "run.precision=bfloat16"),
+    ("optimizer.name=adamw", "run.precision=float16"),
+    ("optimizer.name=adamw", "run.precision=float32", "run.deterministic=true"),
+]
+
+
+@pytest.mark.parametrize("changes", CASES)
+def test_the_middle_of_an_epoch_resumes_to_the_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: tuple[str, ...]
+) -> None:
+    """2 + 2 steps are 4, with each optimiser and precision: weights, queue and the whole saved state."""
+    save_every_step(monkeypatch)
+    assert_two_and_two_are_four(tmp_path, recipe(*FOUR_STEPS, *changes), CPU)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+def test_the_middle_of_an_epoch_resumes_to_the_bit_on_a_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    """As on a CPU, with deterministic algorithms: STML runs with them, so does the toy with dropout on the device."""
+    save_every_step(monkeypatch)
+    chosen = recipe(*FOUR_STEPS, f"run.precision={precision}", "run.deterministic=true")
+    assert_two_and_two_are_four(tmp_path, chosen, torch.device("cuda"))
+    first, second = (train(tmp_path / name, chosen, device=torch.device("cuda"))[0] for name in ("a", "b"))
+    assert_equal_weights(first.state_dict(), second.state_dict())
+
+
+def assert_two_and_two_are_four(directory: Path, chosen: Recipe, device: torch.device) -> None:
+    whole = Queue(encoder())
+    train(directory / "whole", chosen, whole, device=device)
+    with pytest.raises(Stopped):
+        train(directory / "parts", chosen, Queue(encoder()), device=device, progress=stop_at(3))
+    assert newest(directory / "parts").name == "step-000000002-00000"
+    resumed = Queue(encoder())
+    _, rest = train(directory / "parts", chosen, resumed, device=device)
+    assert rest.steps == 2
+    assert resumed.shares == whole.shares[2:]
+    assert_equal_weights(whole.state_dict(), resumed.state_dict())
+    first, second = (
+        torch.load(newest(directory / part) / "state.pt", weights_only=True) for part in ("whole", "parts")
+    )
+    torch.testing.assert_close(first, second, atol=0, rtol=0)
 
 
 def test_killed_training_resumes_to_the_same_weights(tmp_path: Path) -> None:
     """SIGKILL at any moment costs at most the steps since the last checkpoint, and no bit of the result."""
-    child = "import sys; sys.path.insert(0, sys.argv[1]); import test_loop; test_loop.train_slowly(sys.argv[2])"
-    arguments = [sys.executable, "-c", child, str(Path(__file__).parent), str(tmp_path / "killed")]
-    process = subprocess.Popen(arguments, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    child = "import sys; from tests.trainer import test_loop; test_loop.train_slowly(sys.argv[1])"
+    arguments = [sys.executable, "-c", child, str(tmp_path / "killed")]
+    process = subprocess.Popen(arguments, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
     log = tmp_path / "killed" / "checkpoints"
     deadline = time.monotonic() + 60
     while len(list(log.glob("step-*"))) < 2 and time.monotonic() < deadline:
@@ -176,7 +174,7 @@ def test_other_images_can_not_continue_a_run(tmp_path: Path) -> None:
     chosen = recipe()
     objective = build(chosen)
     with pytest.raises(TrainingError, match="the images are not those"):
-        loop.train(objective, images(41), chosen, tmp_path, device=torch.device("cpu"), progress=lambda *_: None)
+        loop.train(objective, images(41), chosen, tmp_path, device=CPU, progress=lambda *_: None)
 
 
 def test_one_image_is_an_error(tmp_path: Path) -> None:
@@ -184,31 +182,85 @@ def test_one_image_is_an_error(tmp_path: Path) -> None:
     chosen = recipe()
     objective = build(chosen)
     with pytest.raises(TrainingError, match="one image can't teach a metric"):
-        loop.train(objective, images(1), chosen, tmp_path, device=torch.device("cpu"), progress=lambda *_: None)
+        loop.train(objective, images(1), chosen, tmp_path, device=CPU, progress=lambda *_: None)
 
 
 class _Bursts(Objective):
-    """A method that the loop has never heard of; its second term stops being a number at the third step."""
+    """A method that the loop has never heard of; its second term stops being a number at one step."""
 
     steps: Tensor
 
-    def __init__(self, inner: Encoder):
+    def __init__(self, inner: Encoder, at: int):
         super().__init__(inner)
         self.register_buffer("steps", torch.tensor(0))
+        self.at, self.images = at, torch.empty(0)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         self.steps += 1
-        embedding = self.encoder(batch.views[0])
-        bad = torch.where(self.steps == 3, torch.nan, 1.0)
+        if self.steps == self.at:
+            self.images = batch.index
+        embedding = self.encoder(batch.views[0]).float()
+        bad = torch.where(self.steps == self.at, torch.nan, 1.0)
         return {"fine": embedding.square().mean(), "odd": embedding.mean() * bad}
 
 
-def test_loss_that_is_no_number_names_step_term_and_images(tmp_path: Path) -> None:
-    """Losses are read every ten steps, and still the right step is named; no checkpoint holds the damage."""
-    objective = _Bursts(encoder())
-    with pytest.raises(TrainingError, match=r"step 3 \(epoch 1\): odd is nan, on the images in rows \[\d+, \d+, "):
-        train(tmp_path, recipe("run.batch_size=4"), objective)
-    assert not (tmp_path / "checkpoints").exists()
+@pytest.mark.parametrize(("precision", "at"), [("float32", 3), ("bfloat16", 8)])
+def test_loss_that_is_no_number_names_step_term_and_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, at: int
+) -> None:
+    """Losses are read every five steps, and still the right step is named; no checkpoint holds the damage."""
+    monkeypatch.setattr(loop, "LOG_EVERY", 5)
+    monkeypatch.setattr(loop, "SAVE_EVERY_S", 0.0)
+    objective = _Bursts(encoder(), at)
+    with pytest.raises(TrainingError) as raised:
+        train(tmp_path, recipe("run.batch_size=4", f"run.precision={precision}"), objective)
+    assert f"step {at} (epoch 1): odd is nan, on the images in rows {objective.images.tolist()};" in str(raised.value)
+    saved = [path.name for path in (tmp_path / "checkpoints").glob("*")]
+    assert saved == ([] if at < 5 else ["step-000000005-00000"])
+
+
+@pytest.mark.parametrize("name", sorted(OBJECTIVES))
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+def test_losses_are_float32_under_autocast(name: str, precision: torch.dtype) -> None:
+    """Whatever the backbone computes in, every term of every method is a float32 scalar."""
+    objective = build(recipe(f"objective.name={name}"))
+    views = list(torch.rand(2, 12, 3, 32, 32, generator=torch.Generator().manual_seed(1)))
+    seen = set()
+    objective.encoder.backbone.register_forward_hook(lambda *call: seen.add(call[2].dtype))
+    with torch.autocast("cpu", precision):
+        terms = objective.losses(Batch(views, torch.arange(12), torch.full((12,), -1)))
+    assert seen == {precision}
+    assert {(term.dtype, tuple(term.shape)) for term in terms.values()} == {(torch.float32, ())}
+
+
+def test_determinism_is_of_the_steps_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the switch the steps run under torch's flags; judging does not, and what was set before comes back."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+
+    def flags() -> tuple[bool, bool, str]:
+        on = torch.are_deterministic_algorithms_enabled()
+        return on, torch.backends.cudnn.deterministic, os.environ["CUBLAS_WORKSPACE_CONFIG"]
+
+    within, between, off = [], [], flags()
+    for wanted in ("true", "false"):
+        train(
+            tmp_path / wanted,
+            recipe("run.epochs=1", f"run.deterministic={wanted}"),
+            progress=lambda stage, *_: within.append((stage, *flags())),
+            on_epoch=lambda _: between.append(flags()) or {},  # type: ignore[func-returns-value]
+        )
+        assert flags() == off
+    assert between == [off, off]
+    on = (True, True, ":4096:8")
+    assert within == [(stage, *state) for state in (on, off) for stage in ("embed", "train", "train")]
+
+
+def test_determinism_ends_with_an_error(tmp_path: Path) -> None:
+    """A training that fails leaves torch as it was."""
+    with pytest.raises(Stopped):
+        train(tmp_path, recipe("run.deterministic=true"), progress=stop_at(1))
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
 
 
 def test_log_has_losses_speed_and_evaluation(tmp_path: Path) -> None:
@@ -266,5 +318,5 @@ def test_every_objective_learns_to_tell_toy_classes(tmp_path: Path, name: str) -
         return (classes[nearest] == classes).float().mean().item()
 
     before = recall()
-    loop.train(objective, cache, chosen, tmp_path, device=torch.device("cpu"), progress=lambda *_: None)
+    loop.train(objective, cache, chosen, tmp_path, device=CPU, progress=lambda *_: None)
     assert recall() > before + 0.1
