@@ -10,6 +10,7 @@ History = Sequence[Mapping[str, Any]]
 
 _CLEAR = 0.005  # of a share: smaller steps of R@1 between epochs come and go
 _FEW_STEPS = 200
+_STILL = 0.02  # of the loss
 _POOR_NEIGHBOURS = 0.5
 _SMALL_DIM = 128
 _NO_FAULT = (
@@ -77,7 +78,7 @@ def _of_loss(recipe: Recipe, points: Sequence[tuple[float, float]]) -> list[str]
         return []
     lr, (_, first), (steps, last) = recipe.optimizer.lr, finite[0], finite[-1]
     found = []
-    if len(finite) > 1 and last > first * 0.98:
+    if len(finite) > 1 and abs(last - first) < _STILL * abs(first):  # it may rise: the targets move too
         found.append(
             f"The loss hardly moved ({first:.4g} to {last:.4g}): try --set optimizer.lr={lr * 3:.1g}, or more epochs."
         )
