@@ -1,4 +1,8 @@
-"""Images in Parquet tables, as Hugging Face `datasets` writes them: bytes in a column, read some rows at a time."""
+"""Images in Parquet tables, as Hugging Face `datasets` writes them: bytes in a column, read some rows at a time.
+
+Memory holds a few pages of the table, however large its row groups are. A page is what its writer made it: 1 MB, or
+1,024 images of any size where pyarrow wrote it with its defaults (`write_batch_size` makes them smaller).
+"""
 
 import threading
 from bisect import bisect_right
