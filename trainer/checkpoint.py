@@ -91,10 +91,10 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
     return target
 
 
-def save_weights(weights: dict[str, Tensor], path: Path) -> None:
+def save_weights(weights: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file; raises OSError where that fails, which the library calls something else."""
     try:
-        save_file(weights, path)
+        save_file(weights, path, metadata)
     except SafetensorError as error:
         raise OSError(f"can't write {path}: {error}") from error
 

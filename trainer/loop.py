@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from timm.optim.adamp import AdamP
@@ -158,8 +158,8 @@ class _Training:
 
     @property
     def encoder(self) -> Encoder:
-        chosen: Encoder = self.averaged.module if self.averaged else self.objective.encoder
-        return chosen.eval()
+        chosen = self.averaged.module if self.averaged else self.objective.encoder
+        return cast("Encoder", chosen.eval())
 
     def _epoch(self) -> int:
         """The rest of the current epoch; how many images it drew."""

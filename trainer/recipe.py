@@ -83,17 +83,21 @@ class Optimizer:
         lr: learning rate of the backbone.
         head_lr: of the heads; `lr` where it is not given.
         weight_decay: decoupled, on all trained parameters.
+        warmup_steps: over these first steps the learning rates rise to their values. Adam's first steps are as long
+            as any whatever the gradient, which unsettles what a pretrained backbone knows.
     """
 
     name: Literal["adamp", "adamw"] = "adamw"
     lr: float = 3e-4
     head_lr: float | None = None
     weight_decay: float = 0.01
+    warmup_steps: int = 0
 
     def __post_init__(self) -> None:
         _in_range("optimizer.lr", self.lr, 0, 10)
         _in_range("optimizer.head_lr", self.head_lr or 0, 0, 10)
         _in_range("optimizer.weight_decay", self.weight_decay, 0, 1)
+        _in_range("optimizer.warmup_steps", self.warmup_steps, 0, 1_000_000)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +110,10 @@ class Run:
         seed: of everything random.
         precision: of the backbone's passes; `auto` is bfloat16 or float16 on a GPU and float32 on a CPU.
         schedule: of the learning rates, by epoch: `cosine` to 0, or `constant`.
+        averaging: what is judged and exported is the moving average of the encoder's weights, each step moving it by
+            1 minus this toward the current ones (0.98: about the last 50 steps); 0 takes the current ones.
+        choose: which epoch's encoder is exported: the one of the highest neighbour `contrast`, which needs no
+            labels, or the `last`.
         deterministic: give the same bits at each run on the same machine. A CPU does so anyway, and at the same
             speed; a GPU is slower, as it must do without its fastest algorithms.
     """
@@ -115,12 +123,15 @@ class Run:
     seed: int = 0
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     schedule: Literal["cosine", "constant"] = "cosine"
+    averaging: float = 0.0
+    choose: Literal["contrast", "last"] = "last"
     deterministic: bool = False
 
     def __post_init__(self) -> None:
         _in_range("run.epochs", self.epochs, 1, 100_000)
         _in_range("run.batch_size", self.batch_size, 2, 65_536)
         _in_range("run.seed", self.seed, 0, 2**63 - 1)
+        _in_range("run.averaging", self.averaging, 0, 0.99999)
 
 
 @dataclass(frozen=True, kw_only=True)

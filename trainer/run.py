@@ -19,6 +19,7 @@ from indexer.encoder import Encoder as RuntimeEncoder
 from indexer.manifest import ModelManifest, write_atomically
 from indexer.pixels import Pixels, PixelSpec
 from indexer.sources import Collection, Duplicates, Source, SourceError, decode_all, open_collection
+from trainer.choice import Choice, neighbour_contrast
 from trainer.distributed import from_main, is_main, joined, wait_for_main
 from trainer.encoders import Backbone, Encoder, make_backbone
 from trainer.environment import peak_memory, record_environment
@@ -39,7 +40,7 @@ from trainer.torchvision_sets import named_set
 
 _RECIPE = "recipe.toml"  # of a run: resolved, written before the first step
 _EMBED_BATCH = 128
-_SHOWN = 1_000  # images of a report without labels: seconds to embed, enough for a map
+_SAMPLE = 500  # images of the training set: seconds to embed, enough to compare epochs and to draw a map
 
 Embed = Callable[[Tensor], Tensor]  # pixels (B, S, S, 3) uint8 to embeddings (B, D) float32, unit length
 
@@ -60,6 +61,8 @@ class TrainReport:
         model: the manifest of the model that it registered.
         run: name of the run.
         report: the run's `report.html`; None where it could not be written, which is one of the warnings.
+        epoch: whose encoder the model is, from 1.
+        last_recall_at_1: R@1 of the last epoch's encoder, whichever was chosen; None without labels.
         images: how many images it learned from.
         skipped: (item, reason) of each image that could not be decoded.
         duplicates: images learned from or judged on whose files are the same.
@@ -75,6 +78,8 @@ class TrainReport:
     model: ModelManifest
     run: str
     report: Path | None
+    epoch: int
+    last_recall_at_1: float | None
     images: int
     skipped: tuple[tuple[str, str], ...]
     duplicates: Duplicates
@@ -188,7 +193,8 @@ def _learn(
     cache = _training_set(images, collection, known, recipe, run, progress)
     wait_for_main()  # what it decoded, the others read
     judge = _judging_set(known, collection, spec, run / "judged.u8", chosen, progress) if known else None
-    shown = judge.cache if judge else _sample_set(collection, cache, spec, run / "shown.u8", progress)
+    sample = _sample_set(collection, cache, spec, run / "sample.u8", progress)
+    shown = judge.cache if judge else sample
     clock.lap("decode")
     backbone = _backbone(recipe, chosen)
     before = _embed(shown, _torch_embed(backbone, chosen), progress)
@@ -196,17 +202,22 @@ def _learn(
     clock.lap("frozen")
 
     objective = _objective(recipe, backbone)
-    encoder = objective.encoder
+    choice = Choice(run)
 
-    def after_epoch(_: int) -> dict[str, float]:
-        if judge is None:
-            return {}
-        embeddings = _embed(shown, _torch_embed(encoder, chosen), progress)
-        return judge.measure(embeddings, clusters=False).to_dict()
+    def after_epoch(epoch: int, encoder: Encoder) -> dict[str, float]:
+        embed = _torch_embed(encoder, chosen)
+        contrast = neighbour_contrast(_embed(sample, embed, progress))
+        if recipe.run.choose == "contrast":
+            choice.offer(epoch, encoder, contrast)
+        judged = judge.measure(_embed(shown, embed, progress), clusters=False).to_dict() if judge else {}
+        return {"contrast": contrast, **judged}
 
     outcome = run_loop(
         objective, cache, recipe, run, device=chosen, progress=progress, on_epoch=after_epoch, profile=profile
     )
+    encoder = outcome.encoder
+    if recipe.run.choose == "contrast":
+        choice.take(encoder)
     clock.lap("train")
 
     after: list[Tensor] = []
@@ -230,6 +241,8 @@ def _learn(
         model=model,
         run=run.name,
         report=None,
+        epoch=choice.epoch or outcome.epochs,
+        last_recall_at_1=_last_recall_at_1(run),
         images=len(cache),
         skipped=cache.skipped + (judge.cache.skipped if judge else ()),
         duplicates=duplicates(cache, judge.cache if judge else None),
@@ -366,8 +379,8 @@ def _judging_set(
 def _sample_set(
     collection: Collection, cache: ImageCache, spec: PixelSpec, file: Path, progress: Progress
 ) -> ImageCache:
-    """Some images of the training set at the model's own spec: what a report shows where nothing is judged."""
-    return cache_images(_spread(collection, cache, _SHOWN), spec, file, progress, "decode")
+    """Some images of the training set at the model's own spec, to compare epochs on, and to show without labels."""
+    return cache_images(_spread(collection, cache, _SAMPLE), spec, file, progress, "decode")
 
 
 def _backbone(recipe: Recipe, device: torch.device) -> Backbone:
@@ -470,6 +483,11 @@ def _tell(
     except OSError as error:
         return dataclasses.replace(done, warnings=(*done.warnings, f"the report could not be written: {error}"))
     return dataclasses.replace(done, report=run / REPORT)
+
+
+def _last_recall_at_1(run: Path) -> float | None:
+    found: list[float] = [line["recall_at_1"] for line in read_log(run) if "recall_at_1" in line]
+    return found[-1] if found else None
 
 
 def _forget_pixels(run: Path) -> None:

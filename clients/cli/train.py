@@ -91,13 +91,13 @@ def train(
     store, which can be indexed as well.
 
     On several GPUs of a machine, one process each, which share every batch:
-    torchrun --nproc-per-node 4 -m clients.cli train IMAGES ...
+    torchrun --standalone --nproc-per-node 4 -m clients.cli train IMAGES ...
 
     \b
-    JSON keys: model, run, report, images, images_per_s, skipped[].item, skipped[].reason, duplicates.copies,
-    duplicates.groups[][], unknown_labels[], seconds{};
+    JSON keys: model, run, report, epoch, images, images_per_s, skipped[].item, skipped[].reason,
+    duplicates.copies, duplicates.groups[][], unknown_labels[], seconds{};
     with --profile also profile.percent{}, profile.steps, profile.step_ms, profile.trace;
-    with --labels also beats_frozen, and in each of frozen{} and trained{}:
+    with --labels also beats_frozen, last_recall_at_1, and in each of frozen{} and trained{}:
     recall_at_1, recall_at_2, recall_at_4, recall_at_8, map_at_r, r_precision, knn_accuracy, nmi, ami, queries
     """
     given = [f"{_KEY_OF[name]}={value}" for name, value in shortcuts.items() if value is not None]
@@ -235,6 +235,7 @@ def _train_result(done: "TrainReport") -> dict[str, object]:
         "model": done.model.id,
         "run": done.run,
         "report": str(done.report) if done.report else None,
+        "epoch": done.epoch,
         "images": done.images,
         "images_per_s": done.images_per_s,
         "skipped": named(done.skipped),
@@ -246,13 +247,14 @@ def _train_result(done: "TrainReport") -> dict[str, object]:
         result["profile"] = {**dataclasses.asdict(done.profile), "trace": str(done.profile.trace)}
     if done.frozen and done.trained:
         scores = {"frozen": done.frozen.to_dict(), "trained": done.trained.to_dict()}
-        result |= {"beats_frozen": done.beats_frozen, **scores}
+        result |= {"beats_frozen": done.beats_frozen, "last_recall_at_1": done.last_recall_at_1, **scores}
     return result
 
 
 def _print_training(done: "TrainReport") -> None:
     where = {"report": printable(str(done.report))} if done.report else {}  # a warning has said why there is none
-    print_facts({"model": done.model.id, "run": done.run, "images": f"{done.images:,}", **where})
+    facts = {"model": done.model.id, "run": done.run, "epoch": str(done.epoch), "images": f"{done.images:,}"}
+    print_facts({**facts, **where})
     if not (done.frozen and done.trained):
         return
     frozen, trained = _rounded(done.frozen), _rounded(done.trained)

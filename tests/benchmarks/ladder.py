@@ -21,7 +21,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
@@ -36,8 +36,9 @@ from clients.cli.output import Progress, progress
 from indexer.pixels import PixelSpec
 from indexer.sources import open_collection
 from trainer import recipe as recipes
+from trainer.choice import neighbour_contrast
 from trainer.encoders import Encoder, make_backbone
-from trainer.evaluate import Metrics, retrieval_metrics
+from trainer.evaluate import retrieval_metrics
 from trainer.images import ImageCache, cache_images, read_labels
 from trainer.log import read_log
 from trainer.loop import train
@@ -57,6 +58,7 @@ COLUMNS = {
     "MAP@R": "map_at_r",
 }
 _JUDGE_BATCH = 128
+_CONTRAST_IMAGES = 500
 
 
 class RandomBatches(STML):
@@ -174,14 +176,25 @@ class Collection:
     classes: Tensor
 
     @torch.no_grad()
-    def judge(self, network: nn.Module, device: torch.device) -> Metrics:
-        """Metrics of what a network makes of the judging images, in unit length."""
-        network.eval()
-        parts = []
-        for pixels in torch.split(self.judging.pixels, _JUDGE_BATCH):
-            images = pixels.to(device).permute(0, 3, 1, 2).float() / 255
-            parts.append(F.normalize(network(images).float(), dim=1))
-        return retrieval_metrics(torch.cat(parts), self.classes, clusters=False)
+    def judge(self, network: nn.Module, device: torch.device) -> dict[str, float]:
+        """The table's metrics of what a network makes of the judging images, in unit length."""
+        found = retrieval_metrics(_embedded(self.judging.pixels, network, device), self.classes, clusters=False)
+        return {name: found.to_dict()[name] for name in COLUMNS.values()}
+
+    @torch.no_grad()
+    def contrast(self, network: nn.Module, device: torch.device) -> float:
+        """The label-free criterion of what a network makes of some training images."""
+        step = max(1, len(self.training) // _CONTRAST_IMAGES)
+        return neighbour_contrast(_embedded(self.training.pixels[::step][:_CONTRAST_IMAGES], network, device))
+
+
+def _embedded(cached: Tensor, network: nn.Module, device: torch.device) -> Tensor:
+    network.eval()
+    parts = []
+    for pixels in torch.split(cached, _JUDGE_BATCH):
+        images = pixels.to(device).permute(0, 3, 1, 2).float() / 255
+        parts.append(F.normalize(network(images).float(), dim=1))
+    return torch.cat(parts)
 
 
 @dataclass(frozen=True)
@@ -313,28 +326,38 @@ def measure(
     backbone = make_backbone(part.backbone, part.weights, size=recipe.data.size, freeze_bn=part.freeze_bn)
     backbone.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if method is None:
-        return {"metrics": collection.judge(backbone, device).to_dict(), "train_s": 0.0, "recall_at_1_by_epoch": []}
+        return {
+            "metrics": collection.judge(backbone, device),
+            "train_s": 0.0,
+            "recall_at_1_by_epoch": [],
+            "contrast_by_epoch": [],
+        }
     encoder = Encoder(backbone, nn.Linear(backbone.channels, part.dim))
     objective = method(encoder, **recipe.objective.keywords)
-    watch = _Watch(lambda: collection.judge(encoder, device))
+    watch = _Watch(collection, device)
     train(objective, collection.training, recipe, run, device=device, progress=report, on_epoch=watch)
     epochs = [line for line in read_log(run) if "train_s" in line]  # also those of a call that was killed
     return {
-        "metrics": collection.judge(encoder, device).to_dict(),
+        "metrics": {name: epochs[-1][name] for name in COLUMNS.values()},
         "train_s": sum(line["train_s"] for line in epochs),
         "recall_at_1_by_epoch": [line["recall_at_1"] for line in epochs],
+        "contrast_by_epoch": [line["contrast"] for line in epochs],
     }
 
 
 class _Watch:
-    """Called after each epoch: what it took without the judging, and its R@1."""
+    """Called after each epoch: what it took without the judging, its metrics, and its label-free contrast."""
 
-    def __init__(self, judge: Callable[[], Metrics]):
-        self._judge, self._since = judge, time.perf_counter()
+    def __init__(self, collection: Collection, device: torch.device):
+        self._collection, self._device, self._since = collection, device, time.perf_counter()
 
-    def __call__(self, epoch: int) -> dict[str, float]:
+    def __call__(self, epoch: int, encoder: Encoder) -> dict[str, float]:
         train_s = time.perf_counter() - self._since
-        found = {"train_s": train_s, "recall_at_1": self._judge().recall_at_1}
+        found = {
+            "train_s": train_s,
+            "contrast": self._collection.contrast(encoder, self._device),
+            **self._collection.judge(encoder, self._device),
+        }
         self._since = time.perf_counter()
         return found
 
