@@ -1,39 +1,101 @@
-"""Where an index becomes faster than comparing with every row: the table behind `plan.FLAT_BELOW`.
+"""What the figures in indexer/plan.py, and those of the rotation in indexer/ivfpq.py, were measured with.
 
 Run: python tests/benchmarks/bench_plan.py
 """
 
 import json
 import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import faiss
 import numpy as np
+import numpy.typing as npt
 
 from indexer import ivfpq
-from indexer.ivfpq import Index
-from indexer.plan import FLAT_BELOW, LADDER, Plan
+from indexer.ivfpq import SMALL_QUERIES, Index
+from indexer.plan import FLAT_BELOW, LADDER, MIN_PER_LIST, TRAIN_PER_LIST, Plan, plan
+from indexer.rows import Embeddings
 
-QUERIES = 300
+COUNT, DIM, QUERIES, TOP_K = 100_000, 128, 1_000, 10
+DECAY = 0.8  # the standard deviation along the i-th axis is proportional to 1 / i^0.8
 
-
-def _index(count: int, dim: int) -> tuple[Index, np.ndarray]:
-    rows = np.random.default_rng(0).standard_normal((count, dim)).astype(np.float32)
-    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    nlist, train_rows = 64, min(count, 64 * 64)
-    codes = ivfpq.train(_plan(nlist, train_rows, dim), rows[:train_rows], use_gpu=False)
-    ivfpq.add(codes, rows, lambda done: None)
-    flat = faiss.IndexFlatIP(dim)
-    flat.add(rows)
-    return Index(flat, codes), rows[:QUERIES]
+Figures = dict[str, str | int | float]
 
 
-def _plan(nlist: int, train_rows: int, dim: int) -> Plan:
+def main() -> None:
+    """Print each table as JSON lines."""
+    for measured in (flat_or_ivfpq, operating_points, training_rows, rotations):
+        for figures in measured():
+            print(json.dumps({"table": measured.__name__, **figures}), flush=True)
+
+
+def flat_or_ivfpq() -> Iterator[Figures]:
+    """Single queries a second of one thread, at, above and far above `FLAT_BELOW` rows."""
+    nprobe, k_factor = LADDER[1]
+    for dim in (128, 512):
+        for count in (FLAT_BELOW, 2 * FLAT_BELOW, 4 * FLAT_BELOW):
+            rows = unit(np.random.default_rng(0).standard_normal((count, dim)))
+            index = make_index(rows, ivf_plan(dim, nlist=64, train_rows=min(count, 64 * 64)))
+            single = np.split(rows[:300], 300)
+            flat = queries_per_s(partial(index.search_exact, k=TOP_K), single)
+            ivfpq = queries_per_s(partial(index.search, k=TOP_K, nprobe=nprobe, k_factor=k_factor), single)
+            yield {"count": count, "dim": dim, "flat_per_s": round(flat), "ivfpq_per_s": round(ivfpq)}
+
+
+def operating_points() -> Iterator[Figures]:
+    """Recall@10 and queries a second of one thread, in batches of 16, at each point of `LADDER`."""
+    rows, queries = decaying()
+    index = make_index(rows, plan(COUNT, DIM))
+    batches = np.array_split(queries, len(queries) // SMALL_QUERIES + 1)
+    for nprobe, k_factor in LADDER:
+        speed = queries_per_s(partial(index.search, k=TOP_K, nprobe=nprobe, k_factor=k_factor), batches)
+        recall = recall_at_10(index, queries, nprobe, k_factor)
+        yield {"nprobe": nprobe, "k_factor": k_factor, "recall_at_10": recall, "queries_per_s": round(speed)}
+
+
+def training_rows() -> Iterator[Figures]:
+    """Recall@10 at the first point of `LADDER`, by training rows per list."""
+    rows, queries = decaying()
+    nlist = plan(COUNT, DIM).nlist
+    for per_list in (16, MIN_PER_LIST, TRAIN_PER_LIST, 96):
+        index = make_index(rows, ivf_plan(DIM, nlist=nlist, train_rows=per_list * nlist))
+        yield {"train_per_list": per_list, "recall_at_10": recall_at_10(index, queries, *LADDER[0])}
+
+
+def rotations() -> Iterator[Figures]:
+    """Recall@10 at the third point of `LADDER`, by how rows are turned before they are coded."""
+    rows, queries = decaying()
+    chosen = plan(COUNT, DIM)
+    learners = {"none": identity, "balancing": ivfpq._balancing_rotation, "OPQ": opq}
+    for name, learn in learners.items():
+        started = time.process_time()
+        rotation = learn(rows[: chosen.train_rows])
+        cpu_s = time.process_time() - started
+        index = make_index(rows, chosen, rotation)
+        yield {"rotation": name, "cpu_s": round(cpu_s, 1), "recall_at_10": recall_at_10(index, queries, *LADDER[2])}
+
+
+def unit(rows: npt.NDArray[np.float64]) -> Embeddings:
+    return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), np.float32)
+
+
+def decaying() -> tuple[Embeddings, Embeddings]:
+    """Gaussian rows and queries with few strong axes, the first ones, as where a head starts at principal axes."""
+    deviations = np.arange(1, DIM + 1) ** -DECAY
+    together = unit(np.random.default_rng(0).standard_normal((COUNT + QUERIES, DIM)) * deviations)
+    return together[:COUNT], together[COUNT:]
+
+
+def ivf_plan(dim: int, *, nlist: int, train_rows: int) -> Plan:
+    """A plan that `plan` would not choose."""
     return Plan(
         kind="ivfpq",
         factory=f"IVF{nlist},PQ{dim // 2}x4fs",
         nlist=nlist,
-        nprobe=LADDER[1][0],
-        k_factor=LADDER[1][1],
+        nprobe=1,
+        k_factor=1,
         train_rows=train_rows,
         reason="to compare",
         serving_bytes=0,
@@ -41,25 +103,55 @@ def _plan(nlist: int, train_rows: int, dim: int) -> Plan:
     )
 
 
-def _ratio(count: int, dim: int) -> float:
-    index, queries = _index(count, dim)
-    nprobe, k_factor = LADDER[1]
-    start = time.perf_counter()
-    for query in queries:
-        index.search_exact(query[None], 10)
-    flat_s = time.perf_counter() - start
-    for query in queries:
-        index.search(query[None], 10, nprobe, k_factor)
-    ivfpq_s = time.perf_counter() - start - flat_s
-    print(f"{count:,} × {dim}: flat {QUERIES / flat_s:,.0f}/s, ivfpq {QUERIES / ivfpq_s:,.0f}/s")
-    return flat_s / ivfpq_s
+def make_index(rows: Embeddings, chosen: Plan, rotation: Any = None) -> Index:
+    """An index of the rows, as the indexer makes it, or with another rotation than its own."""
+    sample = rows[: chosen.train_rows]
+    if rotation is None:
+        codes = ivfpq.train(chosen, sample, use_gpu=False)
+    else:
+        lists = faiss.index_factory(rows.shape[1], chosen.factory, faiss.METRIC_INNER_PRODUCT)
+        lists.train(rotation.apply(sample))
+        codes = faiss.IndexPreTransform(rotation, lists)
+    ivfpq.add(codes, rows, lambda done: None)
+    exact = faiss.IndexFlatIP(rows.shape[1])
+    exact.add(rows)
+    return Index(exact, codes)
 
 
-def main() -> None:
-    """Print both speeds of single queries at, above and far above the threshold."""
-    for dim in (128, 512):
-        for count in (FLAT_BELOW, 2 * FLAT_BELOW, 4 * FLAT_BELOW):
-            print(json.dumps({"count": count, "dim": dim, "ratio": _ratio(count, dim)}))
+def identity(sample: Embeddings) -> Any:
+    """The rotation that turns nothing."""
+    dim = sample.shape[1]
+    rotation = faiss.LinearTransform(dim, dim, False)
+    faiss.copy_array_to_vector(np.eye(dim, dtype=np.float32).ravel(), rotation.A)
+    rotation.is_trained = True
+    return rotation
+
+
+def opq(sample: Embeddings) -> Any:
+    """FAISS's iterative rotation, for 4-bit codes of pairs."""
+    dim = sample.shape[1]
+    rotation = faiss.OPQMatrix(dim, dim // 2)
+    rotation.pq = faiss.ProductQuantizer(dim, dim // 2, 4)
+    rotation.train(sample)
+    return rotation
+
+
+def queries_per_s(search: Callable[[Embeddings], object], batches: list[Embeddings]) -> float:
+    """The best of three rounds, by the process's CPU time: what else the machine does counts little."""
+    rounds = []
+    for _ in range(3):
+        started = time.process_time()
+        for batch in batches:
+            search(batch)
+        rounds.append(time.process_time() - started)
+    return sum(map(len, batches)) / min(rounds)
+
+
+def recall_at_10(index: Index, queries: Embeddings, nprobe: int, k_factor: int) -> float:
+    """The share of the true ten nearest rows that are among the ten found."""
+    truth, found = index.search_exact(queries, TOP_K)[1], index.search(queries, TOP_K, nprobe, k_factor)[1]
+    shares = [len(np.intersect1d(a, b)) / TOP_K for a, b in zip(truth, found, strict=True)]
+    return round(float(np.mean(shares)), 3)
 
 
 if __name__ == "__main__":

@@ -11,13 +11,12 @@ process of its own, so that it has its own peak memory, and they take turns of s
 """
 
 import json
-import multiprocessing
 import os
 import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -31,6 +30,7 @@ from torchvision import transforms
 from indexer.pixels import PixelSpec
 from indexer.sources import open_collection
 from tests.benchmarks.photographs import photograph
+from tests.benchmarks.turns import start, take_turns
 from trainer import loop
 from trainer.encoders import Encoder, make_backbone
 from trainer.environment import peak_memory
@@ -45,8 +45,6 @@ PHOTOS = 240  # distinct; more images are further names of these
 CORES = os.cpu_count() or 1
 TURNS = 3  # after one that warms up
 
-Turn = Callable[[], float]  # some steps; their images/s
-
 
 def main() -> None:
     """Let both take turns, and print throughput, ratio and peak memory."""
@@ -54,13 +52,9 @@ def main() -> None:
     recipe = recipe_for(device)
     with tempfile.TemporaryDirectory() as folder:
         write_photos(Path(folder) / "photos", steps_of_a_turn(device) * recipe.run.batch_size)
-        children = {run.__name__: start(run, Path(folder)) for run in (ours, straightforward)}
-        speeds: dict[str, list[float]] = {name: [] for name in children}
-        for _ in range(1 + TURNS):
-            for name, child in children.items():
-                child.send("your turn")
-                speeds[name].append(child.recv())
-        peaks = {name: child.recv() for name, child in children.items()}
+        processes = {run.__name__: start(run, Path(folder)) for run in (ours, straightforward)}
+        speeds = take_turns(processes, 1 + TURNS)
+        peaks = {name: process.recv() for name, process in processes.items()}
     ratio = statistics.median(a / b for a, b in list(zip(*speeds.values(), strict=True))[1:])
     batch, size = recipe.run.batch_size, recipe.data.size
     print(f"{device.type}, {CORES} cores, {recipe.encoder.backbone}, {size} px, {batch} images in two views")
@@ -91,15 +85,6 @@ def write_photos(folder: Path, count: int) -> None:
             os.link(folder / f"{number % PHOTOS:05d}.jpg", path)
 
 
-def start(run: Callable[[Path, Connection], None], folder: Path) -> Connection:
-    """Start one of the two as a process; it does a turn for each message, and sends its peak memory in the end."""
-    context = multiprocessing.get_context("spawn")
-    mine, theirs = context.Pipe()
-    context.Process(target=run, args=(folder, theirs)).start()
-    theirs.close()  # so that its end is heard
-    return mine
-
-
 def make_objective(recipe: Recipe, device: torch.device) -> STML:
     """The same student and teacher for both."""
     torch.manual_seed(0)
@@ -113,7 +98,7 @@ def make_objective(recipe: Recipe, device: torch.device) -> STML:
 
 
 def ours(folder: Path, turns: Connection) -> None:
-    """`trainer.loop`, an epoch a turn."""
+    """`trainer.loop`, an epoch a turn; its peak memory in the end."""
     keep_freed_memory()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     recipe, run = recipe_for(device), folder / "run"
@@ -121,7 +106,7 @@ def ours(folder: Path, turns: Connection) -> None:
     spec = PixelSpec(size=recipe.data.cache_size)
     images = cache_images(sources, spec, folder / "images.u8", lambda *_: None, "decode")
 
-    def end_turn(epoch: int) -> dict[str, float]:
+    def end_turn(epoch: int, _: object) -> dict[str, float]:
         turns.send(statistics.mean(line["images_per_s"] for line in read_log(run) if line["epoch"] == epoch))
         if epoch < recipe.run.epochs:
             turns.recv()
@@ -159,7 +144,7 @@ class Photos(Dataset[tuple[Tensor, Tensor, int]]):
 
 
 def straightforward(folder: Path, turns: Connection) -> None:
-    """The same steps written down plainly, a pass over the photos a turn."""
+    """The same steps written down plainly, a pass over the photos a turn; its peak memory in the end."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     recipe = recipe_for(device)
     objective = make_objective(recipe, device)

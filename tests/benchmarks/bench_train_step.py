@@ -40,7 +40,7 @@ def measure(directory: Path) -> None:
     recipe = override(override(load("stml"), f"run.epochs={EPOCHS}"), "run.batch_size=60")
     objective = build(recipe)
 
-    def bare(_: int) -> dict[str, float]:
+    def bare(_: int, __: object) -> dict[str, float]:
         return {"bare_s": seconds_of_bare_passes(objective, recipe, device)}
 
     count, side = STEPS * recipe.run.batch_size, recipe.data.cache_size
