@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from sklearn.metrics import adjusted_mutual_info_score, normalized_mutual_info_score
 from torch import Tensor
 
+from trainer.parts.information import mutual_information
 from trainer.parts.kmeans import kmeans
 from trainer.parts.neighbours import most_similar, queries_at_once
 
@@ -140,7 +140,7 @@ def _chunks(search: _Search, least: int) -> Iterator[tuple[slice, int]]:
     start = 0
     while start < len(search.queries):
         depth = min(max(int(search.right[start]), least), search.findable)
-        stop = start + queries_at_once(depth)
+        stop = start + queries_at_once(depth, search.queries.device)
         yield slice(start, stop), depth
         start = stop
 
@@ -172,10 +172,8 @@ def _vote(similarity: Tensor, found: Tensor) -> Tensor:
 
 def _clustered(embeddings: Tensor, labels: Tensor) -> tuple[float, float]:
     """NMI and AMI of the classes and as many clusters."""
-    classes, true = torch.unique(labels, return_inverse=True)
-    clusters = kmeans(embeddings, len(classes), seed=_CLUSTER_SEED).of_row
-    pair = true.cpu().numpy(), clusters.cpu().numpy()
-    return float(normalized_mutual_info_score(*pair)), float(adjusted_mutual_info_score(*pair))
+    clusters = kmeans(embeddings, len(torch.unique(labels)), seed=_CLUSTER_SEED)
+    return mutual_information(labels, clusters.of_row)
 
 
 def _check_finite(embeddings: Tensor) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_CHUNK_BYTES = 2**27  # of distances at a time, however many rows and clusters there are
+_CHUNK_BYTES = 2**25  # of distances at a time, however many rows and clusters there are
 _SEEDED_FROM = 32  # rows a cluster that the start is chosen from: k-means++ reads them all for each cluster
 _ITERATIONS = 100
 _TOLERANCE = 1e-4  # stop where an iteration lowers the inertia by less than this share
@@ -32,7 +32,7 @@ def kmeans(rows: Tensor, k: int, *, seed: int) -> Clusters:
     """Cluster rows by Lloyd's iterations from a k-means++ start.
 
     The same seed gives the same clusters on a CPU; on a GPU sums are added in any order. Beside the rows it needs a
-    copy of them and 128 MiB.
+    copy of them and a few times 32 MiB.
 
     Args:
         rows: (N, D) float32.
@@ -53,15 +53,14 @@ def kmeans(rows: Tensor, k: int, *, seed: int) -> Clusters:
     mean = rows.mean(0)
     rows = rows - mean  # distances stay; |a|² + |b|² - 2ab loses fewer digits
     centres = _start(rows, k, torch.Generator().manual_seed(seed))
-    before = torch.inf
+    of_row, distances = _assign(rows, centres)
     for _ in range(_ITERATIONS):
-        of_row, distances = _assign(rows, centres)
-        inertia = distances.sum(dtype=torch.float64).item()
-        if inertia > (1 - _TOLERANCE) * before:
-            break
-        before = inertia
+        before = _inertia(distances)
         centres = _moved(rows, of_row, distances, centres)
-    return Clusters(centres + mean, of_row, inertia)
+        of_row, distances = _assign(rows, centres)
+        if _inertia(distances) >= (1 - _TOLERANCE) * before:
+            break
+    return Clusters(centres + mean, of_row, _inertia(distances))
 
 
 def _start(rows: Tensor, k: int, generator: torch.Generator) -> Tensor:
@@ -95,6 +94,10 @@ def _assign(rows: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
     of_row = torch.cat([nearest.indices for nearest, _ in parts])
     distances = torch.cat([nearest.values + block.square().sum(1) for nearest, block in parts])
     return of_row, distances.clamp_min(0)
+
+
+def _inertia(distances: Tensor) -> float:
+    return distances.sum(dtype=torch.float64).item()
 
 
 def _moved(rows: Tensor, of_row: Tensor, distances: Tensor, centres: Tensor) -> Tensor:

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 _ROWS, _COLUMNS = 4096, 16384  # of one tile of distances: 256 MiB in float32, however many rows there are
-_TILE = 2**23  # similarities of one tile: 32 MiB in float32, and a few times that to rank them
+# Similarities of one tile: in float32, 8 MiB that stay in a CPU's cache, or 512 MiB that keep a GPU busy.
+_TILE = {"cpu": 2**21, "cuda": 2**27}
 _LAST_ROW = 2**31 - 1
 
 
@@ -42,9 +43,10 @@ def _nearest_of(rows: Tensor, norms: Tensor, start: int, k: int) -> Tensor:
     return found
 
 
-def queries_at_once(k: int) -> int:
-    """How many queries `most_similar` should be asked for k rows of at a time, so that its tiles stay small."""
-    return max(1, _TILE // max(_COLUMNS, k))
+def queries_at_once(k: int, device: torch.device) -> int:
+    """How many queries `most_similar` should get at a time to find k rows of each, so that its tiles stay small."""
+    # What is made of each row that is found, here and by the caller, takes several times a similarity's bytes.
+    return max(1, _TILE[device.type] // max(_COLUMNS, 8 * k))
 
 
 @torch.no_grad()
@@ -55,7 +57,7 @@ def most_similar(queries: Tensor, gallery: Tensor, k: int, own: Tensor) -> tuple
     on the device nor on the tiles.
 
     Args:
-        queries: (Q, D) float32; `queries_at_once(k)` of them, or fewer.
+        queries: (Q, D) float32; `queries_at_once` of them, or fewer.
         gallery: (N, D) float32, N below 2³¹.
         k: from 1 to the number of rows that each query may find.
         own: (Q,) int64, the row that each query must not find because it is the query itself; -1 for none.
