@@ -73,6 +73,12 @@ def test_a_run_ends_in_a_model_that_scores_what_it_says(photos: Path, labelled: 
     assert report.model.parity["max_abs_diff"] < 1e-4
     assert "learned with" in (directory / "card.md").read_text().lower()
     assert not list(runs.rglob("*.u8"))
+    assert load(runs / report.run / "recipe.toml") == tiny_recipe()
+    assert report.report == runs / report.run / "report.html"
+    told = report.report.read_text()
+    assert f"{report.frozen.recall_at_1:.4f}" in told
+    assert f"{report.trained.recall_at_1:.4f}" in told
+    assert all(name in told for name in ("broken.jpg", "gone.jpg", "relaxed contrastive f", "R@8", report.model.id))
     curve = [json.loads(line) for line in (runs / report.run / "metrics.jsonl").read_text().splitlines()]
     assert len([line for line in curve if "recall_at_1" in line]) == 2
     resumed = train(
@@ -85,6 +91,7 @@ def test_a_run_ends_in_a_model_that_scores_what_it_says(photos: Path, labelled: 
         progress=silent,
     )
     assert (resumed.model.id, resumed.trained) == (report.model.id, report.trained)
+    assert len(json.loads((runs / report.run / "environment.json").read_text())["earlier"]) == 1
 
 
 def test_without_labels_nothing_is_judged(photos: Path, tmp_path: Path) -> None:
@@ -93,6 +100,27 @@ def test_without_labels_nothing_is_judged(photos: Path, tmp_path: Path) -> None:
         photos, models=tmp_path / "m", runs=tmp_path / "r", recipe=tiny_recipe("run.epochs=1"), progress=silent
     )
     assert (report.frozen, report.trained, report.beats_frozen, report.images) == (None, None, None, 60)
+    assert report.report is not None
+    assert "No labels were given" in report.report.read_text()
+    assert not list((tmp_path / "r").rglob("*.u8"))
+
+
+def test_a_report_that_can_not_be_written_costs_only_itself(photos: Path, tmp_path: Path) -> None:
+    """The model is registered, the pixels are forgotten, and a warning says why there is no report."""
+    runs = tmp_path / "r"
+
+    def progress(stage: str, done: int, total: int) -> None:
+        if stage == "export" and done == 0:
+            (run,) = runs.iterdir()
+            (run / "report.html").mkdir()
+
+    recipe = tiny_recipe("run.epochs=1")
+    report = train(photos, models=tmp_path / "m", runs=runs, recipe=recipe, progress=progress)
+    verify(tmp_path / "m" / report.model.id, report.model)
+    assert report.report is None
+    (warning,) = report.warnings
+    assert warning.startswith("the report could not be written: ")
+    assert not list(runs.rglob("*.u8"))
 
 
 @pytest.mark.slow
