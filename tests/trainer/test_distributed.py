@@ -2,9 +2,11 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -224,3 +226,81 @@ def test_more_processes_than_gpus_is_an_error(monkeypatch: pytest.MonkeyPatch) -
         distributed.joined(torch.device("cuda")),
     ):
         pass
+
+
+# ---- under torchrun itself
+
+TINY = "--backbone test_resnet --weights none --size 32 --dim 16 --set run.batch_size=20 --json"
+
+
+def torchrun(*arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def result_of(process: subprocess.Popen[str]) -> dict[str, Any]:
+    """What the command printed: one JSON object, though two processes ran it."""
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0
+    result: dict[str, Any] = json.loads(output)
+    return result
+
+
+@pytest.mark.slow
+def test_the_command_killed_under_torchrun_resumes_to_the_same_model(photos: Path, tmp_path: Path) -> None:
+    """Two processes, one killed in the middle, --resume: the model is that of a run never killed, to the digest."""
+    train = ["-m", "clients.cli", "train", str(photos), *TINY.split(), "--epochs", "12", "--store"]
+    whole = result_of(torchrun(*train, str(tmp_path / "whole")))
+    (run,) = (tmp_path / "whole" / "runs").iterdir()
+    logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in logged if "loss" in line] == list(range(3, 37, 3))
+
+    killed = torchrun(*train, str(tmp_path / "killed"))
+    runs, deadline = tmp_path / "killed" / "runs", time.monotonic() + 120
+    while not list(runs.glob("*/checkpoints/step-*")) and time.monotonic() < deadline:
+        assert killed.poll() is None, "it ended before it could be killed"
+        time.sleep(0.02)
+    os.kill(workers_of(killed)[1], signal.SIGKILL)
+    killed.communicate(timeout=60)
+    assert killed.returncode == 1
+    (run,) = runs.iterdir()
+    assert not (run / "report.html").exists()
+    resume = ["-m", "clients.cli", "train", str(photos), "--json", "--store", str(tmp_path / "killed"), "--resume"]
+    resumed = result_of(torchrun(*resume, run.name))
+    assert (resumed["run"], resumed["model"]) == (run.name, whole["model"])
+
+
+def workers_of(process: subprocess.Popen[str]) -> list[int]:
+    """The processes that torchrun started, in the order of their ranks."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    ranked = {int(rank): int(child) for child in children if (rank := rank_of(child)) is not None}
+    return [ranked[rank] for rank in sorted(ranked)]
+
+
+def rank_of(pid: str) -> str | None:
+    variables = Path(f"/proc/{pid}/environ").read_text().split("\0")
+    return next((value for name, _, value in (v.partition("=") for v in variables) if name == "RANK"), None)
+
+
+_FAILS = """
+from pathlib import Path
+from tests.trainer.small import CPU, stop_at, train
+from trainer.distributed import joined, rank
+
+with joined(CPU):
+    train(Path({directory!r}), progress=stop_at(2) if rank() == 1 else lambda *_: None)
+"""
+
+
+@pytest.mark.slow
+def test_an_exception_in_one_process_ends_all(tmp_path: Path) -> None:
+    """The one that waits for the other's gradients does not wait for ever."""
+    script = tmp_path / "fails.py"
+    script.write_text(f"import sys; sys.path.insert(0, {str(ROOT)!r})" + _FAILS.format(directory=str(tmp_path)))
+    process = torchrun(str(script))
+    _, told = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "Stopped" in told

@@ -247,7 +247,7 @@ def test_determinism_is_of_the_steps_alone(tmp_path: Path, monkeypatch: pytest.M
             tmp_path / wanted,
             recipe("run.epochs=1", f"run.deterministic={wanted}"),
             progress=lambda stage, *_: within.append((stage, *flags())),
-            on_epoch=lambda _: between.append(flags()) or {},  # type: ignore[func-returns-value]
+            on_epoch=lambda *_: between.append(flags()) or {},  # type: ignore[func-returns-value]
         )
         assert flags() == off
     assert between == [off, off]
@@ -265,7 +265,7 @@ def test_determinism_ends_with_an_error(tmp_path: Path) -> None:
 
 def test_log_has_losses_speed_and_evaluation(tmp_path: Path) -> None:
     """Each epoch leaves its losses, which sum to `loss`, its speed and what the caller measured."""
-    _, outcome = train(tmp_path, on_epoch=lambda epoch: {"recall_at_1": epoch / 10})
+    _, outcome = train(tmp_path, on_epoch=lambda epoch, _: {"recall_at_1": epoch / 10})
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     first = lines[0]
     assert first["loss"] == pytest.approx(
