@@ -157,7 +157,7 @@ def _tell(done: "TrainReport", images: Path, labels: Path | None, as_json: bool)
 
 def _tell_profile(profile: "Profile") -> None:
     if not profile.steps:
-        click.echo("profile: the training had too few steps to time any after the first ones", err=True)
+        click.echo("profile: the training ended within its first steps, which are not timed", err=True)
         return
     click.echo(f"{profile.step_ms:,.0f} ms a step, mean of {profile.steps}:", err=True)
     for name, percent in profile.percent.items():
@@ -244,7 +244,8 @@ def _train_result(done: "TrainReport") -> dict[str, object]:
         "seconds": dict(done.seconds),
     }
     if done.profile:
-        result["profile"] = {**dataclasses.asdict(done.profile), "trace": str(done.profile.trace)}
+        trace = done.profile.trace
+        result["profile"] = {**dataclasses.asdict(done.profile), "trace": str(trace) if trace else None}
     if done.frozen and done.trained:
         scores = {"frozen": done.frozen.to_dict(), "trained": done.trained.to_dict()}
         result |= {"beats_frozen": done.beats_frozen, "last_recall_at_1": done.last_recall_at_1, **scores}
