@@ -3,15 +3,15 @@
 Run: python tests/benchmarks/ladder.py IMAGES --labels CSV --out DIR [--seeds 0 1 2] [--rungs NAME...]
      [--recipe stml] [--set section.key=value ...]
 
-Every rung trains with the trainer's own loop on the images that the labels do not keep for judging, and is judged on
-those that they do, by head f in unit length after the last epoch (`untrained` and `frozen` by the backbone's pooled
-features); R@1 by epoch is kept as information and chooses nothing. Each finished rung and seed is a line of
+Every rung (rungs.py) trains with the trainer's own loop on the images that the labels do not keep for judging, and is
+judged on those that they do, by what the loop hands over after the last epoch: head f in unit length, averaged over
+steps where the recipe says so (`untrained` and `frozen` by the backbone's pooled features). R@1 and the label-free
+contrast of each epoch are kept as information and choose nothing. Each finished rung and seed is a line of
 DIR/results.jsonl and is skipped when the same command comes again; one that was killed goes on from its checkpoint,
 and its training time lacks the part of an epoch before that.
 """
 
 import argparse
-import dataclasses
 import json
 import os
 import platform
@@ -35,6 +35,7 @@ from torch.nn import functional as F
 from clients.cli.output import Progress, progress
 from indexer.pixels import PixelSpec
 from indexer.sources import open_collection
+from tests.benchmarks.rungs import RUNGS
 from trainer import recipe as recipes
 from trainer.choice import neighbour_contrast
 from trainer.encoders import Encoder, make_backbone
@@ -43,13 +44,10 @@ from trainer.images import ImageCache, cache_images, read_labels
 from trainer.log import read_log
 from trainer.loop import train
 from trainer.memory import keep_freed_memory
-from trainer.objectives.stml import STML, self_distillation
-from trainer.parts.distances import squared_distances
 from trainer.recipe import Recipe
 from trainer.run import choose_device
 
 ROOT = Path(__file__).parents[2]
-ALIKE_ABOVE = 0.5  # of pseudo-labels in [0, 1], where a rung needs a yes or a no
 COLUMNS = {
     "R@1": "recall_at_1",
     "R@2": "recall_at_2",
@@ -59,112 +57,6 @@ COLUMNS = {
 }
 _JUDGE_BATCH = 128
 _CONTRAST_IMAGES = 500
-
-
-class RandomBatches(STML):
-    """As many steps of as many images, drawn at random without replacement instead of as lists of neighbours."""
-
-    def _batches(self, features: Tensor, batch_size: int) -> Tensor:
-        steps, width = super()._batches(features, batch_size).shape
-        return torch.stack([torch.randperm(len(features))[:width] for _ in range(steps)])
-
-
-class PairwiseOnly(STML):
-    """Pseudo-labels without context: w_ij = exp(-‖z_i - z_j‖² / σ), of the teacher's unit-length embeddings z."""
-
-    def _similarity(self, teacher: Tensor, index: Tensor) -> Tensor:
-        return torch.exp(-squared_distances(teacher) / self.sigma)
-
-
-class HardLabels(STML):
-    """Binary pseudo-labels: y_ij = 1 where w_ij > 1/2, else 0.
-
-    The label that is cut is the whole w = (pairwise + contextual) / 2, as the paper's loss uses it. Its kernel alone
-    could not be cut there: at σ 3 it is above 1/2 for all pairs whose cosine is above -0.04. The authors published no
-    code of their ablation with hard labels, so the threshold is ours.
-    """
-
-    def _similarity(self, teacher: Tensor, index: Tensor) -> Tensor:
-        soft = super()._similarity(teacher, index)
-        return (soft > ALIKE_ABOVE).to(soft)
-
-
-class WithoutSelfDistillation(STML):
-    """Head f learns from the pseudo-labels alone."""
-
-    def _terms(self, f: Tensor, g: Tensor, similarity: Tensor) -> dict[str, Tensor]:
-        terms = super()._terms(f, g, similarity)
-        del terms["self_distillation"]
-        return terms
-
-
-class PlainContrastive(HardLabels):
-    """The contrastive loss of the field on the binary pseudo-labels, in place of the relaxed one, on both heads.
-
-    L(s) = 1 / (N (N - 1)) · Σ_{i≠j} [ y_ij D_ij² + (1 - y_ij) max(δ - D_ij, 0)² ], D_ij = ‖s_i/‖s_i‖ - s_j/‖s_j‖‖:
-    absolute distances between unit-length embeddings, in [0, 2], where the relaxed loss has distances relative to
-    their mean. Weights, margin δ and self-distillation stay STML's.
-
-    Source:
-        Hadsell, Chopra, LeCun, "Dimensionality Reduction by Learning an Invariant Mapping", CVPR 2006, equation 4
-        (without its halves), on unit-length embeddings as in Musgrave et al., ECCV 2020.
-    """
-
-    def _terms(self, f: Tensor, g: Tensor, similarity: Tensor) -> dict[str, Tensor]:
-        return {
-            "contrastive_f": 0.5 * contrastive(f, similarity, self.delta),
-            "contrastive_g": 0.5 * contrastive(g, similarity, self.delta),
-            "self_distillation": self_distillation(f, g, self.temperature),
-        }
-
-
-def contrastive(rows: Tensor, alike: Tensor, margin: float) -> Tensor:
-    """The loss of `PlainContrastive`: of (N, D) rows of any length and (N, N) labels 0 or 1, diagonal unused."""
-    squared = squared_distances(F.normalize(rows, dim=1))
-    tiny = torch.finfo(rows.dtype).tiny  # the square root has an infinite slope at 0
-    distances = squared.clamp_min(tiny).sqrt()
-    terms = alike * squared + (1 - alike) * (margin - distances).clamp_min(0).square()
-    return (terms.sum() - terms.diagonal().sum()) / (len(rows) * (len(rows) - 1))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rung:
-    """One row of the table.
-
-    Attributes:
-        title: what it is, for the table.
-        method: what trains; None where nothing does.
-        changes: values of the recipe that it changes.
-        published: train by the recipe `stml-paper`, with the ladder's images, encoder, epochs and seed.
-    """
-
-    title: str
-    method: type[STML] | None = STML
-    changes: tuple[str, ...] = ()
-    published: bool = False
-
-    def recipe(self, base: Recipe, seed: int) -> Recipe:
-        """This rung's recipe, of the ladder's."""
-        run = dataclasses.replace(base.run, seed=seed)
-        if self.published:
-            paper = recipes.load("stml-paper")
-            run = dataclasses.replace(paper.run, seed=seed, epochs=base.run.epochs)
-            base = dataclasses.replace(paper, data=base.data, encoder=base.encoder)
-        return recipes.override(dataclasses.replace(base, run=run), *self.changes)
-
-
-RUNGS = {
-    "untrained": Rung(title="untrained: random weights", method=None, changes=("encoder.weights=none",)),
-    "frozen": Rung(title="frozen: pretrained weights as they are", method=None),
-    "random-batches": Rung(title="random batches, not lists of neighbours", method=RandomBatches),
-    "pairwise": Rung(title="pairwise similarity only, no context", method=PairwiseOnly),
-    "hard-labels": Rung(title="hard pseudo-labels", method=HardLabels),
-    "no-distillation": Rung(title="without self-distillation", method=WithoutSelfDistillation),
-    "no-ema": Rung(title="without EMA: the teacher is the student", changes=("objective.momentum=0.0",)),
-    "contrastive": Rung(title="plain contrastive, not relaxed", method=PlainContrastive),
-    "paper": Rung(title="the paper's own recipe, as many epochs", published=True),
-    "stml": Rung(title="full STML"),
-}
 
 
 @dataclass(frozen=True)
@@ -311,9 +203,9 @@ class Ladder:
 
 
 def _report_overall(report: Progress, behind: int, trainings: int, stage: str, done: int, total: int) -> None:
-    """Steps of one training as steps of all, so that the time left is the ladder's."""
+    """Steps of one training as thousandths of all, so that the time left is the ladder's."""
     if stage == "train":
-        report("steps of the ladder", behind * total + done, trainings * total)
+        report("ladder", round(1000 * (behind + done / total)), 1000 * trainings)
 
 
 def measure(
@@ -326,12 +218,8 @@ def measure(
     backbone = make_backbone(part.backbone, part.weights, size=recipe.data.size, freeze_bn=part.freeze_bn)
     backbone.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if method is None:
-        return {
-            "metrics": collection.judge(backbone, device),
-            "train_s": 0.0,
-            "recall_at_1_by_epoch": [],
-            "contrast_by_epoch": [],
-        }
+        by_epoch: dict[str, list[float]] = {"recall_at_1_by_epoch": [], "contrast_by_epoch": []}
+        return {"metrics": collection.judge(backbone, device), "train_s": 0.0, **by_epoch}
     encoder = Encoder(backbone, nn.Linear(backbone.channels, part.dim))
     objective = method(encoder, **recipe.objective.keywords)
     watch = _Watch(collection, device)
@@ -397,7 +285,7 @@ def commit() -> str:
     """The code's commit, marked where what decides the results differs from it."""
     git = ["git", "-C", str(ROOT)]
     head = subprocess.run([*git, "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True, check=True)
-    paths = ("trainer", "indexer", "tests/benchmarks/ladder.py")
+    paths = ("trainer", "indexer", "tests/benchmarks/ladder.py", "tests/benchmarks/rungs.py")
     changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", *paths], check=False)
     return head.stdout.strip() + (" with changes" if changed.returncode else "")
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tests.benchmarks import ladder
-from tests.benchmarks.ladder import RUNGS
+from tests.benchmarks.rungs import RUNGS, contrastive
 from tests.trainer.test_stml import oracle_relaxed_contrastive, oracle_self_distillation, oracle_similarity
 from trainer import recipe as recipes
 from trainer.encoders import Encoder, make_backbone
@@ -112,7 +112,7 @@ def test_contrastive_loss_has_finite_gradients_where_rows_are_equal() -> None:
     """Two equal rows, alike or not, send no NaN into the backbone."""
     rows = torch.tensor([[1.0, 0], [2.0, 0], [0, 1.0]], requires_grad=True)
     for alike in (torch.zeros(3, 3), torch.ones(3, 3)):
-        ladder.contrastive(rows, alike, 1.0).backward()  # type: ignore[no-untyped-call]
+        contrastive(rows, alike, 1.0).backward()  # type: ignore[no-untyped-call]
     assert rows.grad is not None
     assert bool(rows.grad.isfinite().all())
 
