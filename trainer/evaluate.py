@@ -69,7 +69,8 @@ def retrieval_metrics(
     by dropping the first neighbour, which with duplicates is not always the query itself. With it, queries are
     searched among the rest, the gallery. Among equal similarities the lower row is nearer.
 
-    Computed on the device of the embeddings, in tiles: beside a copy of them, a few hundred MiB whatever N is.
+    Computed on the device of the embeddings, in tiles: beside one or two copies of them it takes tens of MiB on a CPU
+    and about 1 GiB on a GPU, however many there are.
 
     Args:
         embeddings: (N, D) float32, unit length.
@@ -86,12 +87,11 @@ def retrieval_metrics(
     if is_query is None:
         search, asked = _leave_one_out(embeddings, labels), f"{len(labels)} images"
     else:
-        search, asked = _among(embeddings, labels, is_query.to(labels.device)), f"{int(is_query.sum())} queries"
+        search, asked = _among_gallery(embeddings, labels, is_query.to(labels.device)), f"{is_query.sum()} queries"
     if not len(search.queries):
         raise ValueError(f"none of the {asked} shares its class with an image it can find; nothing can be retrieved")
     ks = sorted({1, *recall_at})
-    chunks = _chunks(search, max(*ks, _VOTERS))
-    parts = [_judged(embeddings, labels, search, chunk, depth, ks) for chunk, depth in chunks]
+    parts = [_judged(embeddings, search, chunk, depth, ks) for chunk, depth in _chunks(search, max(*ks, _VOTERS))]
     found, precision, average_precision, voted = (torch.cat(column).mean(0) for column in zip(*parts, strict=True))
     nmi, ami = _clustered(embeddings, labels) if clusters else (None, None)
     return Metrics(
@@ -108,59 +108,59 @@ def retrieval_metrics(
 class _Search(NamedTuple):
     """Q queries, those with most to find first, and what they are searched among."""
 
-    queries: Tensor  # (Q,) rows of all embeddings
-    right: Tensor  # (Q,) how many of the gallery are of the query's class: R
-    gallery: Tensor  # (N, D)
-    labels: Tensor  # (N,)
+    queries: Tensor  # (Q,) rows of the embeddings
+    classes: Tensor  # (Q,)
+    relevant: Tensor  # (Q,) how many of the gallery are of the query's class: R
     own: Tensor  # (Q,) the gallery's row that is the query itself; -1 where none is
+    gallery: Tensor  # (N, D)
+    gallery_classes: Tensor  # (N,)
     findable: int  # how many of the gallery a query can find
 
 
 def _leave_one_out(embeddings: Tensor, labels: Tensor) -> _Search:
     others = torch.bincount(labels)[labels] - 1
     queries = _with_most_first(others)
-    return _Search(queries, others[queries], embeddings, labels, queries, len(labels) - 1)
+    return _Search(queries, labels[queries], others[queries], queries, embeddings, labels, len(labels) - 1)
 
 
-def _among(embeddings: Tensor, labels: Tensor, is_query: Tensor) -> _Search:
+def _among_gallery(embeddings: Tensor, labels: Tensor, is_query: Tensor) -> _Search:
     gallery, known = embeddings[~is_query], labels[~is_query]
     same = torch.bincount(known, minlength=int(labels.max()) + 1)[labels] * is_query
     queries = _with_most_first(same)
-    return _Search(queries, same[queries], gallery, known, torch.full_like(queries, -1), len(known))
+    nowhere = torch.full_like(queries, -1)
+    return _Search(queries, labels[queries], same[queries], nowhere, gallery, known, len(known))
 
 
-def _with_most_first(right: Tensor) -> Tensor:
+def _with_most_first(relevant: Tensor) -> Tensor:
     """Rows that have something to find, by how much: then a large class doesn't deepen the lists of small ones."""
-    order = right.argsort(descending=True, stable=True)
-    return order[: int((right > 0).sum())]
+    order = relevant.argsort(descending=True, stable=True)
+    return order[: int((relevant > 0).sum())]
 
 
 def _chunks(search: _Search, least: int) -> Iterator[tuple[slice, int]]:
     """Which queries to rank at a time, and how deep: to the R of the first of them, and at least so deep."""
     start = 0
     while start < len(search.queries):
-        depth = min(max(int(search.right[start]), least), search.findable)
+        depth = min(max(int(search.relevant[start]), least), search.findable)
         stop = start + queries_at_once(depth, search.queries.device)
         yield slice(start, stop), depth
         start = stop
 
 
-def _judged(
-    embeddings: Tensor, labels: Tensor, search: _Search, chunk: slice, depth: int, ks: Sequence[int]
-) -> tuple[Tensor, ...]:
+def _judged(embeddings: Tensor, search: _Search, chunk: slice, depth: int, ks: Sequence[int]) -> tuple[Tensor, ...]:
     """Of each query of a chunk: whether it has a hit within each k (Q, K), R-precision, AP at R, the vote (Q,)."""
-    queries, right = search.queries[chunk], search.right[chunk].double()
-    similarity, rows = most_similar(embeddings[queries], search.gallery, depth, search.own[chunk])
-    found = search.labels[rows]
-    correct = found == labels[queries, None]
+    classes, relevant = search.classes[chunk], search.relevant[chunk].double()
+    similarity, rows = most_similar(embeddings[search.queries[chunk]], search.gallery, depth, search.own[chunk])
+    found = search.gallery_classes[rows]
+    correct = found == classes[:, None]
     recalls = torch.stack([correct[:, :k].any(dim=1) for k in ks], dim=1)
     # float32 would round MAP@R in the sixth digit.
     rank = torch.arange(1, depth + 1, device=rows.device, dtype=torch.float64)
-    within_r = correct * (rank <= right[:, None])
+    within_r = correct * (rank <= relevant[:, None])
     precision_at_rank = within_r.cumsum(dim=1) / rank
-    average_precision = (precision_at_rank * within_r).sum(dim=1) / right
-    voted = _vote(similarity[:, :_VOTERS], found[:, :_VOTERS]) == labels[queries]
-    return recalls.double(), within_r.sum(dim=1) / right, average_precision, voted.double()
+    average_precision = (precision_at_rank * within_r).sum(dim=1) / relevant
+    voted = _vote(similarity[:, :_VOTERS], found[:, :_VOTERS]) == classes
+    return recalls.double(), within_r.sum(dim=1) / relevant, average_precision, voted.double()
 
 
 def _vote(similarity: Tensor, found: Tensor) -> Tensor:

@@ -69,16 +69,16 @@ def _start(rows: Tensor, k: int, generator: torch.Generator) -> Tensor:
         rows = rows[torch.randperm(len(rows), generator=generator)[: _SEEDED_FROM * k].to(rows.device)]
     draws = torch.rand(k, 2 + int(math.log(k)), generator=generator, dtype=torch.float64).to(rows.device)
     norms = rows.square().sum(1)
-    chosen = (draws[:1, 0] * len(rows)).long()
-    nearest = _to_candidates(rows, norms, chosen)[0]
+    chosen = [(draws[0, 0] * len(rows)).long()]
+    nearest = _to_candidates(rows, norms, chosen[0][None])[0]
     for draw in draws[1:]:
         mass = nearest.cumsum(0, dtype=torch.float64)
         drawn = torch.searchsorted(mass, draw * mass[-1], right=True).clamp_max(len(rows) - 1)
         distances = torch.minimum(_to_candidates(rows, norms, drawn), nearest)
         best = distances.sum(1).argmin()
         nearest = distances[best]
-        chosen = torch.cat([chosen, drawn[best, None]])
-    return rows[chosen]
+        chosen.append(drawn[best])
+    return rows[torch.stack(chosen)]
 
 
 def _to_candidates(rows: Tensor, norms: Tensor, candidates: Tensor) -> Tensor:

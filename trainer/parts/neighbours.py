@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 _ROWS, _COLUMNS = 4096, 16384  # of one tile of distances: 256 MiB in float32, however many rows there are
-# Similarities of one tile: in float32, 8 MiB that stay in a CPU's cache, or 512 MiB that keep a GPU busy.
-_TILE = {"cpu": 2**21, "cuda": 2**27}
+# Similarities of one tile: in float32, 8 MiB that stay in a CPU's cache, or 128 MiB that keep a GPU busy.
+_TILE = {"cpu": 2**21, "cuda": 2**25}
 _LAST_ROW = 2**31 - 1
 
 
@@ -53,8 +53,7 @@ def queries_at_once(k: int, device: torch.device) -> int:
 def most_similar(queries: Tensor, gallery: Tensor, k: int, own: Tensor) -> tuple[Tensor, Tensor]:
     """The k rows of a gallery most similar to each query, by inner product.
 
-    Among equal similarities, as duplicates have them, the lower row comes first, so that the answer depends neither
-    on the device nor on the tiles.
+    Among equal similarities, as duplicates have them, the lower row comes first: on every device, in any tiles.
 
     Args:
         queries: (Q, D) float32; `queries_at_once` of them, or fewer.
