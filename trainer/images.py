@@ -79,6 +79,10 @@ class Labels:
         """The labelled sources to judge on: all but the training split, or all where there is no split."""
         return [s for s in sources if s.item in self.class_of and self.split_of.get(s.item) != "train"]
 
+    def classes(self, items: Sequence[str]) -> Tensor:
+        """The classes of items, (N,) int64, -1 where unknown."""
+        return torch.tensor([self.class_of.get(item, -1) for item in items], dtype=torch.int64)
+
     def is_query(self, items: Sequence[str]) -> Tensor | None:
         """Which items to judge on are searched among the others, (N,) bool; None where each is, among all others."""
         if "query" not in self.split_of.values():

@@ -65,6 +65,20 @@ class Log:
             board.add_scalar(name, value, step)
 
 
+class Clock:
+    """Seconds by stage of a run."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        """End a stage."""
+        now = time.perf_counter()
+        self.seconds[stage] = now - self._last
+        self._last = now
+
+
 def read_log(directory: Path) -> list[dict[str, Any]]:
     """The lines of a run's `metrics.jsonl`, in order: each has `step` and what was logged there."""
     return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]

@@ -30,6 +30,8 @@ _TITLES = {
     "knn_accuracy": "kNN accuracy",
     "nmi": "NMI",
     "ami": "AMI",
+    "contrast": "neighbour contrast, without labels",
+    "neighbour_precision": "neighbours of one class among those learned from",
     "lr": "learning rate",
     "images_per_s": "images/s",
     "loader_wait_s": "waited for images, s",
@@ -50,6 +52,7 @@ class RunFacts:
         history: the lines of `metrics.jsonl`.
         frozen, trained: metrics of the backbone before training and of the model; None without labels.
         shown: the images that neighbours and map are drawn of: those judged on, or some of those learned from.
+        epoch: whose encoder the model is, from 1.
         images: how many it learned from.
         skipped: (item, reason) of each image that could not be decoded.
         warnings: what else went wrong and was dealt with.
@@ -66,6 +69,7 @@ class RunFacts:
     frozen: Mapping[str, float] | None
     trained: Mapping[str, float] | None
     shown: Shown
+    epoch: int
     images: int
     skipped: Sequence[tuple[str, str]]
     warnings: Sequence[str]
@@ -141,7 +145,7 @@ def _signed(value: float, digits: int) -> str:
 def _facts(run: RunFacts) -> str:
     told = {
         "images learned from": f"{run.images:,}",
-        "epochs": f"{run.recipe.run.epochs:,}",
+        "epoch of the model": f"{run.epoch:,} of {run.recipe.run.epochs:,}",
         "training time": _duration(run.seconds.get("train", 0)),
         "images/s": f"{run.images_per_s:,.1f}",
         **{f"peak memory, {place}": f"{size / 2**30:.2f} GiB" for place, size in run.peak_memory.items()},

@@ -1,11 +1,8 @@
 """One training run from images to a registered model, and the judging of models with labels."""
 
 import dataclasses
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,12 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from indexer.encoder import Encoder as RuntimeEncoder
-from indexer.manifest import ModelManifest, write_atomically
+from indexer.manifest import ModelManifest
 from indexer.pixels import Pixels, PixelSpec
-from indexer.sources import Collection, Duplicates, Source, SourceError, decode_all, open_collection
+from indexer.sources import Collection, Duplicates, SourceError, decode_all, open_collection
+from trainer import report
 from trainer.choice import Choice, neighbour_contrast
 from trainer.distributed import from_main, is_main, joined, wait_for_main
 from trainer.encoders import Backbone, Encoder, make_backbone
@@ -26,31 +23,27 @@ from trainer.environment import peak_memory, record_environment
 from trainer.evaluate import RECALL_AT, Metrics, retrieval_metrics
 from trainer.export import PARITY_IMAGES, Origin, export
 from trainer.images import ImageCache, Labels, Progress, all_the_same, cache_images, duplicates, read_labels
-from trainer.log import read_log
+from trainer.judging import (
+    Judge,
+    embed_images,
+    embed_sources,
+    judging_set,
+    neighbour_precision,
+    runtime_embed,
+    sample_set,
+    spread,
+    torch_embed,
+)
+from trainer.log import Clock, read_log
 from trainer.loop import train as run_loop
 from trainer.memory import keep_freed_memory
 from trainer.objective import Objective
 from trainer.objectives import make_objective
 from trainer.profiling import Profile
-from trainer.recipe import Recipe, RecipeError, load, to_dict, to_toml
-from trainer.report import REPORT, RunFacts
-from trainer.report import write as write_report
+from trainer.recipe import Recipe, to_dict
 from trainer.report_cases import Shown
+from trainer.run_directory import RunError, forget_pixels, new_run, recipe_of, resume_run, told_how_to_go_on
 from trainer.torchvision_sets import named_set
-
-_RECIPE = "recipe.toml"  # of a run: resolved, written before the first step
-_EMBED_BATCH = 128
-_SAMPLE = 500  # images of the training set: seconds to embed, enough to compare epochs and to draw a map
-
-Embed = Callable[[Tensor], Tensor]  # pixels (B, S, S, 3) uint8 to embeddings (B, D) float32, unit length
-
-
-class RunError(ValueError):
-    """A run can't be started or resumed as asked; the message says why."""
-
-
-class RunStopped(OSError):
-    """The disk is full or fails; the run keeps what it has written and can be resumed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,21 +92,6 @@ class TrainReport:
         return self.trained.recall_at_1 > self.frozen.recall_at_1
 
 
-@dataclass(frozen=True)
-class _Judge:
-    """The labelled images that models are judged on, decoded."""
-
-    cache: ImageCache
-    classes: Tensor
-    is_query: Tensor | None
-    device: torch.device
-
-    def measure(self, embeddings: Tensor, *, clusters: bool = True) -> Metrics:
-        """The metrics of the images' embeddings."""
-        embeddings = embeddings.to(self.device)
-        return retrieval_metrics(embeddings, self.classes, is_query=self.is_query, clusters=clusters)
-
-
 def train(
     images: Path,
     *,
@@ -159,8 +137,8 @@ def train(
         images, labels = from_main(partial(named_set, images, labels, datasets, progress))
         collection = open_collection(images)
         known = read_labels(labels, collection) if labels else None
-        run = from_main(lambda: _resume_run(runs, resume) if resume else _new_run(runs, recipe))
-        with _told_how_to_go_on(run):
+        run = from_main(lambda: resume_run(runs, resume) if resume else new_run(runs, recipe))
+        with told_how_to_go_on(run):
             if not is_main():
                 _assist(images, collection, known, run, chosen)
             return from_main(lambda: _learn(images, collection, known, run, models, chosen, progress, profile))
@@ -168,7 +146,7 @@ def train(
 
 def _assist(images: Path, collection: Collection, known: Labels | None, run: Path, chosen: torch.device) -> None:
     """What a process does that is not the main one: train with it."""
-    recipe = _recipe_of(run)
+    recipe = recipe_of(run)
     wait_for_main()  # until it has decoded the images
     cache = _training_set(images, collection, known, recipe, run, lambda *_: None)
     objective = _objective(recipe, _backbone(recipe, chosen))
@@ -185,55 +163,36 @@ def _learn(
     progress: Progress,
     profile: bool,
 ) -> TrainReport:
-    clock = _Clock()
-    recipe = _recipe_of(run)
+    clock = Clock()
+    recipe = recipe_of(run)
     environment = record_environment(run, chosen, recipe.run.seed)
     spec = PixelSpec(size=recipe.data.size, fit=recipe.data.fit)
-
     cache = _training_set(images, collection, known, recipe, run, progress)
     wait_for_main()  # what it decoded, the others read
-    judge = _judging_set(known, collection, spec, run / "judged.u8", chosen, progress) if known else None
-    sample = _sample_set(collection, cache, spec, run / "sample.u8", progress)
+    judge = judging_set(known, collection, spec, run / "judged.u8", chosen, progress) if known else None
+    sample = sample_set(collection, cache, spec, run / "sample.u8", progress)
     shown = judge.cache if judge else sample
     clock.lap("decode")
     backbone = _backbone(recipe, chosen)
-    before = _embed(shown, _torch_embed(backbone, chosen), progress)
+    before = embed_images(shown, torch_embed(backbone, chosen), progress)
     frozen = judge.measure(before) if judge else None
     clock.lap("frozen")
 
     objective = _objective(recipe, backbone)
     choice = Choice(run)
-
-    def after_epoch(epoch: int, encoder: Encoder) -> dict[str, float]:
-        embed = _torch_embed(encoder, chosen)
-        contrast = neighbour_contrast(_embed(sample, embed, progress))
-        if recipe.run.choose == "contrast":
-            choice.offer(epoch, encoder, contrast)
-        judged = judge.measure(_embed(shown, embed, progress), clusters=False).to_dict() if judge else {}
-        return {"contrast": contrast, **judged}
-
+    after_epoch = partial(_after_epoch, recipe, choice, sample, judge, known, chosen, progress)
     outcome = run_loop(
         objective, cache, recipe, run, device=chosen, progress=progress, on_epoch=after_epoch, profile=profile
     )
-    encoder = outcome.encoder
     if recipe.run.choose == "contrast":
-        choice.take(encoder)
+        choice.take(outcome.encoder)
     clock.lap("train")
 
-    after: list[Tensor] = []
-    trained: list[Metrics] = []
-
-    def score(runtime: RuntimeEncoder) -> dict[str, float]:
-        after.append(_embed(shown, _runtime_embed(runtime), progress))
-        if judge is None or frozen is None:
-            return {}
-        trained.append(judge.measure(after[0]))
-        named = (("frozen", frozen), ("trained", trained[0]))
-        return {f"{who}.{name}": value for who, metrics in named for name, value in metrics.to_dict().items()}
-
+    score = _Score(shown, judge, frozen, progress)
     progress("export", 0, 1)
-    model = export(encoder, spec, _sample(collection, cache, spec), models, _origin(recipe, backbone, cache), score)
-    if not after:  # the store had this very model already
+    parity, origin = _sample(collection, cache, spec), _origin(recipe, backbone, cache)
+    model = export(outcome.encoder, spec, parity, models, origin, score)
+    if not len(score.embeddings):  # the store had this very model already
         score(RuntimeEncoder.open(models / model.id, device="cpu"))
     progress("export", 1, 1)
     clock.lap("export")
@@ -248,16 +207,57 @@ def _learn(
         duplicates=duplicates(cache, judge.cache if judge else None),
         unknown_labels=known.unknown if known else (),
         frozen=frozen,
-        trained=trained[0] if trained else None,
+        trained=score.metrics,
         warnings=(*collection.warnings, *all_the_same(cache), *outcome.warnings),
         images_per_s=outcome.images_per_s,
         seconds=clock.seconds,
         profile=outcome.profile,
     )
-    pictures = _pictures(shown, judge, known, spec, before, after[0])
-    told = _tell(run, done, recipe, environment, pictures, chosen)
-    _forget_pixels(run)
-    return told
+    done = _tell(run, done, recipe, environment, _shown(sample, judge, known, spec, before, score.embeddings), chosen)
+    forget_pixels(run)
+    return done
+
+
+def _after_epoch(
+    recipe: Recipe,
+    choice: Choice,
+    sample: ImageCache,
+    judge: Judge | None,
+    known: Labels | None,
+    device: torch.device,
+    progress: Progress,
+    epoch: int,
+    encoder: Encoder,
+) -> dict[str, float]:
+    """What is logged of an epoch's encoder, which is offered for choice."""
+    embed = torch_embed(encoder, device)
+    sampled = embed_images(sample, embed, progress)
+    logged = {"contrast": neighbour_contrast(sampled)}
+    if recipe.run.choose == "contrast":
+        choice.offer(epoch, encoder, logged["contrast"])
+    precision = neighbour_precision(sampled, known.classes(sample.items)) if known else None
+    if precision is not None:
+        logged["neighbour_precision"] = precision
+    judged = judge.measure(embed_images(judge.cache, embed, progress), clusters=False).to_dict() if judge else {}
+    return logged | judged
+
+
+class _Score:
+    """Judges the exported model, and keeps its embeddings and metrics for the run's report."""
+
+    def __init__(self, shown: ImageCache, judge: Judge | None, frozen: Metrics | None, progress: Progress):
+        self._shown, self._judge, self._frozen, self._progress = shown, judge, frozen, progress
+        self.embeddings = torch.empty(0)
+        self.metrics: Metrics | None = None
+
+    def __call__(self, runtime: RuntimeEncoder) -> dict[str, float]:
+        """What the model's manifest says of it; nothing without labels."""
+        self.embeddings = embed_images(self._shown, runtime_embed(runtime), self._progress)
+        if self._judge is None or self._frozen is None:
+            return {}
+        self.metrics = self._judge.measure(self.embeddings)
+        named = (("frozen", self._frozen), ("trained", self.metrics))
+        return {f"{who}.{name}": value for who, metrics in named for name, value in metrics.to_dict().items()}
 
 
 def evaluate(
@@ -284,28 +284,18 @@ def evaluate(
     collection = open_collection(images)
     known = read_labels(labels, collection)
     sources = known.judging(collection.sources)
-    embeddings, items = [], []
-    skipped = [(path, f"labelled, but not in {images}") for path in known.unknown]
-    batch: list[Pixels] = []
-    for decoded in decode_all(sources, runtime.pixels):
-        if decoded.pixels is None:
-            skipped.append((decoded.source.item, str(decoded.error)))
-        else:
-            batch.append(decoded.pixels)
-            items.append(decoded.source.item)
-        if len(batch) == _EMBED_BATCH or (batch and decoded.row + 1 == len(sources)):
-            embeddings.append(torch.from_numpy(runtime.embed(np.stack(batch))))
-            batch.clear()
-        progress("judge", decoded.row + 1, len(sources))
-    if not embeddings:
-        raise SourceError(f"none of the {len(sources):,} labelled images in {images} can be decoded: {skipped[0][1]}")
+    gone = [(path, f"labelled, but not in {images}") for path in known.unknown]
+    embeddings, items, skipped = embed_sources(sources, runtime, progress)
+    if not items:
+        reason = [*gone, *skipped][0][1]
+        raise SourceError(f"none of the {len(sources):,} labelled images in {images} can be decoded: {reason}")
     metrics = retrieval_metrics(
-        torch.cat(embeddings).to(chosen),
-        torch.tensor([known.class_of[item] for item in items]),
+        embeddings.to(chosen),
+        known.classes(items),
         is_query=known.is_query(items),
         recall_at=recall_at,
     )
-    return metrics, tuple(skipped)
+    return metrics, (*gone, *skipped)
 
 
 def choose_device(name: str) -> torch.device:
@@ -316,38 +306,6 @@ def choose_device(name: str) -> torch.device:
     if name == "cuda" and not live:
         raise RunError("device is cuda, but torch sees no GPU; use --device cpu, or run `kinsight doctor`")
     return torch.device("cuda" if live and name != "cpu" else "cpu")
-
-
-def _new_run(runs: Path, recipe: Recipe) -> Path:
-    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")[:-3]
-    run = runs / f"{stamp}-{recipe.objective.name}-seed{recipe.run.seed}"
-    run.mkdir(parents=True)
-    write_atomically(run / _RECIPE, to_toml(recipe).encode())
-    return run
-
-
-def _resume_run(runs: Path, name: str) -> Path:
-    run = runs / name
-    if not (run / _RECIPE).is_file():
-        known = sorted(path.parent.name for path in runs.glob(f"*/{_RECIPE}"))
-        raise RunError(f"no run {name!r} in {runs}; it has: {', '.join(known) or 'none'}")
-    return run
-
-
-@contextmanager
-def _told_how_to_go_on(run: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        what = f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror or error
-        raise RunStopped(f"{what}; free some space or mend that, and go on with --resume {run.name}") from error
-
-
-def _recipe_of(run: Path) -> Recipe:
-    try:
-        return load(run / _RECIPE)
-    except RecipeError as error:
-        raise RunError(f"{run / _RECIPE} is damaged, start a new run: {error}") from error
 
 
 def _training_set(
@@ -364,25 +322,6 @@ def _training_set(
     return cache
 
 
-def _judging_set(
-    known: Labels, collection: Collection, spec: PixelSpec, file: Path, device: torch.device, progress: Progress
-) -> _Judge:
-    sources = known.judging(collection.sources)
-    cache = cache_images(sources, spec, file, progress, "decode")
-    if not len(cache):
-        item, reason = cache.skipped[0] if cache.skipped else ("", "")
-        raise SourceError(f"none of the {len(sources):,} images to judge on can be decoded; {item}: {reason}")
-    classes = torch.tensor([known.class_of[item] for item in cache.items], dtype=torch.int64)
-    return _Judge(cache, classes, known.is_query(cache.items), device)
-
-
-def _sample_set(
-    collection: Collection, cache: ImageCache, spec: PixelSpec, file: Path, progress: Progress
-) -> ImageCache:
-    """Some images of the training set at the model's own spec, to compare epochs on, and to show without labels."""
-    return cache_images(_spread(collection, cache, _SAMPLE), spec, file, progress, "decode")
-
-
 def _backbone(recipe: Recipe, device: torch.device) -> Backbone:
     torch.manual_seed(recipe.run.seed)
     part = recipe.encoder
@@ -395,41 +334,10 @@ def _objective(recipe: Recipe, backbone: Backbone) -> Objective:
     return make_objective(recipe.objective.name, encoder, **recipe.objective.keywords)
 
 
-def _torch_embed(encoder: nn.Module, device: torch.device) -> Embed:
-    encoder.eval()
-
-    @torch.no_grad()
-    def embed(pixels: Tensor) -> Tensor:
-        images = pixels.to(device).permute(0, 3, 1, 2).float() / 255
-        return F.normalize(encoder(images).float(), dim=1)
-
-    return embed
-
-
-def _runtime_embed(runtime: RuntimeEncoder) -> Embed:
-    return lambda pixels: torch.from_numpy(runtime.embed(pixels.numpy()))
-
-
-def _embed(cache: ImageCache, embed: Embed, progress: Progress) -> Tensor:
-    """Embeddings (N, D) of decoded images, on the CPU."""
-    parts, total = [], len(cache)
-    for pixels in torch.split(cache.pixels, _EMBED_BATCH):
-        parts.append(embed(pixels).cpu())
-        progress("judge", min(len(parts) * _EMBED_BATCH, total), total)
-    return torch.cat(parts)
-
-
 def _sample(collection: Collection, cache: ImageCache, spec: PixelSpec) -> Pixels:
     """Real images at the model's own spec: what the export is checked on."""
-    sources = _spread(collection, cache, PARITY_IMAGES)
+    sources = spread(collection, cache, PARITY_IMAGES)
     return np.stack([decoded.pixels for decoded in decode_all(sources, spec) if decoded.pixels is not None])
-
-
-def _spread(collection: Collection, cache: ImageCache, count: int) -> list[Source]:
-    """Sources of at most `count` images, spread over the training set."""
-    by_item = {source.item: source for source in collection.sources}
-    step = max(1, len(cache) // count)
-    return [by_item[item] for item in cache.items[::step][:count]]
 
 
 def _origin(recipe: Recipe, backbone: Backbone, cache: ImageCache) -> Origin:
@@ -443,13 +351,14 @@ def _origin(recipe: Recipe, backbone: Backbone, cache: ImageCache) -> Origin:
     )
 
 
-def _pictures(
-    shown: ImageCache, judge: _Judge | None, known: Labels | None, spec: PixelSpec, before: Tensor, after: Tensor
+def _shown(
+    sample: ImageCache, judge: Judge | None, known: Labels | None, spec: PixelSpec, before: Tensor, after: Tensor
 ) -> Shown:
+    cache = judge.cache if judge else sample
     return Shown(
-        pixels=shown.pixels,
-        aspect=shown.aspect if spec.fit == "squash" else torch.ones(len(shown)),  # a crop is a square of the image
-        items=shown.items,
+        pixels=cache.pixels,
+        aspect=cache.aspect if spec.fit == "squash" else torch.ones(len(cache)),  # a crop is a square of the image
+        items=cache.items,
         classes=judge.classes if judge else None,
         class_names=known.class_names if known else (),
         is_query=judge.is_query if judge else None,
@@ -462,7 +371,7 @@ def _tell(
     run: Path, done: TrainReport, recipe: Recipe, environment: dict[str, Any], shown: Shown, device: torch.device
 ) -> TrainReport:
     """Write the report of a run whose model is registered: a disk that fails now costs the report alone."""
-    facts = RunFacts(
+    facts = report.RunFacts(
         name=run.name,
         model=done.model.id,
         recipe=recipe,
@@ -476,35 +385,16 @@ def _tell(
         warnings=(*done.warnings, *(f"labelled, but not there: {path}" for path in done.unknown_labels)),
         images_per_s=done.images_per_s,
         seconds=done.seconds,
+        epoch=done.epoch,
         peak_memory=peak_memory(device),
     )
     try:
-        write_report(run / REPORT, facts)
+        report.write(run / report.REPORT, facts)
     except OSError as error:
         return dataclasses.replace(done, warnings=(*done.warnings, f"the report could not be written: {error}"))
-    return dataclasses.replace(done, report=run / REPORT)
+    return dataclasses.replace(done, report=run / report.REPORT)
 
 
 def _last_recall_at_1(run: Path) -> float | None:
     found: list[float] = [line["recall_at_1"] for line in read_log(run) if "recall_at_1" in line]
     return found[-1] if found else None
-
-
-def _forget_pixels(run: Path) -> None:
-    """Remove the decoded pixels of a finished run: by far its largest files, and made again by decoding."""
-    for file in (*run.glob("*.u8"), *(path.with_suffix(".json") for path in run.glob("*.u8"))):
-        file.unlink()
-
-
-class _Clock:
-    """Seconds by stage."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def lap(self, stage: str) -> None:
-        """End a stage."""
-        now = time.perf_counter()
-        self.seconds[stage] = now - self._last
-        self._last = now

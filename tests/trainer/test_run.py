@@ -19,7 +19,8 @@ from indexer.sources import SourceError
 from trainer.encoders import Encoder, make_backbone
 from trainer.export import Origin, ParityError, export
 from trainer.recipe import Recipe, load, override
-from trainer.run import RunError, evaluate, train
+from trainer.run import evaluate, train
+from trainer.run_directory import RunError
 
 TINY = (
     "data.size=32",

@@ -1,0 +1,137 @@
+"""The images that a run's encoders are judged and compared on, and their embeddings."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from indexer.encoder import Encoder as RuntimeEncoder
+from indexer.pixels import Pixels, PixelSpec
+from indexer.sources import Collection, Source, SourceError, decode_all
+from trainer.evaluate import Metrics, retrieval_metrics
+from trainer.images import ImageCache, Labels, Progress, cache_images
+
+_EMBED_BATCH = 128
+_SAMPLE = 500  # images of the training set: seconds to embed, enough to compare epochs and to draw a map
+_NEIGHBOURS = 5
+_ENOUGH = 20  # images with another of their class, for a share of their neighbours to mean something
+
+Embed = Callable[[Tensor], Tensor]  # pixels (B, S, S, 3) uint8 to embeddings (B, D) float32, unit length
+
+
+@dataclass(frozen=True)
+class Judge:
+    """The labelled images that models are judged on, decoded."""
+
+    cache: ImageCache
+    classes: Tensor
+    is_query: Tensor | None
+    device: torch.device
+
+    def measure(self, embeddings: Tensor, *, clusters: bool = True) -> Metrics:
+        """The metrics of the images' embeddings."""
+        embeddings = embeddings.to(self.device)
+        return retrieval_metrics(embeddings, self.classes, is_query=self.is_query, clusters=clusters)
+
+
+def judging_set(
+    known: Labels, collection: Collection, spec: PixelSpec, file: Path, device: torch.device, progress: Progress
+) -> Judge:
+    """The images to judge on, decoded into a file; raises SourceError where none can be."""
+    sources = known.judging(collection.sources)
+    cache = cache_images(sources, spec, file, progress, "decode")
+    if not len(cache):
+        item, reason = cache.skipped[0] if cache.skipped else ("", "")
+        raise SourceError(f"none of the {len(sources):,} images to judge on can be decoded; {item}: {reason}")
+    return Judge(cache, known.classes(cache.items), known.is_query(cache.items), device)
+
+
+def sample_set(
+    collection: Collection, cache: ImageCache, spec: PixelSpec, file: Path, progress: Progress
+) -> ImageCache:
+    """Some images of the training set at the model's own spec, to compare epochs on, and to show without labels."""
+    return cache_images(spread(collection, cache, _SAMPLE), spec, file, progress, "decode")
+
+
+def spread(collection: Collection, cache: ImageCache, count: int) -> list[Source]:
+    """Sources of at most `count` images, spread over the training set."""
+    by_item = {source.item: source for source in collection.sources}
+    step = max(1, len(cache) // count)
+    return [by_item[item] for item in cache.items[::step][:count]]
+
+
+def neighbour_precision(embeddings: Tensor, classes: Tensor) -> float | None:
+    """How often near images of a training set share a class: what pseudo-labels from neighbours are worth.
+
+    Args:
+        embeddings: (N, D) float32, unit length; a sample of some hundred is enough.
+        classes: (N,) int64, -1 where unknown.
+
+    Returns:
+        The mean share, over labelled images, of the 5 nearest labelled ones that have their class; of as many as the
+        class has, where these are fewer. None where too few images have another of their class.
+    """
+    known = classes >= 0
+    embeddings, classes = embeddings[known], classes[known]
+    others = torch.bincount(classes)[classes] - 1
+    if (others > 0).sum() < _ENOUGH:
+        return None
+    similarity = (embeddings @ embeddings.T).fill_diagonal_(-torch.inf)
+    nearest = similarity.topk(min(_NEIGHBOURS, len(classes) - 1), dim=1).indices
+    wanted = others.clamp_max(nearest.shape[1])
+    counted = torch.arange(nearest.shape[1]) < wanted[:, None]
+    correct = (classes[nearest] == classes[:, None]) & counted
+    return (correct.sum(1) / wanted)[others > 0].mean().item()
+
+
+def torch_embed(encoder: nn.Module, device: torch.device) -> Embed:
+    """How an encoder in training, or a backbone, embeds; leaves it in eval mode."""
+    encoder.eval()
+
+    @torch.no_grad()
+    def embed(pixels: Tensor) -> Tensor:
+        images = pixels.to(device).permute(0, 3, 1, 2).float() / 255
+        return F.normalize(encoder(images).float(), dim=1)
+
+    return embed
+
+
+def runtime_embed(runtime: RuntimeEncoder) -> Embed:
+    """How an exported model embeds."""
+    return lambda pixels: torch.from_numpy(runtime.embed(pixels.numpy()))
+
+
+def embed_images(cache: ImageCache, embed: Embed, progress: Progress) -> Tensor:
+    """Embeddings (N, D) of decoded images, on the CPU."""
+    parts, total = [], len(cache)
+    for pixels in torch.split(cache.pixels, _EMBED_BATCH):
+        parts.append(embed(pixels).cpu())
+        progress("judge", min(len(parts) * _EMBED_BATCH, total), total)
+    return torch.cat(parts)
+
+
+def embed_sources(
+    sources: Sequence[Source], runtime: RuntimeEncoder, progress: Progress
+) -> tuple[Tensor, list[str], list[tuple[str, str]]]:
+    """Decode sources and embed them with an exported model, a batch at a time.
+
+    Returns:
+        Embeddings (N, D), the N items that they are of, and (item, reason) of each that could not be decoded.
+    """
+    embeddings, items, skipped = [torch.empty(0, runtime.dim)], [], []
+    batch: list[Pixels] = []
+    for decoded in decode_all(sources, runtime.pixels):
+        if decoded.pixels is None:
+            skipped.append((decoded.source.item, str(decoded.error)))
+        else:
+            batch.append(decoded.pixels)
+            items.append(decoded.source.item)
+        if len(batch) == _EMBED_BATCH or (batch and decoded.row + 1 == len(sources)):
+            embeddings.append(torch.from_numpy(runtime.embed(np.stack(batch))))
+            batch.clear()
+        progress("judge", decoded.row + 1, len(sources))
+    return torch.cat(embeddings), items, skipped

@@ -1,0 +1,61 @@
+"""A run's directory: its resolved recipe, written before the first step, and the way to go on after a stop."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from indexer.manifest import write_atomically
+from trainer.recipe import Recipe, RecipeError, load, to_toml
+
+RECIPE = "recipe.toml"
+
+
+class RunError(ValueError):
+    """A run can't be started or resumed as asked; the message says why."""
+
+
+class RunStopped(OSError):
+    """The disk is full or fails; the run keeps what it has written and can be resumed."""
+
+
+def new_run(runs: Path, recipe: Recipe) -> Path:
+    """The directory of a run that begins, with its recipe in it."""
+    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")[:-3]
+    run = runs / f"{stamp}-{recipe.objective.name}-seed{recipe.run.seed}"
+    run.mkdir(parents=True)
+    write_atomically(run / RECIPE, to_toml(recipe).encode())
+    return run
+
+
+def resume_run(runs: Path, name: str) -> Path:
+    """The directory of a run that goes on; raises RunError where there is none of this name."""
+    run = runs / name
+    if not (run / RECIPE).is_file():
+        known = sorted(path.parent.name for path in runs.glob(f"*/{RECIPE}"))
+        raise RunError(f"no run {name!r} in {runs}; it has: {', '.join(known) or 'none'}")
+    return run
+
+
+@contextmanager
+def told_how_to_go_on(run: Path) -> Iterator[None]:
+    """Within, a disk that fails raises RunStopped, which names the command that goes on."""
+    try:
+        yield
+    except OSError as error:
+        what = f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror or error
+        raise RunStopped(f"{what}; free some space or mend that, and go on with --resume {run.name}") from error
+
+
+def recipe_of(run: Path) -> Recipe:
+    """What a run learns with; raises RunError where the file is damaged."""
+    try:
+        return load(run / RECIPE)
+    except RecipeError as error:
+        raise RunError(f"{run / RECIPE} is damaged, start a new run: {error}") from error
+
+
+def forget_pixels(run: Path) -> None:
+    """Remove the decoded pixels of a finished run: by far its largest files, and made again by decoding."""
+    for file in (*run.glob("*.u8"), *(path.with_suffix(".json") for path in run.glob("*.u8"))):
+        file.unlink()
