@@ -4,7 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
 
+from trainer.judging import neighbour_precision
 from trainer.recipe import load, override
 from trainer.run import evaluate, train
 
@@ -59,5 +63,35 @@ def test_queries_are_judged_among_a_gallery_and_clusters_at_the_end(
     assert report.trained == evaluate(tmp_path / "models" / report.model.id, photos, labels, progress=silent)[0]
     curve = [json.loads(line) for line in (tmp_path / "runs" / report.run / "metrics.jsonl").read_text().splitlines()]
     (epoch,) = [line for line in curve if "recall_at_1" in line]
-    assert {"knn_accuracy", "map_at_r"} <= epoch.keys()
+    assert {"knn_accuracy", "map_at_r", "contrast"} <= epoch.keys()
+    assert 0 < epoch["neighbour_precision"] < 1  # of the training images, whose labels only measure
     assert not {"nmi", "ami"} & epoch.keys()
+
+
+def naive_precision(embeddings: Tensor, classes: Tensor) -> float:
+    shares = []
+    labelled = [i for i in range(len(classes)) if classes[i] >= 0]
+    for i in labelled:
+        own = sum(int(classes[j] == classes[i]) for j in labelled if j != i)
+        near = sorted((j for j in labelled if j != i), key=lambda j: -float(embeddings[i] @ embeddings[j]))
+        k = min(5, own)
+        if own:
+            shares.append(sum(int(classes[j] == classes[i]) for j in near[:k]) / k)
+    return sum(shares) / len(shares)
+
+
+@pytest.mark.parametrize("kinds", [2, 8, 20])
+def test_neighbour_precision_is_that_of_a_plain_loop(kinds: int) -> None:
+    """Of large and small classes, with images of no known class and images alone in theirs left out."""
+    draw = torch.Generator().manual_seed(kinds)
+    classes = torch.randint(-1, kinds, (50,), generator=draw)
+    classes[0] = kinds  # alone in its class
+    embeddings = F.normalize(torch.randn(50, 6, generator=draw), dim=1)
+    assert neighbour_precision(embeddings, classes) == pytest.approx(naive_precision(embeddings, classes))
+
+
+def test_neighbour_precision_of_too_few_images_is_unknown() -> None:
+    """Without labels, or with nearly all images alone in their class, there is no share."""
+    embeddings = F.normalize(torch.randn(50, 6, generator=torch.Generator().manual_seed(0)), dim=1)
+    assert neighbour_precision(embeddings, torch.full((50,), -1)) is None
+    assert neighbour_precision(embeddings, torch.arange(50)) is None
