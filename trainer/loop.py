@@ -353,7 +353,10 @@ def _schedule(name: str, done: float) -> float:
 
 
 def _running_statistics(objective: Objective) -> list[Tensor]:
-    """What BatchNorm layers that are not frozen gather as they go; each process sees its own share only."""
+    """What BatchNorm layers that are not frozen gather as they go.
+
+    In training they normalise by the statistics of a process's own share of the batch, as in DistributedDataParallel.
+    """
     norms = [m for m in objective.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
     found = [statistic for norm in norms for statistic in (norm.running_mean, norm.running_var)]
     return [statistic for statistic in found if statistic is not None]

@@ -33,6 +33,7 @@ def test_shares_are_told_on_stderr_and_in_the_json(photos: Path, tmp_path: Path)
     assert said[start + 1 + len(lines)] == f"trace, for ui.perfetto.dev: {profile['trace']}"
 
 
+@pytest.mark.slow
 def test_too_short_a_training_is_not_timed_and_says_so(photos: Path, tmp_path: Path) -> None:
     """Three steps only warm up: no shares, no trace, one line that says why."""
     result = train(photos, tmp_path, "--epochs", "1", "--json")
