@@ -82,6 +82,7 @@ def test_the_wheel_holds_every_room_and_no_tests(tmp_path: Path) -> None:
         "server/app.py",
         "trainer/recipes/digits.toml",
         "trainer/recipes/stml.toml",
+        "trainer/report.css",
     }
     assert set() == expected - set(names)
     assert [name for name in names if name.startswith(("tests", "proto"))] == []

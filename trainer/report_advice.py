@@ -27,9 +27,10 @@ def advice(recipe: Recipe, history: History, frozen: Mapping[str, float]) -> lis
         history: the lines of `metrics.jsonl`.
         frozen: metrics of the backbone before training.
     """
+    of_recall = _of_recall(recipe, series(history, "epoch", "recall_at_1"), frozen["recall_at_1"])
     found = [
-        *_of_recall(recipe, series(history, "epoch", "recall_at_1"), frozen["recall_at_1"]),
-        *_of_loss(recipe, series(history, "step", "loss")),
+        # The loss is only asked where R@1 says nothing: their remedies may contradict each other.
+        *(of_recall or _of_loss(recipe, series(history, "step", "loss"))),
         *_of_neighbours(recipe, series(history, "epoch", "neighbour_precision")),
         *_of_dim(recipe),
     ]
@@ -59,17 +60,25 @@ def _of_recall(recipe: Recipe, points: Sequence[tuple[float, float]], frozen: fl
     if first < frozen - _CLEAR:
         found.append(
             f"R@1 was {first:.3f} after epoch {first_epoch:.0f} already, below the frozen {frozen:.3f}: the first "
-            f"steps undo more than they teach. Try --set optimizer.lr={lr / 3:.1g}."
+            f"steps undo more than they teach. Try --set optimizer.lr={lr / 3:.1g}{_or_warm_up(recipe)}."
         )
     if best > last + _CLEAR:
         found.append(
             f"R@1 peaked at {best:.3f} after epoch {best_epoch:.0f} of {epochs} and fell to {last:.3f}: try "
-            f"--epochs {best_epoch:.0f}, or --set optimizer.lr={lr / 3:.1g}. Confirm that on other images, because "
-            "these have chosen the epoch."
+            f"--set optimizer.lr={lr / 3:.1g}, or --epochs {best_epoch:.0f}{_or_choose(recipe)}. An epoch that these "
+            "labels have chosen has to be confirmed on other images."
         )
     elif len(points) > 1 and last > points[-2][1] + _CLEAR / 5 and last > first:
         found.append(f"R@1 was still rising in the last epoch ({last:.3f}): try --epochs {2 * epochs}.")
     return found
+
+
+def _or_warm_up(recipe: Recipe) -> str:
+    return "" if recipe.optimizer.warmup_steps else ", or --set optimizer.warmup_steps=100"
+
+
+def _or_choose(recipe: Recipe) -> str:
+    return ", or --set run.choose=contrast" if recipe.run.choose == "last" else ""
 
 
 def _of_loss(recipe: Recipe, points: Sequence[tuple[float, float]]) -> list[str]:
