@@ -21,8 +21,8 @@ TRAIN_PER_LIST = 64
 MIN_PER_LIST = 39
 
 # Operating points (nprobe, k_factor) in the order of their cost. On 100,000 rows of 128 dimensions, few of them
-# strong, recall@10 is 0.782, 0.892, 0.951, 0.986 and 0.997, at 19,600 to 2,300 queries per CPU second of one thread, 16
-# at a time (python tests/benchmarks/bench_plan.py). A build climbs until its measured recall is high enough.
+# strong, recall@10 is 0.782, 0.892, 0.951, 0.986 and 0.997, at 19,600 to 2,300 queries per CPU second of one thread
+# (python tests/benchmarks/bench_plan.py). A build climbs until its measured recall is high enough.
 LADDER = ((16, 10), (32, 20), (64, 40), (128, 100), (128, 200))
 ADD_CHUNK = 16_384  # rows encoded at a time
 
