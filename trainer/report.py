@@ -31,7 +31,7 @@ _TITLES = {
     "nmi": "NMI",
     "ami": "AMI",
     "contrast": "neighbour contrast, without labels",
-    "neighbour_precision": "neighbours of one class among those learned from",
+    "neighbour_precision": "neighbour precision, training images",
     "lr": "learning rate",
     "images_per_s": "images/s",
     "loader_wait_s": "waited for images, s",
@@ -109,7 +109,7 @@ def render(run: RunFacts) -> str:
 
 
 def _summary(run: RunFacts, comparison: Comparison) -> str:
-    head = f'<h1>Training report</h1><p class="path">{text(run.name)}</p>'
+    head = f'<h1>Training report</h1><p class="path">run {text(run.name)}, model {text(run.model)}</p>'
     return f"{head}{_verdict(run, comparison)}{_facts(run)}{_scores(run)}"
 
 
@@ -149,7 +149,6 @@ def _facts(run: RunFacts) -> str:
         "training time": _duration(run.seconds.get("train", 0)),
         "images/s": f"{run.images_per_s:,.1f}",
         **{f"peak memory, {place}": f"{size / 2**30:.2f} GiB" for place, size in run.peak_memory.items()},
-        "model": run.model,
     }
     boxes = "".join(f"<div><dt>{text(name)}</dt><dd>{text(fact)}</dd></div>" for name, fact in told.items())
     return f'<dl class="facts">{boxes}</dl>'
