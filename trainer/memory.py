@@ -14,7 +14,7 @@ def keep_freed_memory() -> bool:
 
     By default every tensor above 32 MiB is a fresh mapping whose pages the kernel zeroes one by one, each step
     anew: 272,000 page faults in a CPU step of tf_efficientnet_lite0 (64 images of 112 px, forward and backward).
-    With these settings there are none, and the step takes 0.72 of the CPU time, on 2 cores
+    With these settings there are none, and one thread takes 0.72 of the CPU time
     (python tests/benchmarks/bench_memory.py). The price is that the process keeps its peak memory until it ends.
 
     Returns:
