@@ -22,8 +22,9 @@ FOUR_STEPS = ("run.epochs=1", "run.batch_size=10")
 
 def recipe(*changes: str) -> Recipe:
     """Two epochs of 40 images in batches of 20: two steps each."""
-    fixed = ("run.epochs=2", "run.batch_size=20", "data.size=32", "data.cache_size=32")
-    return override(load("stml"), *fixed, "objective.background_dim=32", *changes)
+    fixed = ("run.epochs=2", "run.batch_size=20", "data.size=32", "data.cache_size=32", "objective.background_dim=32")
+    plain = ("optimizer.warmup_steps=0", "run.averaging=0")  # whatever the recipe is tuned to
+    return override(load("stml"), *fixed, *plain, *changes)
 
 
 def images(count: int = 40) -> ImageCache:

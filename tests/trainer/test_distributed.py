@@ -132,7 +132,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, 
         subprocess.Popen(command, cwd=ROOT, env={**environment, "RANK": str(rank)}) for rank in range(PROCESSES)
     ]
     try:
-        assert [child.wait(timeout=120) for child in children] == [0] * PROCESSES
+        assert [child.wait(timeout=300) for child in children] == [0] * PROCESSES
     finally:
         for child in children:
             child.kill()
