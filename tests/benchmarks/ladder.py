@@ -76,8 +76,10 @@ class Collection:
     @torch.no_grad()
     def contrast(self, network: nn.Module, device: torch.device) -> float:
         """The label-free criterion of what a network makes of some training images."""
-        step = max(1, len(self.training) // _CONTRAST_IMAGES)
-        return neighbour_contrast(_embedded(self.training.pixels[::step][:_CONTRAST_IMAGES], network, device))
+        step, size = max(1, len(self.training) // _CONTRAST_IMAGES), self.judging.pixels.shape[1]
+        cached = self.training.pixels[::step][:_CONTRAST_IMAGES].permute(0, 3, 1, 2)
+        pixels = F.interpolate(cached, (size, size), mode="bilinear", antialias=True).permute(0, 2, 3, 1)
+        return neighbour_contrast(_embedded(pixels, network, device))
 
 
 def _embedded(cached: Tensor, network: nn.Module, device: torch.device) -> Tensor:
