@@ -91,14 +91,16 @@ def retrieval_metrics(
     if not len(search.queries):
         raise ValueError(f"none of the {asked} shares its class with an image it can find; nothing can be retrieved")
     ks = sorted({1, *recall_at})
-    parts = [_judged(embeddings, search, chunk, depth, ks) for chunk, depth in _chunks(search, max(*ks, _VOTERS))]
-    found, precision, average_precision, voted = (torch.cat(column).mean(0) for column in zip(*parts, strict=True))
+    sums = torch.zeros(len(ks) + 3, dtype=torch.float64, device=embeddings.device)
+    for chunk, depth in _chunks(search, max(*ks, _VOTERS)):
+        sums += _judged(embeddings, search, chunk, depth, ks)
+    *found, precision, average_precision, voted = (sums / len(search.queries)).tolist()
     nmi, ami = _clustered(embeddings, labels) if clusters else (None, None)
     return Metrics(
-        recall_at=dict(zip(ks, found.tolist(), strict=True)),
-        map_at_r=average_precision.item(),
-        r_precision=precision.item(),
-        knn_accuracy=voted.item(),
+        recall_at=dict(zip(ks, found, strict=True)),
+        map_at_r=average_precision,
+        r_precision=precision,
+        knn_accuracy=voted,
         nmi=nmi,
         ami=ami,
         queries=len(search.queries),
@@ -147,20 +149,21 @@ def _chunks(search: _Search, least: int) -> Iterator[tuple[slice, int]]:
         start = stop
 
 
-def _judged(embeddings: Tensor, search: _Search, chunk: slice, depth: int, ks: Sequence[int]) -> tuple[Tensor, ...]:
-    """Of each query of a chunk: whether it has a hit within each k (Q, K), R-precision, AP at R, the vote (Q,)."""
+def _judged(embeddings: Tensor, search: _Search, chunk: slice, depth: int, ks: Sequence[int]) -> Tensor:
+    """Sums over the queries of a chunk: hits within each k, R-precision, average precision at R, votes won."""
     classes, relevant = search.classes[chunk], search.relevant[chunk].double()
     similarity, rows = most_similar(embeddings[search.queries[chunk]], search.gallery, depth, search.own[chunk])
     found = search.gallery_classes[rows]
     correct = found == classes[:, None]
-    recalls = torch.stack([correct[:, :k].any(dim=1) for k in ks], dim=1)
     # float32 would round MAP@R in the sixth digit.
     rank = torch.arange(1, depth + 1, device=rows.device, dtype=torch.float64)
     within_r = correct * (rank <= relevant[:, None])
     precision_at_rank = within_r.cumsum(dim=1) / rank
     average_precision = (precision_at_rank * within_r).sum(dim=1) / relevant
     voted = _vote(similarity[:, :_VOTERS], found[:, :_VOTERS]) == classes
-    return recalls.double(), within_r.sum(dim=1) / relevant, average_precision, voted.double()
+    hits = [correct[:, :k].any(dim=1) for k in ks]
+    of_each = [*hits, within_r.sum(dim=1) / relevant, average_precision, voted]
+    return torch.stack([values.sum(dtype=torch.float64) for values in of_each])
 
 
 def _vote(similarity: Tensor, found: Tensor) -> Tensor:

@@ -90,10 +90,15 @@ def _assign(rows: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
     """The nearest centre of each row and the squared distance to it."""
     norms = centres.square().sum(1)
     chunk = max(1, _CHUNK_BYTES // (4 * len(centres)))
-    parts = [(torch.addmm(norms, block, centres.T, alpha=-2).min(1), block) for block in torch.split(rows, chunk)]
-    of_row = torch.cat([nearest.indices for nearest, _ in parts])
-    distances = torch.cat([nearest.values + block.square().sum(1) for nearest, block in parts])
-    return of_row, distances.clamp_min(0)
+    # Made first: small results of each chunk, made between its large ones, would keep freed memory from being reused.
+    of_row = torch.empty(len(rows), dtype=torch.int64, device=rows.device)
+    distances = torch.empty(len(rows), dtype=rows.dtype, device=rows.device)
+    for first in range(0, len(rows), chunk):
+        block, here = rows[first : first + chunk], slice(first, first + chunk)
+        nearest = torch.addmm(norms, block, centres.T, alpha=-2).min(1)
+        of_row[here] = nearest.indices
+        distances[here] = nearest.values + block.square().sum(1)
+    return of_row, distances.clamp_min_(0)
 
 
 def _inertia(distances: Tensor) -> float:
