@@ -17,7 +17,7 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS items (
     row INTEGER PRIMARY KEY,   -- of rows.faiss, counted from 0
     item TEXT NOT NULL UNIQUE,
-    path BLOB NOT NULL,        -- where the image was; bytes, because not every path is UTF-8
+    path BLOB NOT NULL,        -- Source.path; bytes, because not every path is UTF-8
     sha256 TEXT NOT NULL       -- of the image file
 );
 CREATE TABLE IF NOT EXISTS skipped (item TEXT NOT NULL PRIMARY KEY, reason TEXT NOT NULL) WITHOUT ROWID;
@@ -118,7 +118,7 @@ class ItemTable:
         return int(found[0][0])
 
     def path_of(self, row: int) -> Path:
-        """Where the image of a row was when it was indexed; raises IndexError."""
+        """Where the image of a row was when it was indexed, below its archive's path if in one; raises IndexError."""
         found = self._read("SELECT path FROM items WHERE row = ?", int(row))
         if not found:
             raise IndexError(f"row {row} is not one of the version's")

@@ -239,12 +239,12 @@ def _from_table(table: Path) -> Collection:
     root = table.parent
     sources: dict[str, Source] = {}
     for cell in read_table(table, ["path"])["path"]:
-        source = _listed(cell, root, str(root))
+        source = _at(cell, root, str(root))
         sources.setdefault(source.item, source)
     return Collection(root, tuple(sorted(sources.values(), key=lambda source: source.item)))
 
 
-def _listed(cell: str, folder: Path, root: str) -> FileSource:
+def _at(cell: str, folder: Path, root: str) -> FileSource:
     """The image at a path of a table in a folder, `root` being the folder as text."""
     if not _UNUSUAL.search(cell):  # a million cells: Path takes five times as long for the same
         return FileSource(item_of(cell), root, cell)

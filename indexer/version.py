@@ -96,7 +96,11 @@ class Version:
         return np.asarray(self._index.rows.reconstruct(int(row)))
 
     def source_path(self, row: int) -> Path:
-        """Where the image of a row was when it was indexed; raises IndexError."""
+        """Where the image of a row was when it was indexed: a file, or an archive's path and the name in there.
+
+        Raises:
+            IndexError: there is no such row.
+        """
         return self._items.path_of(row)
 
     def skipped(self) -> list[tuple[str, str]]:
