@@ -29,7 +29,7 @@ PROCESSES = 2
 
 
 def learn(directory: Path, objective: Objective, *changes: str) -> dict[str, Any]:
-    """Train; the weights, the losses of all steps and the gradients of the first."""
+    """Train; the weights, their average, the losses of all steps and the gradients of the first."""
     gradients: dict[str, Tensor] = {}
 
     def progress(stage: str, done: int, _: int) -> None:
@@ -37,9 +37,14 @@ def learn(directory: Path, objective: Objective, *changes: str) -> dict[str, Any
             found = {name: p.grad for name, p in objective.named_parameters()}
             gradients.update({name: grad.clone() for name, grad in found.items() if grad is not None})
 
-    train(directory, recipe(*changes), objective, progress=progress)
+    _, outcome = train(directory, recipe("run.averaging=0.7", *changes), objective, progress=progress)
     lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    return {"weights": objective.state_dict(), "gradients": gradients, "losses": [line["loss"] for line in lines]}
+    return {
+        "weights": objective.state_dict(),
+        "averaged": outcome.encoder.backbone.state_dict(),
+        "losses": [line["loss"] for line in lines],
+        "gradients": gradients,
+    }
 
 
 def train_stml(directory: Path) -> dict[str, Any]:
@@ -58,7 +63,7 @@ def train_uninterrupted(directory: Path) -> dict[str, Any]:
 def train_interrupted(directory: Path) -> dict[str, Any]:
     """Stopped in the third of four steps, when the newest checkpoint is that of the second; then continued."""
     with pytest.raises(Stopped):
-        train(directory, recipe(*FOUR_STEPS), Queue(encoder()), progress=stop_at(3))
+        train(directory, recipe("run.averaging=0.7", *FOUR_STEPS), Queue(encoder()), progress=stop_at(3))
     newest = max(path.name for path in (directory / "checkpoints").iterdir())
     return {**learn(directory, Queue(encoder()), *FOUR_STEPS), "newest": newest}
 
@@ -158,7 +163,7 @@ def test_two_processes_learn_what_one_does(found: Any, alone: Any) -> None:
         assert result["gradients"]["encoder.head.bias"].abs().max() < 1e-7
         del result["weights"]["encoder.head.bias"], result["weights"]["background.bias"]
     for process in found:
-        for what in ("losses", "gradients", "weights"):
+        for what in ("losses", "gradients", "weights", "averaged"):
             torch.testing.assert_close(process["train_stml"][what], expected[what], atol=1e-5, rtol=0)
 
 
@@ -173,8 +178,9 @@ def test_shares_are_disjoint_and_together_the_batch(found: Any, alone: Any) -> N
 @pytest.mark.parametrize("job", ["train_uninterrupted", "train_without_frozen_norms", "train_interrupted"])
 def test_all_processes_end_with_the_same_weights(found: Any, job: str) -> None:
     """Not a bit differs, dropout and running statistics of each process's own images notwithstanding."""
-    first, second = (process[job]["weights"] for process in found)
-    torch.testing.assert_close(first, second, atol=0, rtol=0)
+    first, second = (process[job] for process in found)
+    for what in ("weights", "averaged"):
+        torch.testing.assert_close(first[what], second[what], atol=0, rtol=0)
 
 
 def test_training_resumes_exactly_in_every_process(found: Any) -> None:
@@ -183,7 +189,8 @@ def test_training_resumes_exactly_in_every_process(found: Any) -> None:
         interrupted, whole = process["train_interrupted"], process["train_uninterrupted"]
         assert interrupted["newest"] == "step-000000002-00000"
         assert interrupted["losses"] == whole["losses"]
-        torch.testing.assert_close(interrupted["weights"], whole["weights"], atol=0, rtol=0)
+        for what in ("weights", "averaged"):
+            torch.testing.assert_close(interrupted[what], whole[what], atol=0, rtol=0)
 
 
 def test_unequal_shares_are_an_error_naming_both_numbers(found: Any) -> None:
