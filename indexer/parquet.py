@@ -72,9 +72,11 @@ def image_column(table: Path) -> ImageColumn | None:
         for field in schema
         if _is_image(field.type)
     }
-    if not columns and ("path" not in schema.names or "image" in schema.names):
+    if not columns:
         names = "path" if "path" in schema.names else None
         columns = {field.name: ImageColumn(field.name, names) for field in schema if _is_bytes(field.type)}
+        if names and "image" not in columns:
+            return None
     if "image" in columns or len(columns) == 1:
         return columns.get("image") or next(iter(columns.values()))
     if columns:
