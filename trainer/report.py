@@ -187,7 +187,7 @@ def _curves(run: RunFacts) -> str:
     quality = [name for name in names if name not in (*losses, *_SPEED, *_NOT_SERIES)]
     return (
         _charts("Losses", "step", run, losses, "What training minimises: the sum, and each of its terms.")
-        + _charts("By epoch", "epoch", run, quality, "Dashed: the frozen backbone.")
+        + _charts("By epoch", "epoch", run, quality, "Dashed: the frozen backbone." if run.frozen else "")
         + _charts("Speed", "step", run, [name for name in _SPEED if name in names], _waiting(run))
     )
 

@@ -119,9 +119,9 @@ def _sides(shown: Shown) -> tuple[Tensor, Tensor]:
 
 
 def _search(embeddings: Tensor, queries: Tensor, gallery: Tensor) -> Found:
-    among = embeddings[gallery]
-    k = min(NEIGHBOURS, len(embeddings) - 1, len(gallery))
     leave_one_out = len(gallery) == len(embeddings)
+    among = embeddings if leave_one_out else embeddings[gallery]
+    k = min(NEIGHBOURS, len(embeddings) - 1, len(gallery))
     parts = [
         most_similar(embeddings[part], among, k, own=part if leave_one_out else torch.full_like(part, -1))
         for part in torch.split(queries, _CHUNK)

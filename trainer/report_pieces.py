@@ -13,7 +13,7 @@ from torch import Tensor
 _WEBP_QUALITY = 75
 
 _WIDTH, _HEIGHT = 360, 190  # of a chart, in units of its own that are about pixels
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 54, 10, 24  # room for what is written around the lines
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 54, 10, 24  # room for what is written around the lines
 _DOTS = 40  # with more points than this, dots would hide the line
 
 
