@@ -17,7 +17,20 @@ from trainer.objectives import make_objective
 from trainer.recipe import Recipe, load, override
 
 CPU = torch.device("cpu")
+# A whole run, from image files to a model, in a second or two.
+TINY = (
+    "data.size=32",
+    "data.cache_size=40",
+    "encoder.backbone=test_resnet",
+    "encoder.weights=none",
+    "encoder.dim=16",
+    "run.batch_size=20",
+)
 FOUR_STEPS = ("run.epochs=1", "run.batch_size=10")
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    """No progress shown."""
 
 
 def recipe(*changes: str) -> Recipe:

@@ -8,23 +8,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tests.trainer import small
+from tests.trainer.small import silent
 from trainer.judging import neighbour_precision
 from trainer.recipe import load, override
 from trainer.run import evaluate, train
 
-TINY = (
-    "data.size=32",
-    "data.cache_size=40",
-    "encoder.backbone=test_resnet",
-    "encoder.weights=none",
-    "encoder.dim=16",
-    "run.batch_size=20",
-    "run.epochs=1",
-)
-
-
-def silent(stage: str, done: int, total: int) -> None:
-    """No progress shown."""
+TINY = (*small.TINY, "run.epochs=1")
 
 
 @pytest.fixture

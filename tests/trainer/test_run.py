@@ -16,25 +16,15 @@ from indexer.encoder import Encoder as RuntimeEncoder
 from indexer.manifest import read_model, verify
 from indexer.pixels import PixelSpec
 from indexer.sources import SourceError
+from tests.trainer import small
+from tests.trainer.small import silent
 from trainer.encoders import Encoder, make_backbone
 from trainer.export import Origin, ParityError, export
 from trainer.recipe import Recipe, load, override
 from trainer.run import evaluate, train
 from trainer.run_directory import RunError
 
-TINY = (
-    "data.size=32",
-    "data.cache_size=40",
-    "encoder.backbone=test_resnet",
-    "encoder.weights=none",
-    "encoder.dim=16",
-    "run.batch_size=20",
-    "run.epochs=2",
-)
-
-
-def silent(stage: str, done: int, total: int) -> None:
-    """No progress shown."""
+TINY = (*small.TINY, "run.epochs=2")
 
 
 def tiny_recipe(*assignments: str) -> Recipe:
