@@ -34,9 +34,12 @@ format: $(STAMP)
 bench: $(STAMP)
 	set -e; for file in $(BENCHMARKS); do echo "== $$file"; $(BIN)/python $$file; done
 
-# The .proto files that ours imports come with grpcio-tools and googleapis-common-protos.
+# The .proto files that ours imports come with grpcio-tools and googleapis-common-protos, which keeps one of them under
+# another name than everybody imports it by.
 proto: $(STAMP)
-	$(BIN)/python -m grpc_tools.protoc -I proto -I $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') \
+	common=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
+	$(BIN)/python -m grpc_tools.protoc \
+		-I google/longrunning/operations.proto=$$common/google/longrunning/operations_proto.proto -I proto -I $$common \
 		--python_out=proto --pyi_out=proto --grpc_python_out=proto proto/kinsight/v1/*.proto
 
 clean:

@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from grpc_tools import protoc  # type: ignore[import-untyped]
 
 PROTO = Path(__file__).parents[2] / "proto"
-SERVICE = "kinsight/v1/search_service"
+NAMES = sorted(path.stem for path in PROTO.glob("kinsight/v1/*.proto"))
 BUNDLED = Path(protoc.__file__).with_name("_proto")  # google/protobuf/*.proto
 BUF = Path(sys.executable).with_name("buf")
 
@@ -27,8 +28,12 @@ def _common_protos() -> Path:
 def test_the_protos_pass_buf_lint(tmp_path: Path) -> None:
     """By proto/buf.yaml, with Google's annotations from the installed package instead of the network."""
     shutil.copytree(PROTO / "kinsight", tmp_path / "proto/kinsight")
-    (tmp_path / "common/google/api").mkdir(parents=True)
-    shutil.copy(_common_protos() / "google/api/field_behavior.proto", tmp_path / "common/google/api")
+    for package in ("api", "longrunning", "rpc"):
+        (tmp_path / "common/google" / package).mkdir(parents=True)
+        for path in (_common_protos() / "google" / package).glob("*.proto"):
+            # the one file that the package keeps under another name than everybody imports it by
+            name = path.name.replace("operations_proto.proto", "operations.proto")
+            shutil.copy(path, tmp_path / "common/google" / package / name)
     rules = (PROTO / "buf.yaml").read_text()
     assert "- path: ." in rules
     (tmp_path / "buf.yaml").write_text(rules.replace("- path: .", "- path: proto\n  - path: common"))
@@ -37,9 +42,20 @@ def test_the_protos_pass_buf_lint(tmp_path: Path) -> None:
 
 
 def test_the_committed_stubs_are_what_the_protos_generate(tmp_path: Path) -> None:
-    """To renew them: python -m grpc_tools.protoc, with the arguments below, into proto/."""
-    arguments = [f"-I{PROTO}", f"-I{_common_protos()}", f"-I{BUNDLED}"]
+    """To renew them: `make proto`, which runs protoc with the arguments below."""
+    renamed = f"google/longrunning/operations.proto={_common_protos()}/google/longrunning/operations_proto.proto"
+    arguments = [f"-I{path}" for path in (renamed, PROTO, _common_protos(), BUNDLED)]
     outputs = [f"--{kind}_out={tmp_path}" for kind in ("python", "pyi", "grpc_python")]
-    assert protoc.main(["protoc", *arguments, *outputs, f"{SERVICE}.proto"]) == 0
-    for name in ("_pb2.py", "_pb2.pyi", "_pb2_grpc.py"):
-        assert (PROTO / f"{SERVICE}{name}").read_text() == (tmp_path / f"{SERVICE}{name}").read_text()
+    files = [f"kinsight/v1/{name}.proto" for name in NAMES]
+    assert protoc.main(["protoc", *arguments, *outputs, *files]) == 0
+    generated = sorted(tmp_path.glob("kinsight/v1/*.py*"))
+    assert len(generated) == 3 * len(NAMES)
+    for path in generated:
+        assert (PROTO / path.relative_to(tmp_path)).read_text() == path.read_text(), path.name
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_stubs_can_be_imported(name: str) -> None:
+    """With what the packages that they import register, by the names that they are imported by."""
+    for suffix in ("_pb2", "_pb2_grpc"):
+        import_module(f"kinsight.v1.{name}{suffix}")

@@ -1,4 +1,5 @@
 from google.api import field_behavior_pb2 as _field_behavior_pb2
+from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -16,36 +17,52 @@ class Embedding(_message.Message):
     def __init__(self, model: _Optional[str] = ..., values: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class SearchParams(_message.Message):
-    __slots__ = ("nprobe", "exact")
+    __slots__ = ("nprobe", "exact", "target_recall")
     NPROBE_FIELD_NUMBER: _ClassVar[int]
     EXACT_FIELD_NUMBER: _ClassVar[int]
+    TARGET_RECALL_FIELD_NUMBER: _ClassVar[int]
     nprobe: int
     exact: bool
-    def __init__(self, nprobe: _Optional[int] = ..., exact: _Optional[bool] = ...) -> None: ...
+    target_recall: float
+    def __init__(self, nprobe: _Optional[int] = ..., exact: _Optional[bool] = ..., target_recall: _Optional[float] = ...) -> None: ...
 
 class SearchRequest(_message.Message):
-    __slots__ = ("index", "image", "embedding", "item", "top_k", "params")
+    __slots__ = ("index", "image", "embedding", "item", "top_k", "params", "filter", "min_similarity", "near_duplicate_threshold", "group_by", "diversity", "include_payload")
     INDEX_FIELD_NUMBER: _ClassVar[int]
     IMAGE_FIELD_NUMBER: _ClassVar[int]
     EMBEDDING_FIELD_NUMBER: _ClassVar[int]
     ITEM_FIELD_NUMBER: _ClassVar[int]
     TOP_K_FIELD_NUMBER: _ClassVar[int]
     PARAMS_FIELD_NUMBER: _ClassVar[int]
+    FILTER_FIELD_NUMBER: _ClassVar[int]
+    MIN_SIMILARITY_FIELD_NUMBER: _ClassVar[int]
+    NEAR_DUPLICATE_THRESHOLD_FIELD_NUMBER: _ClassVar[int]
+    GROUP_BY_FIELD_NUMBER: _ClassVar[int]
+    DIVERSITY_FIELD_NUMBER: _ClassVar[int]
+    INCLUDE_PAYLOAD_FIELD_NUMBER: _ClassVar[int]
     index: str
     image: bytes
     embedding: Embedding
     item: str
     top_k: int
     params: SearchParams
-    def __init__(self, index: _Optional[str] = ..., image: _Optional[bytes] = ..., embedding: _Optional[_Union[Embedding, _Mapping]] = ..., item: _Optional[str] = ..., top_k: _Optional[int] = ..., params: _Optional[_Union[SearchParams, _Mapping]] = ...) -> None: ...
+    filter: str
+    min_similarity: float
+    near_duplicate_threshold: float
+    group_by: str
+    diversity: float
+    include_payload: bool
+    def __init__(self, index: _Optional[str] = ..., image: _Optional[bytes] = ..., embedding: _Optional[_Union[Embedding, _Mapping]] = ..., item: _Optional[str] = ..., top_k: _Optional[int] = ..., params: _Optional[_Union[SearchParams, _Mapping]] = ..., filter: _Optional[str] = ..., min_similarity: _Optional[float] = ..., near_duplicate_threshold: _Optional[float] = ..., group_by: _Optional[str] = ..., diversity: _Optional[float] = ..., include_payload: _Optional[bool] = ...) -> None: ...
 
 class Hit(_message.Message):
-    __slots__ = ("item", "similarity")
+    __slots__ = ("item", "similarity", "payload")
     ITEM_FIELD_NUMBER: _ClassVar[int]
     SIMILARITY_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_FIELD_NUMBER: _ClassVar[int]
     item: str
     similarity: float
-    def __init__(self, item: _Optional[str] = ..., similarity: _Optional[float] = ...) -> None: ...
+    payload: _struct_pb2.Struct
+    def __init__(self, item: _Optional[str] = ..., similarity: _Optional[float] = ..., payload: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
 
 class SearchResponse(_message.Message):
     __slots__ = ("hits", "index", "version", "model")
