@@ -1,0 +1,212 @@
+"""The SQLite file of a catalogue: created whole, checked when opened, written in durable transactions.
+
+CatalogError
+├── CatalogCorrupt       the file is damaged, truncated or not a catalogue; the message names it
+├── CatalogWriteFailed   the disk is full, failing or not writable; nothing of the transaction is in the catalogue
+└── CatalogBusy          another process kept writing for longer than is waited
+"""
+
+import os
+import sqlite3
+import threading
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from indexer import manifest
+
+FORMAT = 1  # PRAGMA user_version; raised when a reader of the old one could misunderstand the new one
+BUSY_TIMEOUT_S = 30.0
+CHECK_BYTES = (
+    16 * 2**20
+)  # an integrity check reads all of a file: some 0.1 s for this many, and larger ones go without
+
+_SCHEMA = """
+CREATE TABLE items (
+    item TEXT NOT NULL PRIMARY KEY,
+    sequence INTEGER NOT NULL,  -- of its last change
+    state TEXT NOT NULL,        -- live, deleted (by a user), gone (from the collection that builds mirror)
+    mirrored INTEGER NOT NULL,  -- 1: a build found it in its collection; 0: it was upserted
+    quiet INTEGER NOT NULL,     -- 1: no open index needs to hear of the last change
+    payload TEXT,               -- a JSON object
+    source BLOB,                -- path of the image where it is not kept here; bytes, as not every path is UTF-8
+    sha256 TEXT,                -- of the image
+    seal INTEGER NOT NULL       -- CRC-32 of the other columns, as SQLite itself does not notice a flipped bit
+);
+CREATE INDEX changed ON items (sequence) WHERE quiet = 0;
+CREATE INDEX uploaded ON items (sha256) WHERE source IS NULL AND sha256 IS NOT NULL;
+CREATE TABLE embeddings (
+    item TEXT NOT NULL, model TEXT NOT NULL, vector BLOB NOT NULL, seal INTEGER NOT NULL, PRIMARY KEY (item, model)
+);
+CREATE TABLE images (sha256 TEXT NOT NULL PRIMARY KEY, data BLOB NOT NULL);
+CREATE TABLE requests (
+    request_id TEXT NOT NULL PRIMARY KEY, digest TEXT NOT NULL, outcomes TEXT NOT NULL, at_s REAL NOT NULL,
+    seal INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX requested ON requests (at_s);
+CREATE TABLE counter (sequence INTEGER NOT NULL, seal INTEGER NOT NULL);
+"""
+_REMEDY = "restore it from a snapshot, or move it away and build the index again: upserts in it are lost then"
+_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT)
+_UNWRITABLE = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN)
+_WAITING = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+
+class CatalogError(Exception):
+    """A catalogue can't do what was asked; the message says why."""
+
+
+class CatalogCorrupt(CatalogError):
+    """The catalogue's file is damaged, truncated or not a catalogue."""
+
+
+class CatalogWriteFailed(CatalogError):
+    """The disk is full, failing or not writable; nothing of the transaction is in the catalogue."""
+
+
+class CatalogBusy(CatalogError):
+    """Another process kept writing for longer than is waited; nothing of the transaction is in the catalogue."""
+
+
+class CatalogFile:
+    """An open catalogue file: any thread may read; one at a time, of all processes, writes."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the file, and create it where there is none.
+
+        Raises:
+            CatalogError: it is damaged, or can't be created.
+        """
+        self.path = path
+        self._reading, self._writing = threading.Lock(), threading.RLock()
+        with self.translated():
+            if not path.exists():
+                _create(path)
+            if path.stat().st_size == 0:  # SQLite would take it for a new one
+                raise self.corrupt("it is empty")
+            self._reader, self._writer = _connect(path), _connect(path)
+            self._check()
+
+    def read(self, query: str, *values: object) -> list[Any]:
+        """All rows of a query, as of the last commit."""
+        with self.translated(), self._reading:
+            return self._reader.execute(query, values).fetchall()
+
+    @contextmanager
+    def write(self) -> Iterator[sqlite3.Connection]:
+        """A transaction, on the disk when the block is left; inside another one of this thread, a part of that.
+
+        Raises:
+            CatalogError: nothing of it is in the catalogue.
+        """
+        with self._writing:
+            if self._writer.in_transaction:
+                yield self._writer
+                return
+            with self.translated():
+                self._writer.execute("BEGIN IMMEDIATE")
+                try:
+                    yield self._writer
+                    self._writer.execute("COMMIT")
+                except BaseException:
+                    if self._writer.in_transaction:  # on some errors SQLite has rolled back by itself
+                        self._writer.execute("ROLLBACK")
+                    raise
+
+    @contextmanager
+    def translated(self) -> Iterator[None]:
+        """SQLite's errors of the block, as errors of this module."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise self._ours(error) from error
+        except OSError as error:
+            raise CatalogWriteFailed(f"{self.path} can't be opened: {error.strerror}") from error
+
+    def corrupt(self, reason: str) -> CatalogCorrupt:
+        """The error of a damaged file."""
+        return CatalogCorrupt(f"{self.path} is damaged: {reason}; {_REMEDY}")
+
+    def check_seal(self, found: int, values: Sequence[object], what: str) -> None:
+        """Compare the seal of a row with its other columns; raises CatalogCorrupt, naming `what`."""
+        if found != seal(*values):
+            raise self.corrupt(f"{what} does not match its checksum")
+
+    def close(self) -> None:
+        """Give the file back; nothing can be read or written any more."""
+        with self._reading, self._writing:
+            self._reader.close()
+            self._writer.close()
+
+    def _check(self) -> None:
+        (found,) = self._reader.execute("PRAGMA user_version").fetchone()
+        if found != FORMAT:
+            raise self.corrupt(f"it has format {found}; this Kinsight reads format {FORMAT}")
+        if _schema(self._reader) != _expected_schema():
+            raise self.corrupt("its tables are not those of a catalogue")
+        if self.path.stat().st_size <= CHECK_BYTES:
+            (verdict,) = self._reader.execute("PRAGMA integrity_check(1)").fetchone()
+            if verdict != "ok":
+                raise self.corrupt(verdict)
+
+    def _ours(self, error: sqlite3.Error) -> CatalogError:
+        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)
+        if code == sqlite3.SQLITE_IOERR_SHORT_READ:
+            return self.corrupt("it ends too early")
+        if code & 0xFF in _UNWRITABLE:
+            full = code & 0xFF == sqlite3.SQLITE_FULL
+            remedy = "free some space" if full else "check the disk and its permissions"
+            return CatalogWriteFailed(f"{self.path} can't be written: {error}; {remedy} and try again")
+        if code & 0xFF in _WAITING:
+            return CatalogBusy(
+                f"{self.path} was being written by another process for {BUSY_TIMEOUT_S:.0f} s; try again"
+            )
+        return self.corrupt(str(error))
+
+
+def seal(*values: object) -> int:
+    """The checksum of a row's columns."""
+    return zlib.crc32(repr(values).encode("utf-8", "surrogatepass"))
+
+
+def _create(path: Path) -> None:
+    """Make an empty catalogue under another name first: no other process ever sees it half made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    connection = sqlite3.connect(temporary, isolation_level=None)
+    try:
+        connection.executescript(f"PRAGMA journal_mode=WAL; PRAGMA user_version={FORMAT}; {_SCHEMA}")
+        connection.execute("INSERT INTO counter VALUES (0, ?)", (seal(0),))
+        connection.close()
+        manifest.sync(temporary)
+        try:
+            path.hardlink_to(temporary)
+        except FileExistsError:  # another process was faster
+            return
+        manifest.sync(path.parent)
+    finally:
+        connection.close()
+        temporary.unlink(missing_ok=True)
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    # Without `mode=rw` SQLite would create a file that was removed this moment.
+    uri = f"{path.resolve().as_uri()}?mode=rw"
+    connection = sqlite3.connect(uri, uri=True, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
+    connection.execute("PRAGMA synchronous=FULL")
+    return connection
+
+
+def _schema(connection: sqlite3.Connection) -> list[Any]:
+    return connection.execute("SELECT name, sql FROM sqlite_schema WHERE sql IS NOT NULL ORDER BY name").fetchall()
+
+
+def _expected_schema() -> list[Any]:
+    connection = sqlite3.connect(":memory:")
+    try:
+        connection.executescript(_SCHEMA)
+        return _schema(connection)
+    finally:
+        connection.close()

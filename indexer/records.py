@@ -1,0 +1,218 @@
+"""What goes into a catalogue and comes out of it, and when an item of a batch is refused.
+
+Refused                  (a CatalogError) an item was not taken; `reason` names the kind
+├── InvalidItem, DuplicateItem, ItemNotFound
+├── InvalidPayload, PayloadTooLarge
+└── InvalidEmbedding
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from indexer.catalog_file import CatalogError
+from indexer.rows import Embeddings
+
+MAX_PAYLOAD_BYTES = 64 * 2**10
+MAX_ITEM_BYTES = 4_096  # of an item id, as UTF-8: the longest path
+UNIT_TOLERANCE = 1e-3  # of an embedding's length
+
+Payload = Mapping[str, Any]  # a JSON object
+
+
+class Refused(CatalogError):
+    """One item of a batch was not taken, for the reason named."""
+
+    reason: ClassVar[str] = ""
+
+
+class InvalidItem(Refused):
+    """An item id is empty, too long or not text."""
+
+    reason = "INVALID_ITEM"
+
+
+class DuplicateItem(Refused):
+    """An item came twice in one batch; the first was taken."""
+
+    reason = "DUPLICATE_ITEM"
+
+
+class ItemNotFound(Refused):
+    """There is no live item of that id to change."""
+
+    reason = "ITEM_NOT_FOUND"
+
+
+class InvalidPayload(Refused):
+    """A payload is not a JSON object."""
+
+    reason = "INVALID_PAYLOAD"
+
+
+class PayloadTooLarge(Refused):
+    """A payload is larger than 64 KiB."""
+
+    reason = "PAYLOAD_TOO_LARGE"
+
+
+class InvalidEmbedding(Refused):
+    """An embedding is not of the model's dimension, not finite or not of unit length."""
+
+    reason = "INVALID_EMBEDDING"
+
+
+@dataclass(frozen=True)
+class Upsert:
+    """An item to add or to change.
+
+    Attributes:
+        item: its id.
+        embedding: (D,) float32, unit length, with the id of the `model` that made it.
+        image: bytes to keep, to embed with other models; None where there are none or `source` has them.
+        source: where the image lies, if not here.
+        sha256: of the image, hex digits; taken from `image` when that is given.
+        payload: a JSON object; None leaves the stored one as it is. With nothing but a payload, the item must be
+            there, and keeps what it is searched by.
+    """
+
+    item: str
+    embedding: Embeddings | None = None
+    model: str | None = None
+    image: bytes | None = None
+    source: Path | None = None
+    sha256: str | None = None
+    payload: Payload | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one item of a batch.
+
+    Attributes:
+        item: its id.
+        sequence: of the change; 0 where it was refused.
+        reason: "" where it was taken, else the kind of refusal, such as PAYLOAD_TOO_LARGE.
+        message: why it was refused, for a person.
+    """
+
+    item: str
+    sequence: int
+    reason: str = ""
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class Item:
+    """What the catalogue knows of a live item.
+
+    Attributes:
+        item: its id.
+        sequence: of its last change.
+        mirrored: a build found it in its collection; else it was upserted.
+        payload: a JSON object, or None.
+        source: where the image lies; None where it is kept in the catalogue, or there is none.
+        sha256: of the image; None without one.
+    """
+
+    item: str
+    sequence: int
+    mirrored: bool
+    payload: Payload | None
+    source: Path | None
+    sha256: str | None
+
+
+@dataclass(frozen=True)
+class Content:
+    """A live item and its embedding by one model, or None."""
+
+    item: Item
+    vector: Embeddings | None
+
+
+@dataclass(frozen=True)
+class Change:
+    """An item whose state may differ from what a version holds.
+
+    Attributes:
+        item: its id.
+        sequence: of the change.
+        live: False for deleted ones and ones that left the mirrored collection.
+        vector: (D,) float32 by the model asked for; None without one: what the version holds of the item stays.
+        payload: a JSON object, or None.
+    """
+
+    item: str
+    sequence: int
+    live: bool
+    vector: Embeddings | None
+    payload: Payload | None
+
+
+@dataclass(frozen=True)
+class Mirrored:
+    """An item of the collection that a build mirrors; without a payload the stored one stays."""
+
+    item: str
+    source: Path
+    sha256: str
+    payload: Payload | None = None
+
+
+def check_item(item: str) -> None:
+    """Raise InvalidItem where `item` can't be the id of an item."""
+    try:
+        size = len(item.encode())
+    except UnicodeEncodeError as error:
+        raise InvalidItem(f"item id {item[:40]!r} is not text: {error.reason}") from error
+    if not 0 < size <= MAX_ITEM_BYTES or "\0" in item:
+        raise InvalidItem(
+            f"item id {item[:40]!r} has {size:,} bytes; it must have 1 to {MAX_ITEM_BYTES:,}, none of them zero"
+        )
+
+
+def payload_text(payload: Payload | None) -> str | None:
+    """A payload as it is stored: compact JSON.
+
+    Raises:
+        InvalidPayload: it is not a JSON object.
+        PayloadTooLarge: it has more than 64 KiB.
+    """
+    if payload is None:
+        return None
+    if not isinstance(payload, Mapping):
+        raise InvalidPayload(f"the payload is of type {type(payload).__name__}; it must be a JSON object")
+    try:
+        text = json.dumps(dict(payload), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        size = len(text.encode())
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidPayload(f"the payload is not a JSON object: {error}") from error
+    if size > MAX_PAYLOAD_BYTES:
+        raise PayloadTooLarge(f"the payload has {size:,} bytes as JSON; at most {MAX_PAYLOAD_BYTES:,} are stored")
+    return text
+
+
+def vector_bytes(upsert: Upsert, dim: int) -> bytes | None:
+    """An embedding as it is stored: float32, little-endian, one after the other; None without one.
+
+    Raises:
+        InvalidEmbedding: it is not (dim,) float32 of unit length, or its model is not said.
+    """
+    vector = upsert.embedding
+    if vector is None:
+        return None
+    if not upsert.model:
+        raise InvalidEmbedding("the embedding comes without the id of its model")
+    if vector.dtype != np.float32 or vector.shape != (dim,):
+        raise InvalidEmbedding(
+            f"the embedding is {vector.dtype} {vector.shape}; model {upsert.model} makes float32 ({dim},)"
+        )
+    length = float(np.linalg.norm(vector.astype(np.float64)))
+    if not abs(length - 1) <= UNIT_TOLERANCE:  # NaN compares false
+        raise InvalidEmbedding(f"the embedding has length {length:.4g}; it must be 1, within {UNIT_TOLERANCE}")
+    return vector.astype("<f4", copy=False).tobytes()
