@@ -1,7 +1,10 @@
 """Which epoch's encoder a run ends with, decided without labels."""
 
+import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -44,16 +47,26 @@ class Choice:
     Attributes:
         epoch: its epoch, from 1; 0 before any was offered.
         contrast: its contrast.
+        warnings: that an earlier process's choice was damaged, and what follows from it.
     """
 
     def __init__(self, run: Path):
-        """Goes on with what an earlier process of the run chose."""
+        """Goes on with what an earlier process of the run chose, or without it where that is damaged."""
         self._path = run / _FILE
         self.epoch, self.contrast = 0, -torch.inf
-        if self._path.exists():
-            with safe_open(self._path, "pt") as file:
-                chosen = json.loads(file.metadata()["choice"])
-            self.epoch, self.contrast = chosen["epoch"], chosen["contrast"]
+        self.warnings: tuple[str, ...] = ()
+        if not self._path.exists():
+            return
+        try:
+            chosen, _ = _read(self._path)
+        except Exception as error:  # a damaged file can fail anywhere in two parsers; all of it means one thing
+            warning = (
+                f"{self._path} is damaged, and the epoch that the run had chosen so far is lost ({error}): the run "
+                f"chooses among the epochs that follow, and ends with its last one where none does"
+            )
+            self.warnings = (warning,)
+            return
+        self.epoch, self.contrast = chosen["epoch"], chosen["contrast"]
 
     def offer(self, epoch: int, encoder: Encoder, contrast: float) -> None:
         """Choose this epoch's encoder if its contrast is higher; raises OSError where it can't be written."""
@@ -61,13 +74,31 @@ class Choice:
             return
         self.epoch, self.contrast = epoch, contrast
         writing = self._path.with_name(_WRITING)
-        metadata = {"choice": json.dumps({"epoch": epoch, "contrast": contrast})}
         weights = {name: value.contiguous() for name, value in encoder.state_dict().items()}
-        save_weights(weights, writing, metadata)
+        chosen = {"epoch": epoch, "contrast": contrast, "sha256": _digest(weights)}
+        save_weights(weights, writing, {"choice": json.dumps(chosen)})
         sync(writing)
         writing.replace(self._path)
 
     def take(self, encoder: Encoder) -> None:
-        """Give an encoder the chosen weights, in place."""
-        with safe_open(self._path, "pt") as file:
-            encoder.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118  # not a dict
+        """Give an encoder the chosen weights, in place; there must be a choice."""
+        _, weights = _read(self._path)
+        encoder.load_state_dict(weights)
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What a file says of its choice, and the weights."""
+    with safe_open(path, "pt") as file:
+        chosen: dict[str, Any] = json.loads(file.metadata()["choice"])
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
+    if chosen["sha256"] != _digest(weights):
+        raise ValueError("its weights are not those that were written")
+    return chosen, weights
+
+
+def _digest(weights: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        digest.update(f"{name}\n".encode())
+        digest.update(weights[name].cpu().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

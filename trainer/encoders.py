@@ -105,12 +105,14 @@ class Encoder(nn.Module):
     Attributes:
         backbone: images to features (B, C).
         head: features to (B, D).
+        head_is_trained: the head is that of a model; otherwise it is for an objective to set.
     """
 
-    def __init__(self, backbone: Backbone, head: nn.Module):
+    def __init__(self, backbone: Backbone, head: nn.Module, *, head_is_trained: bool = False):
         super().__init__()
         self.backbone = backbone
         self.head = head
+        self.head_is_trained = head_is_trained
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) float32 in [0, 1] to (B, D), not unit length: what objectives compare."""

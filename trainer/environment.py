@@ -1,4 +1,4 @@
-"""What a run ran on: `environment.json`, so that its figures can be repeated or doubted."""
+"""What a run runs on: its device, and `environment.json`, so that its figures can be repeated or doubted."""
 
 import json
 import os
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from indexer.manifest import write_atomically
+from trainer.run_directory import RunError
 
 ENVIRONMENT = "environment.json"
 
@@ -117,3 +118,13 @@ def _git(*words: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of this name; `auto` is CUDA where it is live. Raises RunError where it is not to be had."""
+    if name not in ("auto", "cpu", "cuda"):
+        raise RunError(f"device is {name!r}; it must be auto, cpu or cuda")
+    live = torch.cuda.is_available()
+    if name == "cuda" and not live:
+        raise RunError("device is cuda, but torch sees no GPU; use --device cpu, or run `kinsight doctor`")
+    return torch.device("cuda" if live and name != "cpu" else "cpu")

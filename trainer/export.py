@@ -37,6 +37,9 @@ PARITY_IMAGES = 64
 
 OPSET = 20
 
+# The weights that another run can start from: of the backbone, named as its library names them, and of the head.
+BACKBONE, HEAD = "backbone.safetensors", "head.safetensors"
+
 Judge = Callable[[onnx_encoder.Encoder], Mapping[str, float]]
 
 
@@ -97,7 +100,8 @@ def export(
         parts.mkdir()
         _write_graph(graph, spec, parts / "model.onnx")
         _write_probe(graph, spec, parts)
-        save_weights(encoder.backbone.named_weights(), parts / "backbone.safetensors")
+        save_weights(encoder.backbone.named_weights(), parts / BACKBONE)
+        save_weights({name: value.contiguous() for name, value in encoder.head.state_dict().items()}, parts / HEAD)
         manifest = ModelManifest(
             id=model_id(record_files(parts), spec),
             dim=len(np.load(parts / "probe.npy", allow_pickle=False)),

@@ -16,7 +16,16 @@ from torch import Tensor
 
 from indexer.manifest import write_atomically
 from indexer.pixels import PixelSpec
-from indexer.sources import Collection, Digests, Duplicates, Source, decode_all, find_duplicates, read_table
+from indexer.sources import (
+    Collection,
+    Digests,
+    Duplicates,
+    Source,
+    decode_all,
+    find_duplicates,
+    open_collection,
+    read_table,
+)
 
 Progress = Callable[[str, int, int], None]
 
@@ -88,6 +97,37 @@ class Labels:
         if "query" not in self.split_of.values():
             return None
         return torch.tensor([self.split_of[item] == "query" for item in items], dtype=torch.bool)
+
+
+def open_collections(images: Sequence[Path]) -> Collection:
+    """The images of one or more collections as one, in their order; a file that several name is there once.
+
+    Items keep their ids. Of two images with one id, that of a later collection gets the collection's number before
+    its own. The root is the first one's.
+
+    Raises:
+        SourceError: one can't be read, or holds no image.
+    """
+    first, *others = (open_collection(each) for each in images)
+    if not others:
+        return first
+    by_item = {source.item: source for source in first.sources}
+    paths = {source.path.absolute() for source in first.sources}
+    for number, collection in enumerate(others, start=2):
+        for source in collection.sources:
+            if source.path.absolute() in paths:
+                continue
+            paths.add(source.path.absolute())
+            item = source.item
+            while item in by_item:
+                item = f"{number}:{item}"
+            by_item[item] = replace(source, item=item)
+    return Collection(
+        root=first.root,
+        sources=tuple(by_item.values()),
+        ignored=sum(collection.ignored for collection in (first, *others)),
+        warnings=tuple(warning for collection in (first, *others) for warning in collection.warnings),
+    )
 
 
 def read_labels(table: Path, collection: Collection) -> Labels:

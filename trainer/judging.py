@@ -1,4 +1,4 @@
-"""The images that a run's encoders are judged and compared on, and their embeddings."""
+"""The images that encoders and models are judged and compared on, their embeddings, and the judging itself."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,9 +11,13 @@ from torch.nn import functional as F
 
 from indexer.encoder import Encoder as RuntimeEncoder
 from indexer.pixels import Pixels, PixelSpec
-from indexer.sources import Collection, Source, SourceError, decode_all
-from trainer.evaluate import Metrics, retrieval_metrics
-from trainer.images import ImageCache, Labels, Progress, cache_images
+from indexer.sources import Collection, Source, SourceError, decode_all, open_collection
+from trainer.encoders import WeightsError
+from trainer.environment import choose_device
+from trainer.evaluate import RECALL_AT, Metrics, retrieval_metrics
+from trainer.images import ImageCache, Labels, Progress, cache_images, read_labels
+from trainer.recipe import Recipe
+from trainer.start import Start, pretrained
 
 _EMBED_BATCH = 128
 _SAMPLE = 500  # images of the training set: seconds to embed, enough to compare epochs and to draw a map
@@ -135,3 +139,88 @@ def embed_sources(
             batch.clear()
         progress("judge", decoded.row + 1, len(sources))
     return torch.cat(embeddings), items, skipped
+
+
+@dataclass(frozen=True, kw_only=True)
+class Before:
+    """What the images that a run shows look like before it: by the backbone, or the model that it starts from."""
+
+    embeddings: Tensor
+    frozen: Metrics | None
+    start: Metrics | None = None
+    warnings: tuple[str, ...] = ()
+
+
+def judge_start(
+    start: Start, recipe: Recipe, shown: ImageCache, judge: Judge | None, device: torch.device, progress: Progress
+) -> Before:
+    """Embed the images that a run shows, and judge by them, with what it starts from and with its frozen backbone."""
+    encoder = start.encoder if start.encoder.head_is_trained else start.encoder.backbone
+    embeddings = embed_images(shown, torch_embed(encoder, device), progress)
+    measured = judge.measure(embeddings) if judge else None
+    if judge is None or not recipe.encoder.from_model:
+        return Before(embeddings=embeddings, frozen=measured)
+    try:
+        backbone = pretrained(recipe, device)
+    except WeightsError as error:  # only a comparison is lost
+        warning = f"the frozen backbone was not judged: {error}"
+        return Before(embeddings=embeddings, frozen=None, start=measured, warnings=(warning,))
+    frozen = judge.measure(embed_images(shown, torch_embed(backbone, device), progress))
+    return Before(embeddings=embeddings, frozen=frozen, start=measured)
+
+
+class Score:
+    """Judges the exported model, and keeps its embeddings and metrics for the run's report."""
+
+    def __init__(self, shown: ImageCache, judge: Judge | None, before: Before, progress: Progress):
+        self._shown, self._judge, self._before, self._progress = shown, judge, before, progress
+        self.embeddings = torch.empty(0)
+        self.metrics: Metrics | None = None
+
+    def __call__(self, runtime: RuntimeEncoder) -> dict[str, float]:
+        """What the model's manifest says of it; nothing without labels."""
+        self.embeddings = embed_images(self._shown, runtime_embed(runtime), self._progress)
+        if self._judge is None:
+            return {}
+        self.metrics = self._judge.measure(self.embeddings)
+        named = (("frozen", self._before.frozen), ("start", self._before.start), ("trained", self.metrics))
+        measured = {who: metrics.to_dict() for who, metrics in named if metrics}
+        return {f"{who}.{name}": value for who, metrics in measured.items() for name, value in metrics.items()}
+
+
+def evaluate(
+    model: Path,
+    images: Path,
+    labels: Path,
+    *,
+    recall_at: Sequence[int] = RECALL_AT,
+    device: str = "auto",
+    progress: Progress,
+) -> tuple[Metrics, tuple[tuple[str, str], ...]]:
+    """Judge a model of a store on labelled images: all but the split `train`, or all where there is no split.
+
+    Returns:
+        The metrics, and (item, reason) of each labelled image that is not there or could not be decoded.
+
+    Raises:
+        SourceError, LabelsError: the images or labels can't be used.
+        ManifestError: the model can't be opened.
+        ValueError: no image to search with shares its class with one to find.
+    """
+    chosen = choose_device(device)
+    runtime = RuntimeEncoder.open(model, device="cpu" if chosen.type == "cpu" else "cuda")
+    collection = open_collection(images)
+    known = read_labels(labels, collection)
+    sources = known.judging(collection.sources)
+    gone = [(path, f"labelled, but not in {images}") for path in known.unknown]
+    embeddings, items, skipped = embed_sources(sources, runtime, progress)
+    if not items:
+        reason = [*gone, *skipped][0][1]
+        raise SourceError(f"none of the {len(sources):,} labelled images in {images} can be decoded: {reason}")
+    metrics = retrieval_metrics(
+        embeddings.to(chosen),
+        known.classes(items),
+        is_query=known.is_query(items),
+        recall_at=recall_at,
+    )
+    return metrics, (*gone, *skipped)

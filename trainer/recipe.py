@@ -55,12 +55,15 @@ class EncoderPart:
         weights: `imagenet`, `none` or a file.
         dim: D of the embeddings.
         freeze_bn: keep BatchNorm at its pretrained statistics.
+        from_model: id of the model of the store whose backbone and head the run starts from; `weights` are then what
+            that model once started from.
     """
 
     backbone: str = "tf_efficientnet_lite0"
     weights: str = "imagenet"
     dim: int = 128
     freeze_bn: bool = True
+    from_model: str | None = None
 
     def __post_init__(self) -> None:
         _in_range("encoder.dim", self.dim, 2, 4096)

@@ -1,4 +1,4 @@
-"""One training run from images to a registered model, and the judging of models with labels."""
+"""One training run from images to a registered model."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -9,27 +9,36 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from indexer.encoder import Encoder as RuntimeEncoder
 from indexer.manifest import ModelManifest
 from indexer.pixels import Pixels, PixelSpec
-from indexer.sources import Collection, Duplicates, SourceError, decode_all, open_collection
+from indexer.sources import Collection, Duplicates, SourceError, decode_all
 from trainer import report
 from trainer.choice import Choice, neighbour_contrast
 from trainer.distributed import from_main, is_main, joined, wait_for_main
-from trainer.encoders import Backbone, Encoder, make_backbone
-from trainer.environment import peak_memory, record_environment
-from trainer.evaluate import RECALL_AT, Metrics, retrieval_metrics
+from trainer.encoders import Encoder
+from trainer.environment import choose_device, peak_memory, record_environment
+from trainer.evaluate import Metrics
 from trainer.export import PARITY_IMAGES, Origin, export
-from trainer.images import ImageCache, Labels, Progress, all_the_same, cache_images, duplicates, read_labels
+from trainer.images import (
+    ImageCache,
+    Labels,
+    Progress,
+    all_the_same,
+    cache_images,
+    duplicates,
+    open_collections,
+    read_labels,
+)
 from trainer.judging import (
     Judge,
+    Score,
     embed_images,
-    embed_sources,
+    judge_start,
     judging_set,
     neighbour_precision,
-    runtime_embed,
     sample_set,
     spread,
     torch_embed,
@@ -42,7 +51,8 @@ from trainer.objectives import make_objective
 from trainer.profiling import Profile
 from trainer.recipe import Recipe, to_dict
 from trainer.report_cases import Shown
-from trainer.run_directory import RunError, forget_pixels, new_run, recipe_of, resume_run, told_how_to_go_on
+from trainer.run_directory import forget_pixels, new_run, recipe_of, resume_run, told_how_to_go_on
+from trainer.start import Start, begin
 from trainer.torchvision_sets import named_set
 
 
@@ -60,7 +70,8 @@ class TrainReport:
         skipped: (item, reason) of each image that could not be decoded.
         duplicates: images learned from or judged on whose files are the same.
         unknown_labels: paths of the labels table that are not in the collection.
-        frozen: metrics of the backbone as it was before training; None without labels.
+        frozen: metrics of the backbone as it was before any training; None without labels.
+        start: metrics of the model that the run started from; None where it started from pretrained weights.
         trained: metrics of the exported model; None without labels.
         warnings: what went wrong and was dealt with: unreadable folders, damaged archives, a damaged checkpoint.
         images_per_s: images drawn a second while training.
@@ -78,11 +89,18 @@ class TrainReport:
     duplicates: Duplicates
     unknown_labels: tuple[str, ...]
     frozen: Metrics | None
+    start: Metrics | None
     trained: Metrics | None
     warnings: tuple[str, ...]
     images_per_s: float
     seconds: Mapping[str, float]
     profile: Profile | None
+
+    @property
+    def judged(self) -> dict[str, Metrics]:
+        """The metrics of each of `frozen`, `start` and `trained` that was judged, by these names."""
+        named = {"frozen": self.frozen, "start": self.start, "trained": self.trained}
+        return {who: metrics for who, metrics in named.items() if metrics}
 
     @property
     def beats_frozen(self) -> bool | None:
@@ -95,12 +113,14 @@ class TrainReport:
 def train(
     images: Path,
     *,
+    also: Sequence[Path] = (),
     models: Path,
     runs: Path,
     recipe: Recipe,
     labels: Path | None = None,
     datasets: Path = Path("datasets"),
     device: str = "auto",
+    name: str | None = None,
     resume: str | None = None,
     profile: bool = False,
     progress: Progress,
@@ -111,22 +131,25 @@ def train(
 
     Args:
         images: what `indexer.sources.open_collection` takes, or `torchvision:NAME`, see `trainer.torchvision_sets`.
+        also: further collections of either kind, learned from together with the first.
         models: the store's directory of models.
         runs: the store's directory of runs.
         recipe: what to learn with; a resumed run goes on with its own.
         labels: a table `path,class_id[,split]`, used to judge and never to learn; a set of torchvision has its own.
         datasets: where sets of torchvision are kept.
         device: auto, cpu or cuda.
+        name: of the new run; made of the time, the objective and the seed where it is not given.
         resume: name of an unfinished run in `runs` to go on with.
         profile: find out where the time of training steps goes, and write a trace of some into the run.
         progress: called with a stage, how much of it is done, and its total.
 
     Raises:
-        SourceError: the collection can't be read, or fewer than two of its images can be decoded.
+        SourceError: a collection can't be read, or fewer than two of its images can be decoded.
         DataSetError: torchvision has no such set, or it can't be had.
         LabelsError: the labels can't be used.
-        RunError: there is no such run or device.
+        RunError: there is no such run or device, or there is a run of the new one's name.
         WeightsError: the backbone's weights can't be had.
+        StartError, ManifestError: the recipe's model can't be started from.
         TrainingError, CheckpointError: training can't go on.
         ParityError: the exported model does not reproduce the trained one.
         DistributedError: there are more processes than GPUs.
@@ -135,26 +158,26 @@ def train(
     keep_freed_memory()
     with joined(choose_device(device)) as chosen:
         images, labels = from_main(partial(named_set, images, labels, datasets, progress))
-        collection = open_collection(images)
+        more = [from_main(partial(named_set, further, None, datasets, progress))[0] for further in also]
+        collection = open_collections([images, *more])
         known = read_labels(labels, collection) if labels else None
-        run = from_main(lambda: resume_run(runs, resume) if resume else new_run(runs, recipe))
+        run = from_main(lambda: resume_run(runs, resume) if resume else new_run(runs, recipe, name))
         with told_how_to_go_on(run):
             if not is_main():
-                _assist(images, collection, known, run, chosen)
-            return from_main(lambda: _learn(images, collection, known, run, models, chosen, progress, profile))
+                _assist(collection, known, run, models, chosen)
+            return from_main(lambda: _learn(collection, known, run, models, chosen, progress, profile))
 
 
-def _assist(images: Path, collection: Collection, known: Labels | None, run: Path, chosen: torch.device) -> None:
+def _assist(collection: Collection, known: Labels | None, run: Path, models: Path, chosen: torch.device) -> None:
     """What a process does that is not the main one: train with it."""
     recipe = recipe_of(run)
     wait_for_main()  # until it has decoded the images
-    cache = _training_set(images, collection, known, recipe, run, lambda *_: None)
-    objective = _objective(recipe, _backbone(recipe, chosen))
+    cache = _training_set(collection, known, recipe, run, lambda *_: None)
+    objective = _objective(recipe, begin(recipe, models, chosen).encoder)
     run_loop(objective, cache, recipe, run, device=chosen, progress=lambda *_: None)
 
 
 def _learn(
-    images: Path,
     collection: Collection,
     known: Labels | None,
     run: Path,
@@ -167,30 +190,29 @@ def _learn(
     recipe = recipe_of(run)
     environment = record_environment(run, chosen, recipe.run.seed)
     spec = PixelSpec(size=recipe.data.size, fit=recipe.data.fit)
-    cache = _training_set(images, collection, known, recipe, run, progress)
+    cache = _training_set(collection, known, recipe, run, progress)
     wait_for_main()  # what it decoded, the others read
     judge = judging_set(known, collection, spec, run / "judged.u8", chosen, progress) if known else None
     sample = sample_set(collection, cache, spec, run / "sample.u8", progress)
     shown = judge.cache if judge else sample
     clock.lap("decode")
-    backbone = _backbone(recipe, chosen)
-    before = embed_images(shown, torch_embed(backbone, chosen), progress)
-    frozen = judge.measure(before) if judge else None
+    start = begin(recipe, models, chosen)
+    objective = _objective(recipe, start.encoder)  # before judging, which must not decide what it draws at random
+    before = judge_start(start, recipe, shown, judge, chosen, progress)
     clock.lap("frozen")
 
-    objective = _objective(recipe, backbone)
     choice = Choice(run)
     after_epoch = partial(_after_epoch, recipe, choice, sample, judge, known, chosen, progress)
     outcome = run_loop(
         objective, cache, recipe, run, device=chosen, progress=progress, on_epoch=after_epoch, profile=profile
     )
-    if recipe.run.choose == "contrast":
+    if choice.epoch:
         choice.take(outcome.encoder)
     clock.lap("train")
 
-    score = _Score(shown, judge, frozen, progress)
+    score = Score(shown, judge, before, progress)
     progress("export", 0, 1)
-    parity, origin = _sample(collection, cache, spec), _origin(recipe, backbone, cache)
+    parity, origin = _sample(collection, cache, spec), _origin(recipe, start, cache)
     model = export(outcome.encoder, spec, parity, models, origin, score)
     if not len(score.embeddings):  # the store had this very model already
         score(RuntimeEncoder.open(models / model.id, device="cpu"))
@@ -206,14 +228,23 @@ def _learn(
         skipped=cache.skipped + (judge.cache.skipped if judge else ()),
         duplicates=duplicates(cache, judge.cache if judge else None),
         unknown_labels=known.unknown if known else (),
-        frozen=frozen,
+        frozen=before.frozen,
+        start=before.start,
         trained=score.metrics,
-        warnings=(*collection.warnings, *all_the_same(cache), *outcome.warnings),
+        warnings=(
+            *collection.warnings,
+            *all_the_same(cache),
+            *start.warnings,
+            *before.warnings,
+            *outcome.warnings,
+            *choice.warnings,
+        ),
         images_per_s=outcome.images_per_s,
         seconds=clock.seconds,
         profile=outcome.profile,
     )
-    done = _tell(run, done, recipe, environment, _shown(sample, judge, known, spec, before, score.embeddings), chosen)
+    shown_to_all = _shown(sample, judge, known, spec, before.embeddings, score.embeddings)
+    done = _tell(run, done, recipe, environment, shown_to_all, chosen)
     forget_pixels(run)
     return done
 
@@ -242,95 +273,21 @@ def _after_epoch(
     return logged | judged
 
 
-class _Score:
-    """Judges the exported model, and keeps its embeddings and metrics for the run's report."""
-
-    def __init__(self, shown: ImageCache, judge: Judge | None, frozen: Metrics | None, progress: Progress):
-        self._shown, self._judge, self._frozen, self._progress = shown, judge, frozen, progress
-        self.embeddings = torch.empty(0)
-        self.metrics: Metrics | None = None
-
-    def __call__(self, runtime: RuntimeEncoder) -> dict[str, float]:
-        """What the model's manifest says of it; nothing without labels."""
-        self.embeddings = embed_images(self._shown, runtime_embed(runtime), self._progress)
-        if self._judge is None or self._frozen is None:
-            return {}
-        self.metrics = self._judge.measure(self.embeddings)
-        named = (("frozen", self._frozen), ("trained", self.metrics))
-        return {f"{who}.{name}": value for who, metrics in named for name, value in metrics.to_dict().items()}
-
-
-def evaluate(
-    model: Path,
-    images: Path,
-    labels: Path,
-    *,
-    recall_at: Sequence[int] = RECALL_AT,
-    device: str = "auto",
-    progress: Progress,
-) -> tuple[Metrics, tuple[tuple[str, str], ...]]:
-    """Judge a model of a store on labelled images: all but the split `train`, or all where there is no split.
-
-    Returns:
-        The metrics, and (item, reason) of each labelled image that is not there or could not be decoded.
-
-    Raises:
-        SourceError, LabelsError: the images or labels can't be used.
-        ManifestError: the model can't be opened.
-        ValueError: no image to search with shares its class with one to find.
-    """
-    chosen = choose_device(device)
-    runtime = RuntimeEncoder.open(model, device="cpu" if chosen.type == "cpu" else "cuda")
-    collection = open_collection(images)
-    known = read_labels(labels, collection)
-    sources = known.judging(collection.sources)
-    gone = [(path, f"labelled, but not in {images}") for path in known.unknown]
-    embeddings, items, skipped = embed_sources(sources, runtime, progress)
-    if not items:
-        reason = [*gone, *skipped][0][1]
-        raise SourceError(f"none of the {len(sources):,} labelled images in {images} can be decoded: {reason}")
-    metrics = retrieval_metrics(
-        embeddings.to(chosen),
-        known.classes(items),
-        is_query=known.is_query(items),
-        recall_at=recall_at,
-    )
-    return metrics, (*gone, *skipped)
-
-
-def choose_device(name: str) -> torch.device:
-    """The device of this name; `auto` is CUDA where it is live. Raises RunError where it is not to be had."""
-    if name not in ("auto", "cpu", "cuda"):
-        raise RunError(f"device is {name!r}; it must be auto, cpu or cuda")
-    live = torch.cuda.is_available()
-    if name == "cuda" and not live:
-        raise RunError("device is cuda, but torch sees no GPU; use --device cpu, or run `kinsight doctor`")
-    return torch.device("cuda" if live and name != "cpu" else "cpu")
-
-
 def _training_set(
-    images: Path, collection: Collection, known: Labels | None, recipe: Recipe, run: Path, progress: Progress
+    collection: Collection, known: Labels | None, recipe: Recipe, run: Path, progress: Progress
 ) -> ImageCache:
     sources = known.training(collection.sources) if known else collection.sources
     cache = cache_images(sources, PixelSpec(size=recipe.data.cache_size), run / "images.u8", progress, "decode")
     if len(cache) < 2:
         example = f"; {cache.skipped[0][0]}: {cache.skipped[0][1]}" if cache.skipped else ""
         raise SourceError(
-            f"{len(cache)} of the {len(sources):,} images to learn from in {images} can be decoded; "
+            f"{len(cache)} of the {len(sources):,} images to learn from in {collection.root} can be decoded; "
             f"a metric needs at least two{example}"
         )
     return cache
 
 
-def _backbone(recipe: Recipe, device: torch.device) -> Backbone:
-    torch.manual_seed(recipe.run.seed)
-    part = recipe.encoder
-    backbone = make_backbone(part.backbone, part.weights, size=recipe.data.size, freeze_bn=part.freeze_bn)
-    return backbone.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
-
-
-def _objective(recipe: Recipe, backbone: Backbone) -> Objective:
-    encoder = Encoder(backbone, nn.Linear(backbone.channels, recipe.encoder.dim))
+def _objective(recipe: Recipe, encoder: Encoder) -> Objective:
     return make_objective(recipe.objective.name, encoder, **recipe.objective.keywords)
 
 
@@ -340,14 +297,14 @@ def _sample(collection: Collection, cache: ImageCache, spec: PixelSpec) -> Pixel
     return np.stack([decoded.pixels for decoded in decode_all(sources, spec) if decoded.pixels is not None])
 
 
-def _origin(recipe: Recipe, backbone: Backbone, cache: ImageCache) -> Origin:
+def _origin(recipe: Recipe, start: Start, cache: ImageCache) -> Origin:
     return Origin(
         backbone=recipe.encoder.backbone,
         weights=recipe.encoder.weights,
         objective=recipe.objective.name,
         recipe=to_dict(recipe),
         images=len(cache),
-        licence=backbone.licence,
+        licence=start.licence,
     )
 
 

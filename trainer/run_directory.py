@@ -1,5 +1,6 @@
 """A run's directory: its resolved recipe, written before the first step, and the way to go on after a stop."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -10,6 +11,8 @@ from trainer.recipe import Recipe, RecipeError, load, to_toml
 
 RECIPE = "recipe.toml"
 
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
+
 
 class RunError(ValueError):
     """A run can't be started or resumed as asked; the message says why."""
@@ -19,11 +22,17 @@ class RunStopped(OSError):
     """The disk is full or fails; the run keeps what it has written and can be resumed."""
 
 
-def new_run(runs: Path, recipe: Recipe) -> Path:
-    """The directory of a run that begins, with its recipe in it."""
-    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")[:-3]
-    run = runs / f"{stamp}-{recipe.objective.name}-seed{recipe.run.seed}"
-    run.mkdir(parents=True)
+def new_run(runs: Path, recipe: Recipe, name: str | None = None) -> Path:
+    """The directory of a run that begins, with its recipe in it; raises RunError where the name can't be had."""
+    if name is None:
+        stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")[:-3]
+        name = f"{stamp}-{recipe.objective.name}-seed{recipe.run.seed}"
+    if not _NAME.fullmatch(name):
+        raise RunError(f"{name!r} can't name a run; 1 to 100 of A-Z, a-z, 0-9, ., _ and -, beginning with none of .-")
+    run = runs / name
+    if (run / RECIPE).exists():
+        raise RunError(f"there is a run {name!r} in {runs}; go on with it by --resume {name}, or name another")
+    run.mkdir(parents=True, exist_ok=True)  # one that was stopped before it had its recipe is not begun
     write_atomically(run / RECIPE, to_toml(recipe).encode())
     return run
 

@@ -16,6 +16,14 @@ store_option = click.option(
     help="Directory of models, indexes and training runs; made where it does not exist.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, keys as below.")
+progress_option = click.option(
+    "--progress",
+    "progress_style",
+    type=click.Choice(["auto", "json"]),
+    default="auto",
+    show_default=True,
+    help="How progress is told on stderr: auto for people; json for programs, lines of {stage, done, total}.",
+)
 labels_help = "CSV or Parquet: path, class_id and, optionally, split (train, test, or query and gallery)."
 device_option = click.option(
     "--device",

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 Progress = Callable[[str, int, int], None]
 
 PLAIN_INTERVAL_S = 5.0  # between progress lines where stderr is a file or a pipe: readable logs, not floods
+JSON_INTERVAL_S = 0.1  # between a stage's lines for programs
 
 
 def printable(text: str) -> str:
@@ -77,8 +78,15 @@ def warn_duplicates(duplicates: "Duplicates") -> None:
 
 
 @contextmanager
-def progress() -> Iterator[Progress]:
-    """Show progress with rate and ETA on stderr: bars on a terminal, otherwise a line every few seconds."""
+def progress(style: str = "auto") -> Iterator[Progress]:
+    """Show progress with rate and ETA on stderr: bars on a terminal, otherwise a line every few seconds.
+
+    Args:
+        style: `auto`, or `json` for a program that reads it: lines as `JsonProgress` writes them.
+    """
+    if style == "json":
+        yield JsonProgress()
+        return
     if not sys.stderr.isatty():
         yield PlainProgress()
         return
@@ -132,6 +140,22 @@ class PlainProgress:
             self._ended.add(stage)
         self._printed_at = now
         click.echo(_line(stage, done, total, done - first, now - began_at), err=True)
+
+
+class JsonProgress:
+    """Progress as JSON objects {stage, done, total}: a line every `JSON_INTERVAL_S` of a stage, and its last."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._printed_at: dict[str, float] = {}
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Report that so much of a stage is done."""
+        now = self._clock()
+        if done < total and now - self._printed_at.get(stage, -JSON_INTERVAL_S) < JSON_INTERVAL_S:
+            return
+        self._printed_at[stage] = now
+        click.echo(json.dumps({"stage": stage, "done": done, "total": total}), err=True)
 
 
 def _line(stage: str, done: int, total: int, advanced: int, seconds: float) -> str:

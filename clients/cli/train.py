@@ -2,14 +2,14 @@
 
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from clients.cli.options import PATH, device_option, json_option, labels_help, store_option
+from clients.cli.options import PATH, device_option, json_option, labels_help, progress_option, store_option
 from clients.cli.output import (
     named,
     print_facts,
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from indexer.store import Store
     from trainer.evaluate import Metrics
     from trainer.profiling import Profile
+    from trainer.recipe import Recipe
     from trainer.run import TrainReport
 
 # Options that are short for a recipe's keys.
@@ -39,10 +40,11 @@ _KEY_OF = {
 
 
 @click.command()
-@click.argument("images", type=PATH)
+@click.argument("images", type=PATH, nargs=-1, required=True)
 @store_option
+@click.option("--from", "from_model", metavar="MODEL", help="Start from this model of the store, by its own recipe.")
 @click.option("--labels", type=PATH, help=f"Only to judge with, never to learn from. {labels_help}")
-@click.option("--recipe", help="Name of a recipe that comes along, or a TOML file.  [default: stml]")
+@click.option("--recipe", help="Name of a recipe that comes along, or a TOML file.  [default: stml, or MODEL's own]")
 @click.option(
     "--set",
     "settings",
@@ -57,18 +59,23 @@ _KEY_OF = {
 @click.option("--epochs", type=int, metavar="N", help="Passes over the images.")
 @click.option("--seed", type=int, metavar="N", help="Of everything random.")
 @device_option
+@click.option("--run", "name", metavar="NAME", help="What to call the run, for --resume.  [default: by the time]")
 @click.option("--resume", metavar="RUN", help="Go on with this unfinished run and its own recipe.")
 @click.option("--profile", is_flag=True, help="Say where a step's time goes, and write a trace into the run.")
+@progress_option
 @json_option
 def train(
-    images: Path,
+    images: tuple[Path, ...],
     store: Path,
+    from_model: str | None,
     labels: Path | None,
     recipe: str | None,
     settings: tuple[str, ...],
     device: str,
+    name: str | None,
     resume: str | None,
     profile: bool,
+    progress_style: str,
     as_json: bool,
     **shortcuts: str | int | None,
 ) -> None:
@@ -85,8 +92,11 @@ def train(
       torchvision:NAME  such as torchvision:Flowers102; downloaded into the
                         store, unless torchvision:NAME?root=DIR says where it is
 
-    The images need no labels. Where --labels are given, R@1 of the frozen backbone and of the trained model are
-    measured; with a column split it learns on train and judges on test. A set of torchvision brings labels along:
+    Of several IMAGES it learns together; a file that two of them name is learned from once.
+
+    The images need no labels. Where --labels are given, with paths relative to the first IMAGES or to their own
+    folder, R@1 of the frozen backbone and of the trained model are measured, and with --from that of MODEL; with a
+    column split it learns on train and judges on test. A set of torchvision brings labels along:
     half of its classes to learn from, the others to judge on. Both are in one table, datasets/NAME/images.csv in the
     store, which can be indexed as well.
 
@@ -95,40 +105,53 @@ def train(
 
     \b
     JSON keys: model, run, report, epoch, images, images_per_s, skipped[].item, skipped[].reason,
-    duplicates.copies, duplicates.groups[][], unknown_labels[], seconds{};
+    duplicates.copies, duplicates.groups[][], unknown_labels[], warnings[], seconds{};
     with --profile also profile.percent{}, profile.steps, profile.step_ms, profile.trace;
-    with --labels also beats_frozen, last_recall_at_1, and in each of frozen{} and trained{}:
+    with --labels also beats_frozen, last_recall_at_1, and in each of frozen{}, trained{} and, with --from, start{}:
     recall_at_1, recall_at_2, recall_at_4, recall_at_8, map_at_r, r_precision, knn_accuracy, nmi, ami, queries
     """
     given = [f"{_KEY_OF[name]}={value}" for name, value in shortcuts.items() if value is not None]
-    if resume and (recipe or settings or given):
-        raise click.UsageError("a resumed run goes on with its own recipe; leave out what would change it")
+    if resume and (recipe or settings or given or from_model or name):
+        raise click.UsageError("a resumed run goes on with its own recipe and name; leave out what would change them")
     from indexer.store import Store
     from trainer import recipe as recipes
     from trainer.run import train as run
 
-    chosen = recipes.load(recipe or "stml")
+    place = Store(store)
+    chosen = _recipe(place, recipe, from_model)
     if shortcuts["size"]:
         # Views are cropped from the decoded images; the recipe's ratio between the two sizes stays as it is.
         cache_size = round(int(shortcuts["size"]) * chosen.data.cache_size / chosen.data.size)
         settings = (f"data.cache_size={cache_size}", *settings)
     chosen = recipes.override(chosen, *settings, *given)
-    place = Store(store)
-    with _resumable(place), progress() if _is_main() else nullcontext(_tell_nothing) as report:
+    with _resumable(place), progress(progress_style) if _is_main() else nullcontext(_tell_nothing) as report:
         done = run(
-            images,
+            images[0],
+            also=images[1:],
             models=place.models,
             runs=place.runs,
             recipe=chosen,
             labels=labels,
             datasets=place.datasets,
             device=device,
+            name=name,
             resume=resume,
             profile=profile,
             progress=report,
         )
     if _is_main():
-        _tell(done, images, labels, as_json)
+        _tell(done, images[0], labels, as_json)
+
+
+def _recipe(place: "Store", name: str | None, from_model: str | None) -> "Recipe":
+    """The recipe of this name, or a model's own, starting from the model if there is one."""
+    from trainer.recipe import load
+    from trainer.start import recipe_from, starting_from
+
+    if from_model is None:
+        return load(name or "stml")
+    directory = place.model(from_model)
+    return starting_from(load(name), directory.name) if name else recipe_from(directory)
 
 
 def _is_main() -> bool:
@@ -218,7 +241,7 @@ def evaluate(
     map_at_r, r_precision, knn_accuracy, nmi, ami, queries, skipped[].item, skipped[].reason
     """
     from indexer.store import Store
-    from trainer.run import evaluate as run
+    from trainer.judging import evaluate as run
 
     directory = Store(store).model(model)
     with progress() as report:
@@ -241,13 +264,14 @@ def _train_result(done: "TrainReport") -> dict[str, object]:
         "skipped": named(done.skipped),
         "duplicates": dataclasses.asdict(done.duplicates),
         "unknown_labels": list(done.unknown_labels),
+        "warnings": list(done.warnings),
         "seconds": dict(done.seconds),
     }
     if done.profile:
         trace = done.profile.trace
         result["profile"] = {**dataclasses.asdict(done.profile), "trace": str(trace) if trace else None}
-    if done.frozen and done.trained:
-        scores = {"frozen": done.frozen.to_dict(), "trained": done.trained.to_dict()}
+    if done.trained:
+        scores = {who: metrics.to_dict() for who, metrics in done.judged.items()}
         result |= {"beats_frozen": done.beats_frozen, "last_recall_at_1": done.last_recall_at_1, **scores}
     return result
 
@@ -256,12 +280,22 @@ def _print_training(done: "TrainReport") -> None:
     where = {"report": printable(str(done.report))} if done.report else {}  # a warning has said why there is none
     facts = {"model": done.model.id, "run": done.run, "epoch": str(done.epoch), "images": f"{done.images:,}"}
     print_facts({**facts, **where})
-    if not (done.frozen and done.trained):
+    if not done.trained:
         return
-    frozen, trained = _rounded(done.frozen), _rounded(done.trained)
-    print_table(["", "frozen", "trained"], [(name, frozen[name], trained[name]) for name in trained])
-    if not done.beats_frozen:
+    print_judged(done.judged)
+    if done.start and done.trained.recall_at_1 < done.start.recall_at_1:
+        click.echo(
+            "This training ends below the model that it started from: try fewer epochs or a lower optimizer.lr."
+        )
+    elif done.beats_frozen is False:
         click.echo("This training does not beat the frozen backbone: try more epochs, other views, another backbone.")
+
+
+def print_judged(judged: Mapping[str, "Metrics"]) -> None:
+    """Print a table of metrics, a column for each that was judged."""
+    columns = {who: _rounded(metrics) for who, metrics in judged.items()}
+    rows = [(name, *(column[name] for column in columns.values())) for name in columns["trained"]]
+    print_table(["", *columns], rows)
 
 
 def _rounded(metrics: "Metrics") -> dict[str, str]:

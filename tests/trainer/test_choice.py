@@ -62,3 +62,21 @@ def test_the_highest_contrast_is_taken_and_survives_the_process(tmp_path: Path) 
     resumed.take(taken)
     assert (resumed.epoch, resumed.contrast) == (2, 0.7)
     assert taken.head.weight.unique().tolist() == [2.0]  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "changed", "not safetensors"])
+def test_a_damaged_choice_is_passed_over_and_told(tmp_path: Path, damage: str) -> None:
+    """A resumed run chooses among the epochs that follow, and a warning names the file."""
+    Choice(tmp_path).offer(1, _encoder(1.0), 0.9)
+    file = tmp_path / "chosen.safetensors"
+    data = file.read_bytes()
+    broken = {"truncated": data[:-3], "changed": data[:-3] + b"\x01\x02\x03", "not safetensors": b"{}"}
+    file.write_bytes(broken[damage])
+    resumed = Choice(tmp_path)
+    (warning,) = resumed.warnings
+    assert warning.startswith(f"{file} is damaged")
+    assert resumed.epoch == 0
+    resumed.offer(2, _encoder(2.0), 0.5)
+    taken = _encoder(0.0)
+    Choice(tmp_path).take(taken)
+    assert taken.head.weight.unique().tolist() == [2.0]  # type: ignore[operator]

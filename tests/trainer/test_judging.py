@@ -10,9 +10,9 @@ from torch.nn import functional as F
 
 from tests.trainer import small
 from tests.trainer.small import silent
-from trainer.judging import neighbour_precision
+from trainer.judging import evaluate, neighbour_precision
 from trainer.recipe import load, override
-from trainer.run import evaluate, train
+from trainer.run import train
 
 TINY = (*small.TINY, "run.epochs=1")
 

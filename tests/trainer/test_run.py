@@ -20,8 +20,9 @@ from tests.trainer import small
 from tests.trainer.small import silent
 from trainer.encoders import Encoder, make_backbone
 from trainer.export import Origin, ParityError, export
+from trainer.judging import evaluate
 from trainer.recipe import Recipe, load, override
-from trainer.run import evaluate, train
+from trainer.run import train
 from trainer.run_directory import RunError
 
 TINY = (*small.TINY, "run.epochs=2")

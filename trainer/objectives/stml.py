@@ -126,7 +126,7 @@ class STML(Objective):
         """Keyword defaults are the paper's for CUB and Cars.
 
         Args:
-            encoder: the student; its head f is a linear layer, set anew here or before the first epoch.
+            encoder: the student; its head f is a linear layer, set here or before the first epoch unless trained.
             background_dim: outputs of head g.
             neighbours: n, length of the lists that make a batch, the query itself included.
             context: k, neighbours that make a context within a batch; n times the number of views in the paper.
@@ -134,7 +134,7 @@ class STML(Objective):
             delta: margin, in relative distances.
             momentum: of the teacher, [0, 1].
             temperature: of the self-distillation.
-            head_init: `orthogonal` or `pca`.
+            head_init: `orthogonal` or `pca`; of a head f that is trained, it is kept.
 
         Raises:
             ValueError: a keyword is out of its range, or the encoder's head is not linear.
@@ -152,7 +152,8 @@ class STML(Objective):
         if head_init not in ("orthogonal", "pca"):
             raise ValueError(f"head_init is {head_init!r}; it must be 'orthogonal' or 'pca'")
         channels = encoder.head.in_features
-        encoder.head = orthogonal_head(channels, encoder.head.out_features)
+        if not encoder.head_is_trained:
+            encoder.head = orthogonal_head(channels, encoder.head.out_features)
         self.background = orthogonal_head(channels, background_dim)
         self.teacher = nn.Sequential(copy.deepcopy(encoder.backbone), copy.deepcopy(self.background))
         self.teacher.requires_grad_(False)
@@ -229,7 +230,7 @@ class STML(Objective):
         return lists[drawn].flatten(1)
 
     def _set_heads(self, features: Tensor) -> None:
-        for head in (self.encoder.head, self.background):
+        for head in (self.background,) if self.encoder.head_is_trained else (self.encoder.head, self.background):
             assert isinstance(head, nn.Linear)  # noqa: S101  # checked in __init__
             set_to_principal_axes(head, features)
         self._move_teacher(0)
