@@ -24,7 +24,18 @@ import numpy as np
 
 from indexer import records
 from indexer.catalog_file import CatalogBusy, CatalogCorrupt, CatalogError, CatalogFile, CatalogWriteFailed, seal
-from indexer.records import Change, Content, DuplicateItem, Item, ItemNotFound, Mirrored, Outcome, Refused, Upsert
+from indexer.records import (
+    Change,
+    Content,
+    DuplicateItem,
+    Item,
+    ItemNotFound,
+    Mirrored,
+    NoContent,
+    Outcome,
+    Refused,
+    Upsert,
+)
 from indexer.rows import Embeddings
 
 CATALOG = "catalog.sqlite"  # of an index's directory
@@ -83,10 +94,10 @@ class Catalog:
         return self._sequence(self._file.read("SELECT sequence, seal FROM counter"))
 
     def upsert(self, upserts: Sequence[Upsert], *, dim: int, request_id: str = "") -> list[Outcome]:
-        """Add or change items, each on its own: a refused one does not keep the others out.
+        """Add or replace items, each on its own: a refused one does not keep the others out.
 
         Args:
-            upserts: an item's content replaces what was there; see `Upsert`.
+            upserts: of an id that comes twice, the first is taken and the later ones are refused.
             dim: D of the model's embeddings.
             request_id: makes the call repeatable for a day: the same id with the same content changes nothing and
                 gives the first call's outcomes again. "" for a call that is not to be recognised.
@@ -98,9 +109,15 @@ class Catalog:
             RequestReused: the request id came with another content before.
             CatalogWriteFailed, CatalogBusy, CatalogCorrupt: nothing was taken.
         """
+        seen = set[str]()
 
-        def change(connection: sqlite3.Connection, place: int, sequence: int) -> None:
+        def change(connection: sqlite3.Connection, place: int, sequence: int) -> bool:
+            item = upserts[place].item
+            if item in seen:
+                raise DuplicateItem(f"item {item!r} comes twice in this batch; the first was used")
+            seen.add(item)
             self._upsert(connection, upserts[place], dim, sequence)
+            return True
 
         digest = _digest("upsert", (_fingerprint(upsert) for upsert in upserts))
         return self._once(request_id, digest, [one.item for one in upserts], change)
@@ -108,11 +125,12 @@ class Catalog:
     def delete(self, items: Sequence[str], *, request_id: str = "") -> list[Outcome]:
         """Delete items, each on its own; a deleted one stays so through every build until it is upserted again.
 
-        An id that is not live is refused with ITEM_NOT_FOUND. Arguments, results and errors otherwise as of `upsert`.
+        An id that never was is refused with ITEM_NOT_FOUND; one that is deleted already is taken, with sequence 0.
+        Arguments, results and errors otherwise as of `upsert`.
         """
 
-        def change(connection: sqlite3.Connection, place: int, sequence: int) -> None:
-            self._delete(connection, items[place], sequence)
+        def change(connection: sqlite3.Connection, place: int, sequence: int) -> bool:
+            return self._delete(connection, items[place], sequence)
 
         digest = _digest("delete", (item.encode("utf-8", "surrogatepass") for item in items))
         return self._once(request_id, digest, items, change)
@@ -135,7 +153,7 @@ class Catalog:
         """How many items are live."""
         return int(self._file.read("SELECT count(*) FROM items WHERE state = 'live'")[0][0])
 
-    def contents(self, model: str) -> Iterator[Content]:
+    def contents(self, model: str | None = None) -> Iterator[Content]:
         """Every live item, in the order of `page`, with its embedding by `model` where the catalogue has one."""
         query = (
             "SELECT items.*, vector, embeddings.seal FROM items LEFT JOIN embeddings "
@@ -146,6 +164,22 @@ class Catalog:
         while rows := self._file.read(query, model, after, _CHUNK):
             for row in rows:
                 yield Content(self._item(row[:9]), self._vector(row[0], model, *row[9:]))
+            after = rows[-1][0]
+
+    def embedding(self, item: str, model: str) -> Embeddings | None:
+        """The embedding of a live item by a model, (D,) float32, unit length; None where there is none."""
+        query = "SELECT vector, seal FROM embeddings WHERE item = ? AND model = ?"
+        found = self._file.read(query, item, model)
+        return self._vector(item, model, *found[0]) if found else None
+
+    def payloads(self) -> Iterator[tuple[str, str]]:
+        """Item and payload, as JSON text, of every live item that has one."""
+        query = "SELECT * FROM items WHERE item > ? AND state = 'live' AND payload IS NOT NULL ORDER BY item LIMIT ?"
+        after = ""
+        while rows := self._file.read(query, after, _CHUNK):
+            for row in rows:
+                self._check(row)
+                yield row[0], row[5]
             after = rows[-1][0]
 
     def changes(self, after: int, model: str) -> Iterator[Change]:
@@ -169,7 +203,7 @@ class Catalog:
             for row in rows:
                 item = self._item(row[:9])
                 vector = self._vector(item.item, model, *row[9:])
-                yield Change(item.item, item.sequence, row[2] == _LIVE, vector, item.payload)
+                yield Change(item.item, item.sequence, row[2] == _LIVE, vector, row[5])
             after = rows[-1][1]
 
     def pending(self, model: str) -> Iterator[Item]:
@@ -185,12 +219,9 @@ class Catalog:
             yield from map(self._item, rows)
             after = rows[-1][0]
 
-    def deleted(self) -> Iterator[str]:
-        """The ids that users deleted, in their order: a build leaves them out."""
-        query, after = "SELECT item FROM items WHERE item > ? AND state = 'deleted' ORDER BY item LIMIT ?", ""
-        while rows := self._file.read(query, after, _CHUNK):
-            yield from (item for (item,) in rows)
-            after = rows[-1][0]
+    def deleted(self) -> set[str]:
+        """The ids that users deleted: a build leaves them out."""
+        return {item for (item,) in self._file.read("SELECT item FROM items WHERE state = 'deleted'")}
 
     def image(self, sha256: str) -> bytes:
         """The bytes of an upserted image; raises UnknownContent."""
@@ -227,14 +258,13 @@ class Catalog:
             _count(connection, sequence)
         return True
 
-    def mirror(self, collection: Iterable[Mirrored], *, sequence: int, complete: bool) -> int:
+    def mirror(self, collection: Iterable[Mirrored], *, complete: bool) -> int:
         """Take in what a build found in its collection, in one transaction.
 
-        What users upserted or deleted stays theirs, and so does whatever was changed after `sequence`.
+        What users upserted or deleted stays theirs.
 
         Args:
             collection: its items.
-            sequence: the catalogue's when the build began.
             complete: items of earlier collections that are not in this one are gone.
 
         Returns:
@@ -248,15 +278,15 @@ class Catalog:
             connection.execute("CREATE TEMP TABLE found (item TEXT NOT NULL PRIMARY KEY) WITHOUT ROWID")
             for entry in collection:
                 connection.execute("INSERT OR IGNORE INTO found VALUES (?)", (entry.item,))
-                last += self._mirror(connection, entry, sequence, last + 1)
+                last += self._mirror(connection, entry, last + 1)
             if complete:
-                last += self._leave(connection, sequence, last)
+                last += self._leave(connection, last)
             connection.execute("DROP TABLE found")
             _count(connection, last)
         return last - start
 
     def _once(
-        self, request_id: str, digest: str, items: Sequence[str], change: Callable[[Any, int, int], None]
+        self, request_id: str, digest: str, items: Sequence[str], change: Callable[[Any, int, int], bool]
     ) -> list[Outcome]:
         with self._file.write() as connection:
             if request_id and (known := self._remembered(connection, request_id, digest)) is not None:
@@ -267,65 +297,56 @@ class Catalog:
         return outcomes
 
     def _each(
-        self, connection: sqlite3.Connection, items: Sequence[str], change: Callable[[Any, int, int], None]
+        self, connection: sqlite3.Connection, items: Sequence[str], change: Callable[[Any, int, int], bool]
     ) -> list[Outcome]:
-        """Call `change(connection, place, sequence)` for each item of a batch."""
+        """Call `change(connection, place, sequence)`, which says whether anything changed, for each of a batch."""
         sequence = self._sequence(connection.execute("SELECT sequence, seal FROM counter").fetchall())
-        outcomes, seen = [], set[str]()
+        outcomes = []
         for place, item in enumerate(items):
             try:
                 records.check_item(item)
-                if item in seen:
-                    raise DuplicateItem(f"item {item!r} comes twice in this batch; the first was used")
-                seen.add(item)
-                change(connection, place, sequence + 1)
-                sequence += 1
-                outcomes.append(Outcome(item, sequence))
+                changed = change(connection, place, sequence + 1)
+                sequence += changed
+                outcomes.append(Outcome(item, sequence if changed else 0))
             except Refused as refusal:
                 outcomes.append(Outcome(item, 0, refusal.reason, str(refusal)))
         _count(connection, sequence)
         return outcomes
 
     def _upsert(self, connection: sqlite3.Connection, upsert: Upsert, dim: int, sequence: int) -> None:
-        item = upsert.item
         payload, vector = records.payload_text(upsert.payload), records.vector_bytes(upsert, dim)
-        old = self._row(connection, item)
-        live = old is not None and old[2] == _LIVE
-        if payload is None and old is not None and live:
-            payload = old[5]
         if vector is None and upsert.image is None and upsert.source is None:
-            if old is None or not live:
-                raise ItemNotFound(
-                    f"there is no item {item!r} whose payload could change; send an image or an embedding"
-                )
-            _put(connection, (item, sequence, _LIVE, old[3], 0, payload, old[6], old[7]))
-            return
+            raise NoContent(f"item {upsert.item!r} has neither an embedding nor an image")
+        old = self._row(connection, upsert.item)
         source = None if upsert.source is None else os.fsencode(upsert.source)
         sha256 = upsert.sha256
         if upsert.image is not None:
             sha256 = hashlib.sha256(upsert.image).hexdigest()
             connection.execute("INSERT OR IGNORE INTO images VALUES (?, ?)", (sha256, upsert.image))
-        _put(connection, (item, sequence, _LIVE, 0, 0, payload, source, sha256))
-        connection.execute("DELETE FROM embeddings WHERE item = ?", (item,))
-        _put_vector(connection, item, upsert.model, vector)
+        _put(connection, (upsert.item, sequence, _LIVE, 0, 0, payload, source, sha256))
+        connection.execute("DELETE FROM embeddings WHERE item = ?", (upsert.item,))
+        _put_vector(connection, upsert.item, upsert.model, vector)
         _release_image(connection, old)
 
-    def _delete(self, connection: sqlite3.Connection, item: str, sequence: int) -> None:
+    def _delete(self, connection: sqlite3.Connection, item: str, sequence: int) -> bool:
         old = self._row(connection, item)
-        if old is None or old[2] != _LIVE:
+        if old is None:
             raise ItemNotFound(f"there is no item {item!r}")
+        if old[2] == _DELETED:
+            return False
         _put(connection, (item, sequence, _DELETED, 0, 0, None, None, None))
         connection.execute("DELETE FROM embeddings WHERE item = ?", (item,))
         _release_image(connection, old)
+        return True
 
-    def _mirror(self, connection: sqlite3.Connection, entry: Mirrored, began: int, sequence: int) -> bool:
+    def _mirror(self, connection: sqlite3.Connection, entry: Mirrored, sequence: int) -> bool:
         """Whether the item changed."""
         old = self._row(connection, entry.item)
         payload, source = records.payload_text(entry.payload), os.fsencode(entry.source)
         if old is None:
             _put(connection, (entry.item, sequence, _LIVE, 1, 1, payload, source, entry.sha256))
             return True
-        if old[1] > began or not old[3]:
+        if not old[3]:
             return False
         payload = old[5] if payload is None else payload
         if (old[2], *old[5:8]) == (_LIVE, payload, source, entry.sha256):
@@ -335,31 +356,33 @@ class Catalog:
             connection.execute("DELETE FROM embeddings WHERE item = ?", (entry.item,))
         return True
 
-    def _leave(self, connection: sqlite3.Connection, began: int, last: int) -> int:
+    def _leave(self, connection: sqlite3.Connection, last: int) -> int:
         """Mark what is no longer in the mirrored collection; how many those are."""
         gone = connection.execute(
-            "SELECT items.* FROM items WHERE mirrored = 1 AND state = 'live' AND sequence <= ? "
+            "SELECT items.* FROM items WHERE mirrored = 1 AND state = 'live' "
             "AND item NOT IN (SELECT item FROM found)",
-            (began,),
         ).fetchall()
         for sequence, row in enumerate(gone, start=last + 1):
-            self._item(row)
+            self._check(row)
             _put(connection, (row[0], sequence, _GONE, 1, 0, *row[5:8]))
         return len(gone)
 
     def _row(self, connection: sqlite3.Connection, item: str) -> Any | None:
         row = connection.execute("SELECT * FROM items WHERE item = ?", (item,)).fetchone()
         if row is not None:
-            self._file.check_seal(row[8], row[:8], f"item {row[0]!r}")
+            self._check(row)
         return row
 
+    def _check(self, row: Sequence[Any]) -> None:
+        self._file.check_seal(row[8], row[:8], f"item {row[0]!r}")
+
     def _item(self, row: Sequence[Any]) -> Item:
-        item, sequence, _, mirrored, _, payload, source, sha256, found = row
-        self._file.check_seal(found, row[:8], f"item {item!r}")
+        self._check(row)
+        item, sequence, _, mirrored, _, payload, source, sha256, _ = row
         where = None if source is None else Path(os.fsdecode(source))
         return Item(item, sequence, bool(mirrored), None if payload is None else json.loads(payload), where, sha256)
 
-    def _vector(self, item: str, model: str, vector: bytes | None, found: int | None) -> Embeddings | None:
+    def _vector(self, item: str, model: str | None, vector: bytes | None, found: int | None) -> Embeddings | None:
         if vector is None or found is None:
             return None
         self._file.check_seal(found, (item, model, vector), f"the embedding of item {item!r}")

@@ -1,7 +1,7 @@
 """What goes into a catalogue and comes out of it, and when an item of a batch is refused.
 
 Refused                  (a CatalogError) an item was not taken; `reason` names the kind
-├── InvalidItem, DuplicateItem, ItemNotFound
+├── InvalidItem, DuplicateItem, ItemNotFound, NoContent
 ├── InvalidPayload, PayloadTooLarge
 └── InvalidEmbedding
 """
@@ -43,9 +43,15 @@ class DuplicateItem(Refused):
 
 
 class ItemNotFound(Refused):
-    """There is no live item of that id to change."""
+    """There is no item of that id to delete."""
 
     reason = "ITEM_NOT_FOUND"
+
+
+class NoContent(Refused):
+    """An item comes with nothing to search it by."""
+
+    reason = "NO_CONTENT"
 
 
 class InvalidPayload(Refused):
@@ -68,7 +74,7 @@ class InvalidEmbedding(Refused):
 
 @dataclass(frozen=True)
 class Upsert:
-    """An item to add or to change.
+    """An item to add, or to put in the place of the one that has its id; it has an embedding, an image or a source.
 
     Attributes:
         item: its id.
@@ -76,8 +82,7 @@ class Upsert:
         image: bytes to keep, to embed with other models; None where there are none or `source` has them.
         source: where the image lies, if not here.
         sha256: of the image, hex digits; taken from `image` when that is given.
-        payload: a JSON object; None leaves the stored one as it is. With nothing but a payload, the item must be
-            there, and keeps what it is searched by.
+        payload: a JSON object, or None.
     """
 
     item: str
@@ -95,7 +100,7 @@ class Outcome:
 
     Attributes:
         item: its id.
-        sequence: of the change; 0 where it was refused.
+        sequence: of the change; 0 where it was refused, and where there was nothing left to delete.
         reason: "" where it was taken, else the kind of refusal, such as PAYLOAD_TOO_LARGE.
         message: why it was refused, for a person.
     """
@@ -129,7 +134,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Content:
-    """A live item and its embedding by one model, or None."""
+    """A live item, and its embedding by the model asked for or None."""
 
     item: Item
     vector: Embeddings | None
@@ -144,14 +149,14 @@ class Change:
         sequence: of the change.
         live: False for deleted ones and ones that left the mirrored collection.
         vector: (D,) float32 by the model asked for; None without one: what the version holds of the item stays.
-        payload: a JSON object, or None.
+        payload: a JSON object as text, or None.
     """
 
     item: str
     sequence: int
     live: bool
     vector: Embeddings | None
-    payload: Payload | None
+    payload: str | None
 
 
 @dataclass(frozen=True)

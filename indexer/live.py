@@ -1,0 +1,277 @@
+"""What is searched of an index: a version, less what was deleted or replaced since, and what was upserted since.
+
+CatalogCorrupt   (of `indexer.catalog_file`) the catalogue is damaged, or not the one that the version was made of
+"""
+
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+
+import faiss
+import numpy as np
+
+from indexer import delta
+from indexer.catalog import Catalog, CatalogCorrupt
+from indexer.delta import Delta, Mask
+from indexer.items import UnknownItem
+from indexer.ivfpq import Among, Neighbours, Rows
+from indexer.records import Change
+from indexer.rows import Embeddings
+from indexer.version import Version
+
+FEW_ROWS = 4_096  # so many that match a mask are compared one by one: nothing is faster, and nothing is missed
+_CHUNK = 4_096  # changes taken in at a time
+
+
+@dataclass(frozen=True, eq=False)
+class _Upserted:
+    """Which item each row of the delta is: append-only, shared between snapshots.
+
+    Attributes:
+        items, payloads: by row; a payload as JSON, None where there is none.
+        rows: of each item, the last one.
+    """
+
+    items: list[str]
+    payloads: list[str | None]
+    rows: dict[str, int]
+
+
+class Snapshot:
+    """What an index held at one moment; immutable, and safe for searches from several threads at once.
+
+    Its rows are the version's and, counted on, the delta's.
+
+    Attributes:
+        version: that it is based on.
+        sequence: of the last change that it holds.
+        delta: what was upserted since.
+    """
+
+    def __init__(self, version: Version, live: Mask, upserts: Delta, upserted: _Upserted, sequence: int) -> None:
+        self.version = version
+        self.sequence = sequence
+        self.delta = upserts
+        self._live = live  # (version.count,)
+        self._upserted = upserted
+
+    @property
+    def rows(self) -> int:
+        """How many rows there are, hidden ones too."""
+        return self.version.count + self.delta.count
+
+    @cached_property
+    def count(self) -> int:
+        """How many items can be found."""
+        return self.version.count - self.hidden + int(self.delta.live.sum())
+
+    @cached_property
+    def hidden(self) -> int:
+        """How many rows of the version can't be found, because their items were deleted or replaced."""
+        return int((~self._live).sum())
+
+    def search(
+        self,
+        embeddings: Embeddings,
+        top_k: int,
+        *,
+        nprobe: int | None = None,
+        k_factor: int | None = None,
+        exact: bool = False,
+        mask: Mask | None = None,
+    ) -> Neighbours:
+        """Find the nearest live items of each query.
+
+        Args:
+            embeddings: (Q, D) float32, unit length, made by the version's model.
+            top_k: neighbours wanted, at least 1.
+            nprobe: lists to scan, 1 to nlist; None for the measured value.
+            k_factor: candidates per neighbour that are compared in full precision; None for the measured value.
+            exact: compare with every row.
+            mask: (rows,) bool, the rows that may be found; None for all.
+
+        Returns:
+            Similarities (Q, k) float32 in [-1, 1], nearest first, and rows (Q, k) int64, where k is `top_k` or, if
+            that is less, the number of live items that match.
+
+        Raises:
+            ValueError: an argument is not as said above.
+        """
+        self.version.check_search(embeddings, top_k, nprobe)
+        queries = np.require(embeddings, np.float32, ["C", "A"])
+        plan = self.version.manifest.plan
+        point = nprobe or plan["nprobe"], k_factor or plan["k_factor"]
+        if mask is None:
+            main = self._live_rows if self.hidden else None
+            parts = self._search(
+                queries, top_k, point, exact, main, self.version.count - self.hidden, self.delta.live
+            )
+        else:
+            parts = self._search_masked(queries, top_k, point, exact, mask)
+        similarities, rows = parts
+        return np.clip(similarities, -1.0, 1.0), rows
+
+    def items(self, rows: Iterable[int]) -> list[str]:
+        """The item ids of rows, in their order; raises IndexError for a row that is not there."""
+        wanted = [int(row) for row in rows]
+        first = self.version.count
+        found = iter(self.version.items(row for row in wanted if row < first))
+        upserted = self._upserted.items
+        if wanted and max(wanted) >= self.rows:
+            raise IndexError(f"row {max(wanted)} is not one of 0 to {self.rows - 1}")
+        return [next(found) if row < first else upserted[row - first] for row in wanted]
+
+    def row_of(self, item: str) -> int:
+        """The row of a live item; raises UnknownItem."""
+        row = self._delta_row(item)
+        if row is not None and self.delta.live[row]:
+            return self.version.count + row
+        main = self.version.row_of(item)
+        if not self._live[main]:
+            raise UnknownItem(f"no item {item!r} in this index any more")
+        return main
+
+    def embedding(self, row: int) -> Embeddings:
+        """The embedding of a row, (D,) float32, unit length; raises IndexError."""
+        first = self.version.count
+        if row < first:
+            return self.version.embedding(row)
+        if row >= self.rows:
+            raise IndexError(f"row {row} is not one of 0 to {self.rows - 1}")
+        return np.array(self.delta.vectors[row - first])
+
+    @cached_property
+    def _live_rows(self) -> Among:
+        return Among(self._live)
+
+    def _delta_row(self, item: str) -> int | None:
+        """The last row of the delta that is this item's, as of this snapshot."""
+        row = self._upserted.rows.get(item)
+        if row is None or row < self.delta.count:
+            return row
+        # It was upserted again after this snapshot.
+        earlier = reversed(range(self.delta.count))
+        return next((row for row in earlier if self._upserted.items[row] == item), None)
+
+    def _search_masked(
+        self, queries: Embeddings, top_k: int, point: tuple[int, int], exact: bool, mask: Mask
+    ) -> Neighbours:
+        if mask.dtype != np.bool_ or mask.shape != (self.rows,):
+            raise ValueError(f"the mask is {mask.dtype} {mask.shape}; expected bool ({self.rows},)")
+        first = self.version.count
+        main, upserted = mask[:first] & self._live, mask[first:] & self.delta.live
+        count = int(main.sum())
+        if count + int(upserted.sum()) <= FEW_ROWS:
+            return self._search_few(queries, top_k, np.flatnonzero(main), np.flatnonzero(upserted))
+        return self._search(queries, top_k, point, exact, Among(main), count, upserted)
+
+    def _search_few(self, queries: Embeddings, top_k: int, main: Rows, upserted: Rows) -> Neighbours:
+        vectors = np.concatenate([self.version.embeddings(main), self.delta.vectors[upserted]])
+        rows = np.concatenate([main, upserted + self.version.count])
+        similarities = queries @ vectors.T
+        return delta.best(similarities, np.broadcast_to(rows, similarities.shape), min(top_k, len(rows)))
+
+    def _search(
+        self,
+        queries: Embeddings,
+        top_k: int,
+        point: tuple[int, int],
+        exact: bool,
+        among: Among | None,
+        count: int,
+        upserted: Mask,
+    ) -> Neighbours:
+        """Search the `count` rows of the version that are `among`, and the delta's rows `upserted`."""
+        index, k = self.version.index, min(top_k, count)
+        if exact:
+            found = index.search_exact(queries, k, among) if k else _nothing(len(queries))
+        else:
+            found = index.search(queries, k, *point, among) if k else _nothing(len(queries))
+        more = min(top_k, int(upserted.sum()))
+        if not more:
+            return found
+        nprobe, k_factor = point
+        near, rows = self.delta.search(queries, more, upserted, nprobe=nprobe, k_factor=k_factor, exact=exact)
+        return delta.merged(found, (near, rows + self.version.count), min(top_k, count + more))
+
+
+class LiveIndex:
+    """A version and what its catalogue says changed since; one thread at a time changes it, any may search it.
+
+    Attributes:
+        version: that it is based on.
+        snapshot: what is searched now; another object after every change.
+    """
+
+    def __init__(self, version: Version, catalog: Catalog) -> None:
+        """Read what changed since the version was made.
+
+        Raises:
+            CatalogError: the catalogue is damaged, or older than the version.
+        """
+        self.version = version
+        self._catalog = catalog
+        self._changing = threading.Lock()
+        if catalog.sequence() < version.manifest.sequence:
+            raise CatalogCorrupt(
+                f"{catalog.path} ends at change {catalog.sequence():,}, but {version.directory} was made at change "
+                f"{version.manifest.sequence:,}: it is not the catalogue of this index; restore it from a snapshot"
+            )
+        self.snapshot = self._unchanged()
+        self.refresh()
+
+    def refresh(self) -> int:
+        """Take in what was committed to the catalogue, by any process, since the last time.
+
+        Returns:
+            How many changes that were.
+
+        Raises:
+            CatalogError: the catalogue is damaged; the snapshot is as good as before.
+        """
+        taken = 0
+        with self._changing:
+            changes = self._catalog.changes(self.snapshot.sequence, self.version.manifest.model)
+            while chunk := list(islice(changes, _CHUNK)):
+                self._apply(chunk)
+                taken += len(chunk)
+        return taken
+
+    def _unchanged(self) -> Snapshot:
+        version = self.version
+        codes = version.index.codes
+        if codes is not None:
+            codes = faiss.clone_index(codes)
+            codes.reset()
+        upserts = delta.empty(version.manifest.dim, codes)
+        live = np.ones(version.count, bool)
+        return Snapshot(version, live, upserts, _Upserted([], [], {}), version.manifest.sequence)
+
+    def _apply(self, changes: Sequence[Change]) -> None:
+        """Make the snapshot after some changes."""
+        old = self.snapshot
+        last = {change.item: change for change in changes}
+        mains = self.version.rows_of(list(last))
+        live = old._live.copy()
+        upserted, hidden, added = old._upserted, list[int](), list[Change]()
+        for item, change in last.items():
+            if item in upserted.rows:
+                hidden.append(upserted.rows[item])
+            if item in mains:
+                live[mains[item]] = change.live and change.vector is None
+            if change.live and change.vector is not None:
+                added.append(change)
+        vectors = [change.vector for change in added]
+        dim = self.version.manifest.dim
+        upserts = old.delta.changed(hidden, np.array(vectors, np.float32).reshape(-1, dim))
+        for row, change in enumerate(added, start=old.delta.count):
+            upserted.items.append(change.item)
+            upserted.payloads.append(change.payload)
+            upserted.rows[change.item] = row
+        self.snapshot = Snapshot(self.version, live, upserts, upserted, changes[-1].sequence)
+
+
+def _nothing(queries: int) -> Neighbours:
+    return np.empty((queries, 0), np.float32), np.empty((queries, 0), np.int64)
