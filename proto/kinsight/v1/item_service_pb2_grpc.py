@@ -77,10 +77,11 @@ class ItemServiceServicer:
     """
 
     def BatchUpsertItems(self, request, context):
-        """Puts items into an index, replacing those of the same id whole.
+        """Puts items into an index, and changes those that are there: what is set of an item replaces what it had.
         Each item succeeds or fails on its own; see the status of its result.
         Safe to retry: with the same request_id the answer of the first time is given again, and nothing is done twice;
-        without one, the items are upserted again, which changes nothing but their sequence.
+        without one, the items are upserted again, which changes nothing but their sequence, unless somebody else changed
+        or deleted them in between.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
