@@ -1,10 +1,10 @@
-"""Build an index version: images -> pixels -> embeddings -> rows -> index -> measured recall -> published version.
+"""Build an index version: entries -> embeddings -> rows -> index -> measured recall -> published version.
 
 BuildError
-├── NothingToIndex    no image of the collection could be decoded
+├── NothingToIndex    none of the images could be decoded
 └── WriteFailed       the disk is full or not writable; nothing of the version is left
 BuildInProgress       (of `indexer.staging`) another process is building this index
-SourceError, ManifestError, EncoderError, BudgetTooSmall, NotFound   of the parts, unchanged
+SourceError, ManifestError, EncoderError, CatalogError, BudgetTooSmall, NotFound   of the parts, unchanged
 """
 
 import dataclasses
@@ -12,36 +12,33 @@ import errno
 import platform
 import resource
 import sqlite3
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import faiss
 import numpy as np
 import onnxruntime
 import PIL
 
-from indexer import evaluate, ivfpq, manifest, plan, version
+from indexer import adopt, manifest, plan, version
+from indexer.candidate import Comparison
+from indexer.catalog import Catalog
+from indexer.codes import Clock, Indexed, index_rows
 from indexer.duplicates import Duplicates
+from indexer.embedding import Embedded, Maker, Progress, embed_entries, embed_pending
 from indexer.encoder import Device, Encoder
-from indexer.evaluate import OperatingPoint, Recall
-from indexer.items import ItemWriter
-from indexer.manifest import VersionManifest
+from indexer.entries import Listing, list_entries
+from indexer.evaluate import Recall
+from indexer.items import ItemTable
+from indexer.known import KnownRows
+from indexer.manifest import ManifestError, VersionManifest
 from indexer.plan import Plan
-from indexer.rows import Embeddings, RowWriter, map_rows, take
-from indexer.sources import Decoded, Source, decode_all, open_collection
+from indexer.sources import Collection, open_collection
 from indexer.staging import sole_builder, staging_dir
 from indexer.store import Store
-from indexer.version import CODES, ITEMS, ROWS
-
-Progress = Callable[[str, int, int], None]  # report(stage, done, total)
-
-BATCH = 64  # images an inference: larger ones gained nothing on a CPU, and fit any GPU at 518 pixels
-SAVE_EVERY = 1_000  # rows; what a crash can cost, some seconds of a CPU's work
-SEED = 0  # of the samples that train the index and measure its recall
+from indexer.version import ITEMS, Version, VersionError
 
 
 class BuildError(Exception):
@@ -49,7 +46,7 @@ class BuildError(Exception):
 
 
 class NothingToIndex(BuildError):
-    """No image of the collection could be decoded."""
+    """None of the images could be decoded."""
 
 
 class WriteFailed(BuildError):
@@ -64,10 +61,16 @@ class BuildReport:
         index, version: name and number.
         model: id.
         count: items in it.
-        resumed: how many of them an interrupted build had embedded already.
-        skipped: each image left out, with the reason.
+        resumed: how many of them an interrupted build had finished already.
+        reused: how many took the embedding that another version, or the catalogue, had.
+        decoded: how many were decoded and embedded; the others of `count` were not.
+        skipped: each item left out, with the reason.
+        deleted: images of the collection that were left out because users deleted their items.
+        upserted: images of the collection that gave way to what users upserted under their ids.
         duplicates: images in it whose files are the same.
         plan, recall: as built and measured.
+        comparison: with the version that was active before; None where there was none to compare with.
+        refused: why it was not activated; empty where nothing spoke against it.
         seconds: by stage.
         provider: of ONNX Runtime, that embedded.
         warnings: what did not go as it could have, for a person to read.
@@ -79,14 +82,59 @@ class BuildReport:
     model: str
     count: int
     resumed: int
+    reused: int
+    decoded: int
     skipped: tuple[tuple[str, str], ...]
+    deleted: int
+    upserted: int
     duplicates: Duplicates
     plan: Plan
     recall: Recall
+    comparison: Comparison | None
+    refused: str
     seconds: dict[str, float]
     provider: str
     warnings: tuple[str, ...]
     activated: bool
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What was found out about a version before it is published.
+
+    Attributes:
+        comparison: with the active version; None where there is nothing to compare.
+        refused: why it must not become active; empty where it may.
+    """
+
+    comparison: Comparison | None = None
+    refused: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A version to be built.
+
+    Attributes:
+        index_dir: of its index.
+        encoder: of its model.
+        collection: what is to be in it besides what the catalogue says; None for nothing else.
+        mirror: items that came from a collection and are not in this one are to go.
+        judge: looks at the version, given the ids that are to be in it, before it is published.
+        activate: make it the version that is searched, unless the judge refuses it.
+        memory_budget_bytes, device: as of `build`.
+        clock: of the stages.
+    """
+
+    index_dir: Path
+    encoder: Encoder
+    collection: Collection | None
+    mirror: bool
+    judge: Callable[[Version, Listing], Judgement]
+    activate: bool
+    memory_budget_bytes: int | None
+    device: Device
+    clock: Clock
 
 
 def build(
@@ -100,10 +148,11 @@ def build(
     activate: bool = True,
     progress: Progress,
 ) -> BuildReport:
-    """Build the next version of an index and make it the active one.
+    """Build the next version of an index from a collection, and make it the active one.
 
-    An interrupted build leaves its finished rows, and the same call goes on after them. A version appears whole or
-    not at all; until it does, the old one stays active.
+    The version holds the collection, and what users upserted; not what they deleted. An image that the last versions
+    hold under the same model is not decoded again. An interrupted build leaves its finished rows, and the same call
+    goes on after them. A version appears whole or not at all; until it does, the old one stays active.
 
     Args:
         name: of the index, new or not.
@@ -121,62 +170,88 @@ def build(
         KeyboardInterrupt: the finished rows stay for the next call.
     """
     index_dir = store.index(name)
-    clock = _Clock()
+    clock = Clock()
     with clock.stage("open"):
         encoder = Encoder.open(store.model(model), device=device)
-        collection = open_collection(images)
+        collection = open_collection(images.absolute())
         plan.plan(len(collection.sources), encoder.dim, memory_budget_bytes=memory_budget_bytes)
+    job = Job(
+        index_dir=index_dir,
+        encoder=encoder,
+        collection=collection,
+        mirror=True,
+        judge=lambda made, listing: Judgement(),  # noqa: ARG005
+        activate=activate,
+        memory_budget_bytes=memory_budget_bytes,
+        device=device,
+        clock=clock,
+    )
     with sole_builder(index_dir):
-        staging = staging_dir(index_dir, encoder.model, collection.sources)
+        return evolve(job, progress)
+
+
+def evolve(job: Job, progress: Progress) -> BuildReport:
+    """Build a version for an index that this process holds for building; errors and stages as of `build`."""
+    catalog, unseeded = _open_catalog(job.index_dir)
+    with closing(catalog):
+        sequence = catalog.sequence()
+        collection = job.collection
+        listing = list_entries(collection.sources if collection else (), catalog, mirror=job.mirror)
+        known, damaged = KnownRows.of(job.index_dir, job.encoder.model)
+        warnings = (*(collection.warnings if collection else ()), *unseeded, *damaged)
+        staging = staging_dir(job.index_dir, job.encoder.model, listing.entries)
         with _whole_or_nothing(staging):
-            embedded = _embed(collection.sources, encoder, staging, clock, progress)
+            with job.clock.stage("embed"):
+                maker = Maker(job.encoder, known, catalog)
+                embedded = embed_entries(listing.entries, job.encoder, maker, staging, progress)
             if not embedded.count:
-                raise NothingToIndex(_nothing(images, embedded.skipped))
-            indexed = _index(embedded.count, encoder.dim, memory_budget_bytes, device, staging, clock, progress)
-            number = _publish(index_dir, staging, encoder, embedded, indexed, clock)
-        if activate:
-            version.activate(index_dir, number)
+                raise NothingToIndex(_nothing(embedded.skipped))
+            indexed = index_rows(
+                embedded.count,
+                job.encoder.dim,
+                job.memory_budget_bytes,
+                job.device,
+                staging,
+                job.clock,
+                progress,
+            )
+            draft = _draft(job, embedded, indexed, sequence)
+            with job.clock.stage("judge"), closing(ItemTable(staging / ITEMS)) as items:
+                judgement = job.judge(Version(staging, draft, indexed.index, items), listing)
+            number = _publish(job, staging, draft, judgement)
+        activated = job.activate and not judgement.refused
+        if activated:
+            with job.clock.stage("activate"):
+                _take_over(job, catalog, number, progress)
     return BuildReport(
-        index=name,
+        index=job.index_dir.name,
         version=number,
-        model=encoder.model,
+        model=job.encoder.model,
         count=embedded.count,
         resumed=embedded.resumed,
+        reused=embedded.reused,
+        decoded=embedded.decoded,
         skipped=embedded.skipped,
+        deleted=listing.deleted,
+        upserted=listing.upserted,
         duplicates=embedded.duplicates,
         plan=indexed.plan,
         recall=indexed.recall,
-        seconds=clock.seconds,
-        provider=encoder.provider,
-        warnings=(*collection.warnings, *indexed.warnings),
-        activated=activate,
+        comparison=judgement.comparison,
+        refused=judgement.refused,
+        seconds=job.clock.seconds,
+        provider=job.encoder.provider,
+        warnings=(*warnings, *indexed.warnings),
+        activated=activated,
     )
 
 
-class _Clock:
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = time.perf_counter() - start
-
-
-@dataclass(frozen=True)
-class _Embedded:
-    count: int
-    resumed: int
-    skipped: tuple[tuple[str, str], ...]
-    duplicates: Duplicates
-
-
-@dataclass(frozen=True)
-class _Indexed:
-    plan: Plan
-    recall: Recall
-    warnings: tuple[str, ...]
+def _open_catalog(index_dir: Path) -> tuple[Catalog, tuple[str, ...]]:
+    """The catalogue; a damaged index must not keep its images from being indexed again, so that is a warning."""
+    try:
+        return adopt.open_catalog(index_dir), ()
+    except (ManifestError, VersionError) as error:
+        return Catalog(index_dir), (f"what was indexed before is not in the catalogue: {error}",)
 
 
 @contextmanager
@@ -199,121 +274,42 @@ def _whole_or_nothing(staging: Path) -> Iterator[None]:
         raise
 
 
-def _embed(
-    sources: tuple[Source, ...], encoder: Encoder, staging: Path, clock: _Clock, progress: Progress
-) -> _Embedded:
-    with clock.stage("embed"), ItemWriter(staging / ITEMS) as items:
-        resumed = items.count()
-        done = resumed + len(items.skipped())
-        with RowWriter(staging / ROWS, encoder.dim, keep=resumed) as rows:
-            saved = done
-            progress("embed", done, len(sources))
-            for batch in _batches(decode_all(sources[done:], encoder.pixels)):
-                _append(batch, encoder, rows, items)
-                done += len(batch)
-                if done - saved >= SAVE_EVERY:
-                    _save(rows, items)
-                    saved = done
-                progress("embed", done, len(sources))
-            _save(rows, items)
-            rows.finish()
-        return _Embedded(rows.count, resumed, items.skipped(), items.duplicates())
-
-
-def _batches(decoded: Iterator[Decoded]) -> Iterator[list[Decoded]]:
-    batch = []
-    for image in decoded:
-        batch.append(image)
-        if len(batch) == BATCH:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
-
-
-def _append(batch: list[Decoded], encoder: Encoder, rows: RowWriter, items: ItemWriter) -> None:
-    good = [image for image in batch if image.pixels is not None]
-    for row, image in enumerate(good, start=rows.count):
-        items.add(row, image.source.item, image.source.path, image.sha256)
-    for image in batch:
-        if image.error is not None:
-            items.skip(image.source.item, image.error)
-    if good:
-        rows.append(encoder.embed(np.stack([image.pixels for image in good if image.pixels is not None])))
-
-
-def _save(rows: RowWriter, items: ItemWriter) -> None:
-    # In this order: an item that is on the disk always has its row there too.
-    rows.sync()
-    items.commit()
-
-
-def _index(
-    count: int, dim: int, budget: int | None, device: Device, staging: Path, clock: _Clock, progress: Progress
-) -> _Indexed:
-    chosen = plan.plan(count, dim, memory_budget_bytes=budget)
-    if chosen.kind == "flat":
-        return _Indexed(chosen, evaluate.EXACT, ())
-    rows = map_rows(staging / ROWS, count, dim)
-    shuffled = np.random.default_rng(SEED).permutation(count)
-    held = np.sort(shuffled[: plan.held_out(count)])
-    sample = take(rows, np.sort(shuffled[len(held) :][: chosen.train_rows]))
-    with clock.stage("train"):
-        progress("train", 0, 1)
-        codes, warnings = _train(chosen, sample, device)
-        progress("train", 1, 1)
-    with clock.stage("add"):
-        ivfpq.add(codes, rows, lambda done: progress("add", done, count))
-    with clock.stage("measure"):
-        progress("measure", 0, 1)
-        index = ivfpq.Index(ivfpq.load(staging / ROWS, mapped=True), codes)
-        point = evaluate.choose(index, take(rows, held), held, chosen.nlist)
-        progress("measure", 1, 1)
-    ivfpq.save(codes, staging / CODES)
-    if point.recall.recall_at_10 < evaluate.WANTED_RECALL:
-        warnings += (_low_recall(point),)
-    return _Indexed(dataclasses.replace(chosen, nprobe=point.nprobe, k_factor=point.k_factor), point.recall, warnings)
-
-
-def _low_recall(point: OperatingPoint) -> str:
-    return (
-        f"recall@10 is {point.recall.recall_at_10:.3f}, below {evaluate.WANTED_RECALL}, at the most thorough setting "
-        f"tried (nprobe {point.nprobe}, k_factor {point.k_factor}); an exact search finds the rest"
-    )
-
-
-def _train(chosen: Plan, sample: Embeddings, device: Device) -> tuple[Any, tuple[str, ...]]:
-    if device == "cpu" or not ivfpq.gpu_count():
-        return ivfpq.train(chosen, sample, use_gpu=False), ()
-    try:
-        return ivfpq.train(chosen, sample, use_gpu=True), ()
-    except RuntimeError as error:  # FAISS's only exception: no memory left on the device, a driver that fails
-        return ivfpq.train(chosen, sample, use_gpu=False), (
-            f"FAISS could not train on the GPU, the CPU did: {error}",
-        )
-
-
-def _publish(
-    index_dir: Path, staging: Path, encoder: Encoder, embedded: _Embedded, indexed: _Indexed, clock: _Clock
-) -> int:
-    # Only the sole builder publishes, so the next number stays free.
-    number = max(version.list_versions(index_dir), default=0) + 1
-    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    receipt = VersionManifest(
-        index=index_dir.name,
-        version=number,
-        model=encoder.model,
-        dim=encoder.dim,
+def _draft(job: Job, embedded: Embedded, indexed: Indexed, sequence: int) -> VersionManifest:
+    return VersionManifest(
+        index=job.index_dir.name,
+        # Only the sole builder publishes, so the next number stays free.
+        version=max(version.list_versions(job.index_dir), default=0) + 1,
+        model=job.encoder.model,
+        dim=job.encoder.dim,
         count=embedded.count,
         skipped=len(embedded.skipped),
         plan=dataclasses.asdict(indexed.plan),
         recall=dataclasses.asdict(indexed.recall),
-        build={**{f"{stage}_s": seconds for stage, seconds in clock.seconds.items()}, "peak_bytes": peak_bytes},
+        build={},
         software=_software(),
+        sequence=sequence,
     )
-    with clock.stage("publish"):
-        manifest.publish(staging, version.version_dir(index_dir, number), receipt)
-    return number
+
+
+def _publish(job: Job, staging: Path, draft: VersionManifest, judgement: Judgement) -> int:
+    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    receipt = dataclasses.replace(
+        draft,
+        build={**{f"{stage}_s": seconds for stage, seconds in job.clock.seconds.items()}, "peak_bytes": peak_bytes},
+        candidate=dataclasses.asdict(judgement.comparison) if judgement.comparison else {},
+        refused=judgement.refused,
+    )
+    with job.clock.stage("publish"):
+        manifest.publish(staging, version.version_dir(job.index_dir, draft.version), receipt)
+    return draft.version
+
+
+def _take_over(job: Job, catalog: Catalog, number: int, progress: Progress) -> None:
+    """Make a published version the one that is searched."""
+    published = version.open_version(version.version_dir(job.index_dir, number), verify=False)
+    adopt.adopt(catalog, published, complete=job.mirror)
+    embed_pending(catalog, job.encoder, published.manifest.sequence, progress)
+    version.activate(job.index_dir, number)
 
 
 def _software() -> dict[str, str]:
@@ -326,6 +322,8 @@ def _software() -> dict[str, str]:
     }
 
 
-def _nothing(images: Path, skipped: tuple[tuple[str, str], ...]) -> str:
+def _nothing(skipped: tuple[tuple[str, str], ...]) -> str:
+    if not skipped:
+        return "there is no item to index: nothing is upserted, and nothing of a collection is left"
     item, reason = skipped[0]
-    return f"none of the {len(skipped):,} images in {images} can be decoded; the first, {item}: {reason}"
+    return f"none of the {len(skipped):,} images can be decoded; the first, {item}: {reason}"

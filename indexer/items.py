@@ -7,7 +7,7 @@ import json
 import os
 import sqlite3
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,13 +17,17 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS items (
     row INTEGER PRIMARY KEY,   -- of rows.faiss, counted from 0
     item TEXT NOT NULL UNIQUE,
-    path BLOB NOT NULL,        -- Source.path; bytes, because not every path is UTF-8
-    sha256 TEXT NOT NULL       -- of the image file
+    path BLOB NOT NULL,        -- Source.path; bytes, because not every path is UTF-8; empty: of the catalogue alone
+    sha256 TEXT NOT NULL       -- of the image file; empty where only an embedding was given
 );
 CREATE TABLE IF NOT EXISTS skipped (item TEXT NOT NULL PRIMARY KEY, reason TEXT NOT NULL) WITHOUT ROWID;
 """
+_CHUNK = 10_000  # rows read at a time
+_COPIES = "SELECT count(*) - count(DISTINCT sha256) FROM items WHERE sha256 != ''"
 _DUPLICATES = """
-WITH shared AS (SELECT sha256 FROM items GROUP BY sha256 HAVING count(*) > 1 ORDER BY min(row) LIMIT ?),
+WITH shared AS (
+        SELECT sha256 FROM items WHERE sha256 != '' GROUP BY sha256 HAVING count(*) > 1 ORDER BY min(row) LIMIT ?
+    ),
     copies AS (
         SELECT sha256, item, row, row_number() OVER (PARTITION BY sha256 ORDER BY row) AS place
         FROM items JOIN shared USING (sha256)
@@ -43,9 +47,10 @@ class ItemWriter:
         self._connection = sqlite3.connect(path)
         self._connection.executescript(_SCHEMA)
 
-    def add(self, row: int, item: str, path: Path, sha256: str) -> None:
-        """Record the item of a row."""
-        self._connection.execute("INSERT INTO items VALUES (?, ?, ?, ?)", (row, item, os.fsencode(path), sha256))
+    def add(self, row: int, item: str, path: Path | None, sha256: str) -> None:
+        """Record the item of a row; without a path, its image lies nowhere but in the catalogue, if anywhere."""
+        source = os.fsencode(path) if path is not None else b""
+        self._connection.execute("INSERT INTO items VALUES (?, ?, ?, ?)", (row, item, source, sha256))
 
     def skip(self, item: str, reason: str) -> None:
         """Record an image that has no row, and why."""
@@ -66,7 +71,7 @@ class ItemWriter:
 
     def duplicates(self) -> Duplicates:
         """The items whose files are the same, in order of their rows."""
-        copies, *_ = self._connection.execute("SELECT count(*) - count(DISTINCT sha256) FROM items").fetchone()
+        copies, *_ = self._connection.execute(_COPIES).fetchone()
         groups: dict[str, list[str]] = {}
         for digest, item in self._connection.execute(_DUPLICATES, (MAX_GROUPS, MAX_NAMED)):
             groups.setdefault(digest, []).append(item)
@@ -87,6 +92,10 @@ class ItemTable:
         uri = f"{path.resolve().as_uri()}?mode=ro&immutable=1"
         self._connection = sqlite3.connect(uri, uri=True, check_same_thread=False)
         self._lock = threading.Lock()
+
+    def close(self) -> None:
+        """Give the file back."""
+        self._connection.close()
 
     def count(self) -> int:
         """How many items there are."""
@@ -117,12 +126,33 @@ class ItemTable:
             raise UnknownItem(f"no item {item!r} in this version of the index")
         return int(found[0][0])
 
-    def path_of(self, row: int) -> Path:
-        """Where the image of a row was when it was indexed, below its archive's path if in one; raises IndexError."""
+    def rows_of(self, items: Iterable[str]) -> dict[str, int]:
+        """The rows of those items that there are."""
+        query = "SELECT item, row FROM json_each(?) AS wanted CROSS JOIN items ON items.item = wanted.value"
+        return dict(self._read(query, json.dumps(list(items))))
+
+    def path_of(self, row: int) -> Path | None:
+        """Where the image of a row was when it was indexed, below its archive's path if in one.
+
+        None where it came from the catalogue; raises IndexError.
+        """
         found = self._read("SELECT path FROM items WHERE row = ?", int(row))
         if not found:
             raise IndexError(f"row {row} is not one of the version's")
-        return Path(os.fsdecode(found[0][0]))
+        return Path(os.fsdecode(found[0][0])) if found[0][0] else None
+
+    def read_all(self) -> Iterator[tuple[int, str, Path | None, str]]:
+        """Row, item, path and SHA-256 of everything, by row; a path and a digest as `ItemWriter.add` takes them."""
+        after = -1
+        query = "SELECT row, item, path, sha256 FROM items WHERE row > ? ORDER BY row LIMIT ?"
+        while found := self._read(query, after, _CHUNK):
+            for row, item, path, sha256 in found:
+                yield row, item, Path(os.fsdecode(path)) if path else None, sha256
+            after = found[-1][0]
+
+    def digests(self) -> list[str]:
+        """The SHA-256 of every row's image, by row; empty where there is none."""
+        return [sha256 for (sha256,) in self._read("SELECT sha256 FROM items ORDER BY row")]
 
     def skipped(self) -> list[tuple[str, str]]:
         """Every image left out of the version, with the reason, sorted by item."""

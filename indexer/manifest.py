@@ -93,6 +93,9 @@ class VersionManifest:
         skipped: how many images could not be decoded and are not in it.
         recall: recall@10 against exact search on held-out rows, with its 95 % confidence interval.
         build: seconds by stage, peak bytes.
+        sequence: of the catalogue; what it says of later changes is searched beside the version.
+        candidate: how it compares with the version that was active before it, see `indexer.candidate`.
+        refused: why it was not activated when it was built; empty where nothing spoke against it.
     """
 
     index: str
@@ -105,6 +108,9 @@ class VersionManifest:
     recall: Mapping[str, float]
     build: Mapping[str, float]
     software: Mapping[str, str]
+    sequence: int = 0
+    candidate: Mapping[str, Any] = field(default_factory=dict)
+    refused: str = ""
     files: Mapping[str, FileRecord] = field(default_factory=dict)
     created: str = ""
     format: int = FORMAT

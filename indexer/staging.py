@@ -1,18 +1,18 @@
 """The directory in which a version grows: resumable after a crash, and one builder at a time.
 
 StagingError
-└── BuildInProgress   another process is building this index
+├── BuildInProgress      another process is building this index
+└── LearningInProgress   another process is learning in this store
 """
 
-import fcntl
 import hashlib
-import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from indexer import manifest
-from indexer.sources import Source
+from indexer.entries import Entry
+from indexer.locks import Held, hold
 
 _PREFIX = ".staging-"
 # What an interrupted build goes on from; anything else that it left would be published as a part of the version.
@@ -27,6 +27,10 @@ class BuildInProgress(StagingError):
     """Another process is building this index."""
 
 
+class LearningInProgress(StagingError):
+    """Another process is learning in this store."""
+
+
 @contextmanager
 def sole_builder(index_dir: Path) -> Iterator[None]:
     """Hold an index for building; the system lets go of it when this process ends, however it ends.
@@ -34,31 +38,30 @@ def sole_builder(index_dir: Path) -> Iterator[None]:
     Raises:
         BuildInProgress: naming the process that holds it.
     """
-    index_dir.mkdir(parents=True, exist_ok=True)
-    with (index_dir / ".builder").open("a+") as holder:
-        try:
-            fcntl.flock(holder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            holder.seek(0)
-            raise BuildInProgress(
-                f"process {holder.read().strip() or 'unknown'} is building {index_dir.name} already; "
-                "wait for it or end it"
-            ) from error
-        holder.truncate(0)
-        holder.write(f"{os.getpid()}\n")
-        holder.flush()
+    with _held(index_dir / ".builder", BuildInProgress, f"is building {index_dir.name}"):
         yield
 
 
-def staging_dir(index_dir: Path, model: str, sources: Sequence[Source]) -> Path:
-    """Where a version of these sources by this model grows; leftovers of other builds are removed.
+@contextmanager
+def sole_learner(store: Path) -> Iterator[None]:
+    """Hold a store for learning: two trainings at once would only slow each other down.
 
-    The name is a digest of the model's id and of each source's item, path, size and time of change: the same
-    command finds the rows that an interrupted run left, and a changed collection starts anew.
+    Raises:
+        LearningInProgress: naming the process that holds it.
+    """
+    with _held(store / ".learner", LearningInProgress, f"is learning in {store}"):
+        yield
+
+
+def staging_dir(index_dir: Path, model: str, entries: Sequence[Entry]) -> Path:
+    """Where a version of these entries by this model grows; leftovers of other builds are removed.
+
+    The name is a digest of the model's id and of what each entry is made from: the same command finds the rows that
+    an interrupted run left, and a changed collection or catalogue starts anew.
     """
     digest = hashlib.sha256(model.encode())
-    for source in sources:
-        digest.update(b"\0".join((source.item.encode(), os.fsencode(source.path), source.state().encode(), b"")))
+    for entry in entries:
+        digest.update(entry.state())
     wanted = index_dir / f"{_PREFIX}{digest.hexdigest()[: manifest.ID_LENGTH]}"
     for leftover in index_dir.glob(f"{_PREFIX}*"):
         if leftover != wanted:
@@ -68,3 +71,13 @@ def staging_dir(index_dir: Path, model: str, sources: Sequence[Source]) -> Path:
         if path.name not in _RESUMED:
             path.unlink()
     return wanted
+
+
+@contextmanager
+def _held(path: Path, refusal: type[StagingError], does: str) -> Iterator[None]:
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(hold(path))
+        except Held as error:
+            raise refusal(f"process {error.pid} {does} already; wait for it or end it") from error
+        yield

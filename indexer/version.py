@@ -6,20 +6,33 @@ UnknownItem             (of `indexer.items`) a version has no such item
 ManifestError           (of `indexer.manifest`) a version's directory or file is damaged
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from indexer import ivfpq, manifest
 from indexer.items import ItemTable, UnknownItem
-from indexer.ivfpq import Index, Neighbours
+from indexer.ivfpq import Index, Neighbours, Rows
 from indexer.manifest import MANIFEST, CorruptFile, VersionManifest
 from indexer.rows import Embeddings
 
 CODES, ROWS, ITEMS = "index.faiss", "rows.faiss", "items.sqlite"
 
-__all__ = ["NoSuchVersion", "UnknownItem", "Version", "VersionError", "activate", "active_version", "list_versions"]
+__all__ = [
+    "NoSuchVersion",
+    "UnknownItem",
+    "Version",
+    "VersionError",
+    "activate",
+    "active_version",
+    "delete_version",
+    "list_versions",
+    "open_version",
+    "previous_version",
+    "rollback",
+    "version_dir",
+]
 
 
 class VersionError(Exception):
@@ -47,6 +60,11 @@ class Version:
         self._items = items
 
     @property
+    def index(self) -> Index:
+        """What is searched, for who searches it in another way (`indexer.live`)."""
+        return self._index
+
+    @property
     def count(self) -> int:
         """How many items are searched."""
         return self.manifest.count
@@ -69,7 +87,7 @@ class Version:
         Raises:
             ValueError: an argument is not as said above.
         """
-        self._check(embeddings, top_k, nprobe)
+        self.check_search(embeddings, top_k, nprobe)
         k = min(top_k, self.count)
         queries = np.require(embeddings, np.float32, ["C", "A"])
         if exact:
@@ -89,25 +107,43 @@ class Version:
         """The row of an item; raises UnknownItem."""
         return self._items.row_of(item)
 
+    def rows_of(self, items: Sequence[str]) -> dict[str, int]:
+        """The rows of those items that this version has."""
+        return self._items.rows_of(items)
+
     def embedding(self, row: int) -> Embeddings:
         """The embedding of a row, (D,) float32, unit length; raises IndexError."""
         if not 0 <= row < self.count:
             raise IndexError(f"row {row} is not one of 0 to {self.count - 1}")
         return np.asarray(self._index.rows.reconstruct(int(row)))
 
-    def source_path(self, row: int) -> Path:
+    def embeddings(self, rows: Rows) -> Embeddings:
+        """A copy of the embeddings of (N,) rows, (N, D) float32, unit length; raises IndexError."""
+        if len(rows) and not 0 <= rows.min() <= rows.max() < self.count:
+            raise IndexError(f"rows {rows.min()} to {rows.max()} are not of 0 to {self.count - 1}")
+        return np.asarray(self._index.rows.reconstruct_batch(np.ascontiguousarray(rows, np.int64)))
+
+    def source_path(self, row: int) -> Path | None:
         """Where the image of a row was when it was indexed: a file, or an archive's path and the name in there.
 
-        Raises:
-            IndexError: there is no such row.
+        None where it was upserted; raises IndexError where there is no such row.
         """
         return self._items.path_of(row)
+
+    def read_items(self) -> Iterator[tuple[int, str, Path | None, str]]:
+        """Row, item, source path and SHA-256 of every item, by row; the path as of `source_path`."""
+        return self._items.read_all()
+
+    def digests(self) -> list[str]:
+        """The SHA-256 of every row's image, by row; empty where an item has none."""
+        return self._items.digests()
 
     def skipped(self) -> list[tuple[str, str]]:
         """The images left out of this version: item and reason."""
         return self._items.skipped()
 
-    def _check(self, embeddings: Embeddings, top_k: int, nprobe: int | None) -> None:
+    def check_search(self, embeddings: Embeddings, top_k: int, nprobe: int | None) -> None:
+        """Raise ValueError where the arguments of a search are not as `search` says."""
         if embeddings.dtype != np.float32 or embeddings.ndim != 2 or embeddings.shape[1] != self.manifest.dim:
             raise ValueError(
                 f"embeddings are {embeddings.dtype} {embeddings.shape}; expected float32 (Q, {self.manifest.dim})"
@@ -154,6 +190,11 @@ def version_dir(index_dir: Path, version: int) -> Path:
     return index_dir / "versions" / str(version)
 
 
+def existing_dir(index_dir: Path, version: int) -> Path:
+    """The directory of a version; raises NoSuchVersion."""
+    return version_dir(index_dir, _existing(index_dir, version))
+
+
 def active_version(index_dir: Path) -> int | None:
     """The number of the version that is searched, or None where none was ever activated.
 
@@ -161,26 +202,90 @@ def active_version(index_dir: Path) -> int | None:
         VersionError: the pointer is damaged.
         NoSuchVersion: it points to a version that is not there.
     """
-    pointer = index_dir / "active"
-    try:
-        text = pointer.read_text("ascii").strip()
-    except FileNotFoundError:
-        return None
-    except (OSError, UnicodeDecodeError) as error:
-        raise VersionError(f"{pointer} can't be read: {error}") from error
-    if not text.isdecimal():
-        raise VersionError(f"{pointer} says {text[:40]!r}; expected the number of a version: activate one again")
-    return _existing(index_dir, int(text))
+    numbers = _pointed(index_dir)
+    return _existing(index_dir, numbers[0]) if numbers else None
+
+
+def previous_version(index_dir: Path) -> int | None:
+    """The number of the version that was active before the one that is, or None where none was or it is removed.
+
+    Raises:
+        VersionError: the pointer is damaged.
+    """
+    _, *before = _pointed(index_dir) or (0,)
+    return before[0] if before and before[0] in list_versions(index_dir) else None
 
 
 def activate(index_dir: Path, version: int) -> None:
-    """Make a version the one that is searched, atomically.
+    """Make a version the one that is searched, atomically; the one until now is what `rollback` goes back to.
 
     Raises:
-        NoSuchVersion: the index has no such version.
+        VersionError: the index has no such version.
         OSError: the pointer can't be written; the old one stays.
     """
-    manifest.write_atomically(index_dir / "active", f"{_existing(index_dir, version)}\n".encode())
+    _existing(index_dir, version)
+    before = [number for number in pointed(index_dir) if number != version][:1]
+    text = "".join(f"{number}\n" for number in (version, *before))
+    manifest.write_atomically(index_dir / "active", text.encode())
+
+
+def rollback(index_dir: Path) -> int:
+    """Make the version that was active before the present one active again; a second time, the present one.
+
+    Returns:
+        Its number.
+
+    Raises:
+        NoSuchVersion: there was none, or it is removed.
+        VersionError: the pointer is damaged.
+    """
+    number = previous_version(index_dir)
+    if number is None:
+        known = ", ".join(map(str, list_versions(index_dir))) or "none"
+        raise NoSuchVersion(f"{index_dir} has no version that was active before; activate one of: {known}")
+    activate(index_dir, number)
+    return number
+
+
+def delete_version(index_dir: Path, version: int) -> None:
+    """Remove a version's directory; searches that go on in other processes end on it undisturbed.
+
+    Raises:
+        VersionError: it is the active one, or there is no such version.
+        OSError: it can't be removed.
+    """
+    if _existing(index_dir, version) == active_version(index_dir):
+        raise VersionError(f"version {version} of {index_dir.name} is active; activate another one first")
+    directory = version_dir(index_dir, version)
+    # Away in one step: what was removed by half must not be taken for a damaged version.
+    condemned = index_dir / f".removed-{version}"
+    manifest.discard(condemned)
+    directory.rename(condemned)
+    manifest.sync(directory.parent)
+    manifest.discard(condemned)
+
+
+def pointed(index_dir: Path) -> tuple[int, ...]:
+    """What the pointer says: the active version and the one before, as far as there are any; none where damaged."""
+    try:
+        return _pointed(index_dir)
+    except VersionError:
+        return ()
+
+
+def _pointed(index_dir: Path) -> tuple[int, ...]:
+    pointer = index_dir / "active"
+    try:
+        words = pointer.read_text("ascii").split()
+    except FileNotFoundError:
+        return ()
+    except (OSError, UnicodeDecodeError) as error:
+        raise VersionError(f"{pointer} can't be read: {error}") from error
+    if 1 <= len(words) <= 2 and all(word.isdecimal() for word in words):
+        return tuple(map(int, words))
+    raise VersionError(
+        f"{pointer} says {' '.join(words)[:40]!r}; expected the number of a version: activate one again"
+    )
 
 
 def _existing(index_dir: Path, version: int) -> int:

@@ -23,10 +23,10 @@ from indexer.store import Store
 CHILD = """
 import os, resource, signal, sys, time
 from pathlib import Path
-from indexer import build as module
+from indexer import build as module, embedding
 from indexer.store import Store
 
-module.BATCH = module.SAVE_EVERY = 4
+embedding.BATCH = embedding.SAVE_EVERY = 4
 
 def progress(stage, done, total):
     if done >= 20:

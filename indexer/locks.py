@@ -1,0 +1,63 @@
+"""A lock file that one process at a time holds, and that the system takes from it however it ends."""
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_GLANCE_S = 0.2  # how long a look by `is_held` may stand in the way of taking the lock
+_PAUSE_S = 0.01
+
+
+class Held(Exception):
+    """Another process holds the lock.
+
+    Attributes:
+        pid: its number as text, or `unknown`.
+    """
+
+    def __init__(self, path: Path, pid: str) -> None:
+        super().__init__(f"process {pid} holds {path}")
+        self.pid = pid
+
+
+@contextmanager
+def hold(path: Path) -> Iterator[None]:
+    """Hold a lock file, made where it does not exist, with this process's number in it; raises Held."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        if not _taken(file.fileno()):
+            file.seek(0)
+            raise Held(path, file.read().strip() or "unknown")
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
+
+
+def is_held(path: Path) -> bool:
+    """Whether a process holds a lock file now."""
+    try:
+        with path.open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def _taken(descriptor: int) -> bool:
+    """Take the lock; a moment of patience, because whoever asks `is_held` holds it for as long as it looks."""
+    deadline = time.monotonic() + _GLANCE_S
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(_PAUSE_S)
+        else:
+            return True

@@ -1,0 +1,286 @@
+"""Long operations of a store: one record each, written by the process that works and read by everybody.
+
+    operations/<id>.json   the record, replaced atomically; kept after the operation ended
+    operations/<id>.lock   held by the process that works, as long as it lives
+
+A record that says `running` while nobody holds its lock is of a process that was killed: it reads `interrupted`, and
+the same arguments go on where it was.
+
+OperationError
+├── NoSuchOperation    the store has no record of that id, or it can't be read
+├── OperationRunning   another process works on it
+└── OperationEnded     it ended, so there is nothing to cancel or to resume
+"""
+
+import dataclasses
+import json
+import os
+import re
+import secrets
+import signal
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from indexer.locks import Held, hold, is_held
+from indexer.manifest import write_atomically
+
+State = Literal["queued", "running", "interrupted", "done", "failed", "cancelled"]
+UNFINISHED: tuple[State, ...] = ("queued", "running", "interrupted")
+
+WRITE_EVERY_S = 0.5  # a record is for people to watch; each write of it waits for the disk
+KEPT = 200  # records of ended operations; older ones are removed when another begins
+
+_ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,127}")
+
+
+class OperationError(Exception):
+    """An operation can't be shown, cancelled or resumed; the message says why."""
+
+
+class NoSuchOperation(OperationError):
+    """A store has no readable record of an operation of that id."""
+
+
+class OperationRunning(OperationError):
+    """A process works on the operation now."""
+
+
+class OperationEnded(OperationError):
+    """The operation has ended."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operation:
+    """What is known of a long operation.
+
+    Attributes:
+        id: sorts by time of beginning.
+        kind: what it does, such as `rebuild`.
+        index: what it does it to.
+        arguments: of the `kinsight` command that does it; the same ones resume it.
+        state: `queued` before a process took it up, `interrupted` where that process was killed.
+        stage, done, total: what it is at.
+        rate: of that stage, a second.
+        eta_s: until that stage is done; None where that can't be told yet.
+        started, updated: times in UTC, ISO 8601.
+        pid: of the process that works on it, or did.
+        error: why it failed; empty otherwise.
+        result: of one that is done, as its command's `--json` prints it.
+    """
+
+    id: str
+    kind: str
+    index: str
+    arguments: tuple[str, ...]
+    state: State = "queued"
+    stage: str = ""
+    done: int = 0
+    total: int = 0
+    rate: float = 0.0
+    eta_s: float | None = None
+    started: str = ""
+    updated: str = ""
+    pid: int = 0
+    error: str = ""
+    result: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Recorder:
+    """Writes the record of an operation while it runs."""
+
+    def __init__(self, directory: Path, operation: Operation) -> None:
+        self.operation = operation
+        self._directory = directory
+        self._stage_began = (time.monotonic(), 0)
+        self._written_at = -WRITE_EVERY_S
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        """Note that so much of a stage is done; written at most every `WRITE_EVERY_S`, and when a stage begins."""
+        now = time.monotonic()
+        began_at, first = self._stage_began
+        begins = stage != self.operation.stage or done < self.operation.done
+        if begins:  # a resumed stage begins above zero: only what was done since tells the rate
+            self._stage_began = began_at, first = now, done
+        rate = (done - first) / (now - began_at) if now > began_at else 0.0
+        eta_s = (total - done) / rate if rate > 0 else None
+        known = {"stage": stage, "done": done, "total": total, "rate": rate, "eta_s": eta_s}
+        self.operation = dataclasses.replace(self.operation, **known)  # type: ignore[arg-type]
+        if begins or now - self._written_at >= WRITE_EVERY_S:
+            self._written_at = now
+            self.write()
+
+    def end(self, state: State, **known: Any) -> None:
+        """Write how it ended."""
+        self.operation = dataclasses.replace(self.operation, state=state, **known)
+        self.write()
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """Keep what it resulted in, to be written when it ends."""
+        self.operation = dataclasses.replace(self.operation, result=result)
+
+    def write(self) -> None:
+        """Put the record on the disk."""
+        self.operation = dataclasses.replace(self.operation, updated=_now())
+        _write(self._directory, self.operation)
+
+
+def queue(directory: Path, kind: str, index: str, arguments: Sequence[str]) -> Operation:
+    """Record an operation that a process is about to be started for.
+
+    Args:
+        directory: of a store's operations.
+        kind: what it does.
+        index: what it does it to.
+        arguments: of the `kinsight` command, to which `--operation ID` is to be added.
+    """
+    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")[:-3]
+    identity = f"{stamp}-{kind}-{index}-{secrets.token_hex(2)}"
+    operation = Operation(
+        id=identity, kind=kind, index=index, arguments=tuple(arguments), started=_now(), updated=_now()
+    )
+    directory.mkdir(parents=True, exist_ok=True)
+    _forget_oldest(directory)
+    _write(directory, operation)
+    return operation
+
+
+@contextmanager
+def running(directory: Path, identity: str) -> Iterator[Recorder]:
+    """Work on a queued or interrupted operation; how the block ends is how the operation ended.
+
+    Raises:
+        NoSuchOperation: there is no record of it.
+        OperationRunning: another process works on it.
+        OperationEnded: it ended before.
+    """
+    path = _lock(directory, identity)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(hold(path))
+        except Held as error:
+            raise OperationRunning(f"process {error.pid} works on {identity}; cancel it first") from error
+        found = _read(directory, identity)
+        if found.state not in UNFINISHED:
+            raise OperationEnded(f"{identity} is {found.state}: start it anew")
+        recorder = Recorder(directory, dataclasses.replace(found, state="running", pid=os.getpid()))
+        recorder.write()
+        with _end_recorded(recorder):
+            yield recorder
+
+
+def find(directory: Path, identity: str) -> Operation:
+    """The operation of this id; raises NoSuchOperation."""
+    operation = _read(directory, identity)
+    if operation.state == "running" and not is_held(_lock(directory, identity)):
+        # It may have ended between the two looks.
+        operation = _read(directory, identity)
+        if operation.state == "running":
+            return dataclasses.replace(operation, state="interrupted", rate=0.0, eta_s=None)
+    return operation
+
+
+def list_operations(directory: Path) -> list[Operation]:
+    """Every operation of a store, oldest first; damaged records are left out."""
+    found = []
+    for path in sorted(directory.glob("*.json")):
+        try:
+            found.append(find(directory, path.stem))
+        except NoSuchOperation:  # removed meanwhile, or damaged: `find` of it says so
+            continue
+    return found
+
+
+def cancel(directory: Path, identity: str) -> Operation:
+    """Interrupt the process that works on an operation as Ctrl-C would; one that nobody works on is just marked.
+
+    The process ends by itself, soon; until then the operation reads `running`.
+
+    Raises:
+        NoSuchOperation: there is no record of it.
+        OperationEnded: it ended before.
+    """
+    operation = find(directory, identity)
+    if operation.state not in UNFINISHED:
+        raise OperationEnded(f"{identity} is {operation.state} already")
+    try:
+        with hold(_lock(directory, identity)):
+            operation = dataclasses.replace(operation, state="cancelled", updated=_now())
+            _write(directory, operation)
+            return operation
+    except Held:
+        # The number is of a living process: it holds the lock while the record says so.
+        os.kill(_read(directory, identity).pid, signal.SIGINT)
+        return operation
+
+
+def delete(directory: Path, identity: str) -> None:
+    """Remove the record of an operation that ended.
+
+    Raises:
+        NoSuchOperation: there is no record of it.
+        OperationRunning: it has not ended.
+    """
+    operation = find(directory, identity)
+    if operation.state in UNFINISHED:
+        raise OperationRunning(f"{identity} is {operation.state}; cancel it first")
+    _remove(directory, identity)
+
+
+@contextmanager
+def _end_recorded(recorder: Recorder) -> Iterator[None]:
+    try:
+        yield
+    except BaseException as error:
+        state: State = "cancelled" if isinstance(error, KeyboardInterrupt) else "failed"
+        try:
+            recorder.end(state, error=str(error) or type(error).__name__)
+        except OSError as unwritten:  # the disk that is full is mostly why it failed
+            error.add_note(f"the record of {recorder.operation.id} could not be written: {unwritten}")
+        raise
+    recorder.end("done")
+
+
+def _forget_oldest(directory: Path) -> None:
+    ended = [operation for operation in list_operations(directory) if operation.state not in UNFINISHED]
+    for operation in ended[:-KEPT]:
+        _remove(directory, operation.id)
+
+
+def _remove(directory: Path, identity: str) -> None:
+    for path in (directory / f"{identity}.json", _lock(directory, identity)):
+        path.unlink(missing_ok=True)
+
+
+def _lock(directory: Path, identity: str) -> Path:
+    if not _ID.fullmatch(identity):
+        raise NoSuchOperation(f"{identity!r} is not the id of an operation; list them to see the ids")
+    return directory / f"{identity}.lock"
+
+
+def _write(directory: Path, operation: Operation) -> None:
+    data = json.dumps(dataclasses.asdict(operation), indent=1).encode() + b"\n"
+    write_atomically(directory / f"{operation.id}.json", data)
+
+
+def _read(directory: Path, identity: str) -> Operation:
+    path = _lock(directory, identity).with_suffix(".json")
+    try:
+        fields = json.loads(path.read_bytes())
+        operation = Operation(**{**fields, "arguments": tuple(fields["arguments"])})
+    except FileNotFoundError as error:
+        known = ", ".join(sorted(path.stem for path in directory.glob("*.json"))[-5:])
+        raise NoSuchOperation(f"no operation {identity!r} in {directory}; the newest: {known or 'none'}") from error
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise NoSuchOperation(f"{path} is not the record of an operation: {error}; remove it") from error
+    if operation.state not in get_args(State):
+        raise NoSuchOperation(f"{path} has the state {operation.state!r}; remove it")
+    return operation
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
