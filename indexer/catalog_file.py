@@ -167,8 +167,12 @@ class CatalogFile:
 
 
 def seal(*values: object) -> int:
-    """The checksum of a row's columns."""
-    return zlib.crc32(repr(values).encode("utf-8", "surrogatepass"))
+    """The checksum of a row's columns: text, bytes, numbers or None."""
+    checksum = 0
+    for value in values:
+        data = value if isinstance(value, bytes) else repr(value).encode("utf-8", "surrogatepass")
+        checksum = zlib.crc32(data, checksum)
+    return checksum
 
 
 def _create(path: Path) -> None:
