@@ -50,7 +50,8 @@ class RunFacts:
         recipe: what it was made with.
         environment: what it ran on, as `environment.json`.
         history: the lines of `metrics.jsonl`.
-        frozen, trained: metrics of the backbone before training and of the model; None without labels.
+        before, trained: metrics of what the run started from, the frozen backbone or a model, and of the model that
+            came of it; None without labels.
         shown: the images that neighbours and map are drawn of: those judged on, or some of those learned from.
         epoch: whose encoder the model is, from 1.
         images: how many it learned from.
@@ -66,7 +67,7 @@ class RunFacts:
     recipe: Recipe
     environment: Mapping[str, Any]
     history: History
-    frozen: Mapping[str, float] | None
+    before: Mapping[str, float] | None
     trained: Mapping[str, float] | None
     shown: Shown
     epoch: int
@@ -94,7 +95,7 @@ def render(run: RunFacts) -> str:
         _summary(run, comparison),
         _next(run),
         _curves(run),
-        _neighbours(run.shown, comparison),
+        _neighbours(run.shown, comparison, _origin(run)),
         _map(run.shown),
         _troubles(run),
         _settings(run),
@@ -114,14 +115,14 @@ def _summary(run: RunFacts, comparison: Comparison) -> str:
 
 
 def _verdict(run: RunFacts, comparison: Comparison) -> str:
-    if run.frozen is None or run.trained is None or run.shown.classes is None:
+    if run.before is None or run.trained is None or run.shown.classes is None:
         return (
             '<p class="verdict">No labels were given, so no number says whether this training helped. It kept '
-            f"{cases.overlap(comparison):.0%} of the frozen backbone's {comparison.frozen.rows.shape[1]} nearest "
+            f"{cases.overlap(comparison):.0%} of {_origin(run)}'s {comparison.before.rows.shape[1]} nearest "
             "neighbours. Look at both below, or judge the model on some labelled images: <code>kinsight evaluate "
             f"{text(run.model)} IMAGES --labels TABLE</code>.</p>"
         )
-    before, after = run.frozen["recall_at_1"], run.trained["recall_at_1"]
+    before, after = run.before["recall_at_1"], run.trained["recall_at_1"]
     change, points = cases.changed(comparison, run.shown.classes), after - before
     verb = "raised" if points > 0 else "lowered" if points < 0 else "left"
     unclear = "" if abs(points) > change.margin else " So few queries can't tell that from chance."
@@ -132,6 +133,11 @@ def _verdict(run: RunFacts, comparison: Comparison) -> str:
         f"for {change.kept:,}, put right for {change.mended:,}, put wrong for {change.broken:,}, and wrong before "
         f"and after for {change.missed:,}.</p>"
     )
+
+
+def _origin(run: RunFacts) -> str:
+    """What the run started from, which it is compared with."""
+    return f"model {text(run.recipe.encoder.from_model)}" if run.recipe.encoder.from_model else "the frozen backbone"
 
 
 def _points(share: float) -> str:
@@ -155,29 +161,29 @@ def _facts(run: RunFacts) -> str:
 
 
 def _scores(run: RunFacts) -> str:
-    if run.frozen is None or run.trained is None:
+    if run.before is None or run.trained is None:
         return ""
-    rows = "".join(_score(name, run.frozen[name], value) for name, value in run.trained.items() if name in run.frozen)
-    head = "".join(f'<th scope="col">{name}</th>' for name in ("metric", "frozen", "trained", "change"))
+    rows = "".join(_score(name, run.before[name], value) for name, value in run.trained.items() if name in run.before)
+    head = "".join(f'<th scope="col">{name}</th>' for name in ("metric", "before", "trained", "change"))
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
 
 
-def _score(name: str, frozen: float, trained: float) -> str:
+def _score(name: str, before: float, trained: float) -> str:
     if name in _NOT_SERIES:
-        return f'<tr><th scope="row">{_title(name)}</th><td>{frozen:,.0f}</td><td>{trained:,.0f}</td><td></td></tr>'
-    change = trained - frozen
+        return f'<tr><th scope="row">{_title(name)}</th><td>{before:,.0f}</td><td>{trained:,.0f}</td><td></td></tr>'
+    change = trained - before
     direction = "up" if change > 0 else "down" if change < 0 else "same"
     return (
-        f'<tr><th scope="row">{_title(name)}</th><td>{frozen:.4f}</td><td>{trained:.4f}</td>'
+        f'<tr><th scope="row">{_title(name)}</th><td>{before:.4f}</td><td>{trained:.4f}</td>'
         f'<td class="{direction}">{_signed(change, 4)}</td></tr>'
     )
 
 
 def _next(run: RunFacts) -> str:
-    if run.frozen is None or run.trained is None or run.trained["recall_at_1"] > run.frozen["recall_at_1"]:
+    if run.before is None or run.trained is None or run.trained["recall_at_1"] > run.before["recall_at_1"]:
         return ""
-    steps = "".join(f"<li>{text(step)}</li>" for step in advice(run.recipe, run.history, run.frozen))
-    return f"<h2>What to try next</h2><p>This training did not beat the frozen backbone.</p><ol>{steps}</ol>"
+    steps = "".join(f"<li>{text(step)}</li>" for step in advice(run.recipe, run.history, run.before))
+    return f"<h2>What to try next</h2><p>This training did not beat {_origin(run)}.</p><ol>{steps}</ol>"
 
 
 def _curves(run: RunFacts) -> str:
@@ -187,7 +193,7 @@ def _curves(run: RunFacts) -> str:
     quality = [name for name in names if name not in (*losses, *_SPEED, *_NOT_SERIES)]
     return (
         _charts("Losses", "step", run, losses, "What training minimises: the sum, and each of its terms.")
-        + _charts("By epoch", "epoch", run, quality, "Dashed: the frozen backbone." if run.frozen else "")
+        + _charts("By epoch", "epoch", run, quality, f"Dashed: {_origin(run)}." if run.before else "")
         + _charts("Speed", "step", run, [name for name in _SPEED if name in names], _waiting(run))
     )
 
@@ -202,10 +208,10 @@ def _charts(title: str, x: str, run: RunFacts, names: Sequence[str], note: str) 
 def _grouped(run: RunFacts, x: str, names: Sequence[str]) -> list[tuple[str, list[Line]]]:
     """Titles and lines of the charts: all R@k in one, everything else alone."""
     recalls = [name for name in names if name.startswith("recall_at_")]
-    frozen = run.frozen or {}
+    before = run.before or {}
     lines = {name: series(run.history, x, name) for name in names}
-    alone = [(_title(name), [Line("", lines[name], frozen.get(name))]) for name in names if name not in recalls]
-    together = [Line(_title(name), lines[name], frozen.get(name)) for name in recalls if lines[name]]
+    alone = [(_title(name), [Line("", lines[name], before.get(name))]) for name in names if name not in recalls]
+    together = [Line(_title(name), lines[name], before.get(name)) for name in recalls if lines[name]]
     return [("R@k", together), *alone] if together else alone
 
 
@@ -215,9 +221,9 @@ def _waiting(run: RunFacts) -> str:
     return f"Training waited {waited:.1f} s in all for images. Time by stage: {stages}."
 
 
-def _neighbours(shown: Shown, comparison: Comparison) -> str:
+def _neighbours(shown: Shown, comparison: Comparison, origin: str) -> str:
     groups = {"Drawn at random": cases.drawn(comparison, _CASES)}
-    legend = "Each query with its nearest images by the frozen backbone and by the model, and their similarity."
+    legend = f"Each query with its nearest images by {origin} and by the model that came of it, and their similarity."
     if shown.classes is not None:
         legend += " Green with ✓: of the query's class; red with ✗: of another."
         groups = {
@@ -239,7 +245,7 @@ def _case(shown: Shown, comparison: Comparison, place: int) -> str:
         f'<figure class="query" title="{_named(shown, row)}">{_picture(shown, row, f"query {item}")}'
         f"<figcaption>{_class_of(shown, row)}{text(shortened(item, _PATH_LENGTH))}</figcaption></figure>"
     )
-    found = _ranked(shown, "frozen", comparison.frozen, place) + _ranked(shown, "trained", comparison.trained, place)
+    found = _ranked(shown, "before", comparison.before, place) + _ranked(shown, "trained", comparison.trained, place)
     return f'<div class="scroll"><div class="case">{query}<div>{found}</div></div></div>'
 
 

@@ -1,4 +1,4 @@
-"""What to try next where a training did not beat the frozen backbone: read off its own numbers."""
+"""What to try next where a training did not beat what it started from: read off its own numbers."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -19,15 +19,15 @@ _NO_FAULT = (
 )
 
 
-def advice(recipe: Recipe, history: History, frozen: Mapping[str, float]) -> list[str]:
+def advice(recipe: Recipe, history: History, before: Mapping[str, float]) -> list[str]:
     """What the numbers of a run suggest to change, the likeliest first; never empty.
 
     Args:
         recipe: what was trained with.
         history: the lines of `metrics.jsonl`.
-        frozen: metrics of the backbone before training.
+        before: metrics of what the run started from.
     """
-    of_recall = _of_recall(recipe, series(history, "epoch", "recall_at_1"), frozen["recall_at_1"])
+    of_recall = _of_recall(recipe, series(history, "epoch", "recall_at_1"), before["recall_at_1"])
     found = [
         # The loss is only asked where R@1 says nothing: their remedies may contradict each other.
         *(of_recall or _of_loss(recipe, series(history, "step", "loss"))),
@@ -50,16 +50,16 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _of_recall(recipe: Recipe, points: Sequence[tuple[float, float]], frozen: float) -> list[str]:
+def _of_recall(recipe: Recipe, points: Sequence[tuple[float, float]], before: float) -> list[str]:
     if not points:
         return []
     lr, epochs = recipe.optimizer.lr, recipe.run.epochs
     (first_epoch, first), (_, last) = points[0], points[-1]
     best_epoch, best = max(points, key=lambda point: point[1])
     found = []
-    if first < frozen - _CLEAR:
+    if first < before - _CLEAR:
         found.append(
-            f"R@1 was {first:.3f} after epoch {first_epoch:.0f} already, below the frozen {frozen:.3f}: the first "
+            f"R@1 was {first:.3f} after epoch {first_epoch:.0f} already, below the {before:.3f} before it: the first "
             f"steps undo more than they teach. Try --set optimizer.lr={lr / 3:.1g}{_or_warm_up(recipe)}."
         )
     if best > last + _CLEAR:

@@ -25,7 +25,7 @@ class Shown:
         classes: (N,) int64; None where the images have no labels.
         class_names: of the classes, by number.
         is_query: (N,) bool, which images are searched among the others; None where each is, among all others.
-        frozen: (N, C) float32, unit length, by the backbone before training.
+        before: (N, C) float32, unit length, by what the run started from: a backbone, or a model.
         trained: (N, D) float32, unit length, by the model.
     """
 
@@ -35,7 +35,7 @@ class Shown:
     classes: Tensor | None
     class_names: tuple[str, ...]
     is_query: Tensor | None
-    frozen: Tensor
+    before: Tensor
     trained: Tensor
 
 
@@ -65,12 +65,12 @@ class Comparison:
     Attributes:
         queries: (Q,) int64 rows: all that can be answered, or 2,000 of them drawn with a fixed seed.
         answerable: how many can be: those with another image, of their class where there are labels.
-        frozen, trained: what the two found.
+        before, trained: what the two found.
     """
 
     queries: Tensor
     answerable: int
-    frozen: Found
+    before: Found
     trained: Found
 
 
@@ -101,7 +101,7 @@ def compare(shown: Shown) -> Comparison:
     if answerable > _QUERIES:
         drawn = torch.randperm(answerable, generator=torch.Generator().manual_seed(0))[:_QUERIES]
         queries = queries[drawn.sort().values]
-    found = (_search(embeddings, queries, gallery) for embeddings in (shown.frozen, shown.trained))
+    found = (_search(embeddings, queries, gallery) for embeddings in (shown.before, shown.trained))
     return Comparison(queries, answerable, *found)
 
 
@@ -132,7 +132,7 @@ def _search(embeddings: Tensor, queries: Tensor, gallery: Tensor) -> Found:
 
 def changed(comparison: Comparison, classes: Tensor) -> Change:
     """How the nearest neighbours changed."""
-    before, after = (found.correct(classes)[:, 0] for found in (comparison.frozen, comparison.trained))
+    before, after = (found.correct(classes)[:, 0] for found in (comparison.before, comparison.trained))
     mended, broken = int((~before & after).sum()), int((before & ~after).sum())
     return Change(
         kept=int((before & after).sum()),
@@ -145,15 +145,15 @@ def changed(comparison: Comparison, classes: Tensor) -> Change:
 
 
 def overlap(comparison: Comparison) -> float:
-    """The mean share of the frozen backbone's neighbours that the model finds too."""
-    both = comparison.frozen.rows[:, :, None] == comparison.trained.rows[:, None, :]
+    """The mean share of the neighbours before training that the model finds too."""
+    both = comparison.before.rows[:, :, None] == comparison.trained.rows[:, None, :]
     return both.any(2).float().mean().item()
 
 
 def mended(comparison: Comparison, classes: Tensor, count: int) -> list[int]:
     """Places of queries that training put right, those with the most neighbours of their class first."""
     correct = comparison.trained.correct(classes)
-    right = correct[:, 0] & ~comparison.frozen.correct(classes)[:, 0]
+    right = correct[:, 0] & ~comparison.before.correct(classes)[:, 0]
     score = correct.sum(1) + comparison.trained.similarity[:, 0] / 2  # similarity only orders what is else equal
     return _of_many_classes(score, right, classes[comparison.queries], count)
 

@@ -154,7 +154,7 @@ def _baseline(frame: _Frame, line: Line, place: int) -> str:
     y = f"{frame.y(line.baseline):.1f}"
     return (
         f'<line class="baseline of{place}" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y}" y2="{y}">'
-        f"<title>frozen {text(line.name)}: {number(line.baseline)}</title></line>"
+        f"<title>before: {text(line.name)}: {number(line.baseline)}</title></line>"
     )
 
 
@@ -171,5 +171,5 @@ def _at(frame: _Frame, x: float, y: float) -> str:
 
 def _told(line: Line) -> str:
     first, last = line.points[0][1], line.points[-1][1]
-    frozen = "" if line.baseline is None else f" (frozen {number(line.baseline)})"
-    return f"{line.name} {number(first)} at first, {number(last)} at last{frozen}".strip()
+    before = "" if line.baseline is None else f" (before {number(line.baseline)})"
+    return f"{line.name} {number(first)} at first, {number(last)} at last{before}".strip()

@@ -319,7 +319,7 @@ def _shown(
         classes=judge.classes if judge else None,
         class_names=known.class_names if known else (),
         is_query=judge.is_query if judge else None,
-        frozen=before,
+        before=before,
         trained=after,
     )
 
@@ -328,13 +328,14 @@ def _tell(
     run: Path, done: TrainReport, recipe: Recipe, environment: dict[str, Any], shown: Shown, device: torch.device
 ) -> TrainReport:
     """Write the report of a run whose model is registered: a disk that fails now costs the report alone."""
+    before = done.start or done.frozen
     facts = report.RunFacts(
         name=run.name,
         model=done.model.id,
         recipe=recipe,
         environment=environment,
         history=read_log(run),
-        frozen=done.frozen.to_dict() if done.frozen else None,
+        before=before.to_dict() if before else None,
         trained=done.trained.to_dict() if done.trained else None,
         shown=shown,
         images=done.images,

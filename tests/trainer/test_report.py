@@ -72,7 +72,7 @@ def images(count: int, classes: int | None, seed: int = 0) -> Shown:
         classes=labels if classes else None,
         class_names=tuple(f"kind {number}" for number in range(classes)) if classes else (),
         is_query=None,
-        frozen=F.normalize(centres[labels] + 2.0 * noise, dim=1),
+        before=F.normalize(centres[labels] + 2.0 * noise, dim=1),
         trained=F.normalize(centres[labels] + 1.2 * noise, dim=1),
     )
 
@@ -92,7 +92,7 @@ def facts(shown: Shown, **changes: Any) -> RunFacts:
         recipe=override(load("stml"), "run.epochs=10"),
         environment={"commit": "abc", "device": "a processor", "earlier": []},
         history=history,
-        frozen=scores if shown.classes is not None else None,
+        before=scores if shown.classes is not None else None,
         trained={**scores, "recall_at_1": 0.6} if shown.classes is not None else None,
         shown=shown,
         epoch=2,
@@ -164,13 +164,13 @@ def test_the_head_tells_what_changed_and_how_surely() -> None:
 
 
 def test_every_series_of_the_log_has_a_curve() -> None:
-    """Loss terms, metrics with the frozen level, whatever else is logged by epoch, and speed."""
+    """Loss terms, metrics with their level before, whatever else is logged by epoch, and speed."""
     page = Page(render(facts(images(6, 2))))
     told = [tag["aria-label"] or "" for tag in page.all("svg")]
     assert "pull by step: 0.3 at first, 0.25 at last" in told
     assert "agreement by epoch: 0.125 at first, 0.375 at last" in told
     assert "images/s by step: 30 at first, 40 at last" in told
-    recalls = "R@1 0.55 at first, 0.6 at last (frozen 0.5), R@2 0.76 at first, 0.8 at last (frozen 0.75)"
+    recalls = "R@1 0.55 at first, 0.6 at last (before 0.5), R@2 0.76 at first, 0.8 at last (before 0.75)"
     assert f"R@k by epoch: {recalls}" in told
     assert [label for label in told if label.startswith(("queries", "step", "epoch"))] == []
 
@@ -186,13 +186,13 @@ def test_without_labels_there_is_no_verdict_but_both_neighbourhoods() -> None:
     assert "What to try next" not in page.seen
 
 
-def test_a_training_that_does_not_beat_frozen_is_told_what_to_try() -> None:
+def test_a_training_that_does_not_beat_its_start_is_told_what_to_try() -> None:
     """The advice of the run's own numbers is in the page."""
-    frozen = {"recall_at_1": 0.5}
-    worse = facts(images(12, 3), frozen=frozen, trained={"recall_at_1": 0.4})
+    before = {"recall_at_1": 0.5}
+    worse = facts(images(12, 3), before=before, trained={"recall_at_1": 0.4})
     page = Page(render(worse))
     assert "Training lowered R@1" in page.seen
-    for step in advice(worse.recipe, worse.history, frozen):
+    for step in advice(worse.recipe, worse.history, before):
         assert " ".join(step.split()) in page.seen
 
 
@@ -229,7 +229,7 @@ def test_neighbours_are_those_of_a_plain_loop(split: bool) -> None:
     asked = [row for row in range(1, 30) if is_query is None or is_query[row]]
     gallery = [row for row in range(30) if is_query is None or not is_query[row]]
     assert asked == comparison.queries.tolist() == comparison.trained.queries.tolist()
-    for found, embeddings in ((comparison.frozen, shown.frozen), (comparison.trained, shown.trained)):
+    for found, embeddings in ((comparison.before, shown.before), (comparison.trained, shown.trained)):
         expected = [naive_neighbours(embeddings, row, gallery, 8) for row in asked]
         assert expected == found.rows.tolist()
         similarity = [
@@ -243,7 +243,7 @@ def test_cases_and_confusions_are_what_they_are_called() -> None:
     shown = images(60, 5, seed=3)
     assert shown.classes is not None
     comparison = cases.compare(shown)
-    before, after = (f.correct(shown.classes)[:, 0].tolist() for f in (comparison.frozen, comparison.trained))
+    before, after = (f.correct(shown.classes)[:, 0].tolist() for f in (comparison.before, comparison.trained))
     mended = cases.mended(comparison, shown.classes, 100)
     mistaken = cases.mistaken(comparison, shown.classes, 100)
     assert {i for i in range(60) if after[i] and not before[i]} == set(mended)
@@ -287,7 +287,7 @@ def by_epoch(*values: float, name: str = "recall_at_1") -> list[dict[str, float]
 @pytest.mark.parametrize(
     ("history", "expected"),
     [
-        (by_epoch(0.45, 0.46, 0.46), ["R@1 was 0.450 after epoch 1 already, below the frozen 0.500"]),
+        (by_epoch(0.45, 0.46, 0.46), ["R@1 was 0.450 after epoch 1 already, below the 0.500 before it"]),
         (
             [*by_epoch(0.45, 0.46, 0.46), {"step": 40, "loss": 1.0}],
             ["optimizer.lr=0.0001, or --set optimizer.warmup"],

@@ -92,7 +92,7 @@ def test_the_first_epoch_sets_head_g_and_leaves_the_models_head(learned: Path) -
     head = start.encoder.head.weight.clone()  # type: ignore[operator]
     objective = STML(start.encoder, background_dim=8, head_init="pca").eval()
     drawn = objective.background.weight.clone()
-    features = torch.randn(40, head.shape[1])  # type: ignore[index]
+    features = torch.randn(40, head.shape[1])
     objective.before_epoch(lambda _: features, 20)
     assert torch.equal(objective.encoder.head.weight, head)  # type: ignore[arg-type]
     assert not torch.equal(objective.background.weight, drawn)
