@@ -70,7 +70,7 @@ class Columns:
         self._payloads = payloads
         self._items = items
         self._columns: dict[Field, _Column] = {}  # the least recently used first
-        self._names: dict[str, None] = {}  # of payload fields, as far as they were seen and an error can list them
+        self._names: set[str] = set()  # of payload fields, as far as they were seen and an error can list them
         self._lock = threading.Lock()
 
     def mask(self, expression: Expression, count: int) -> Mask:
@@ -93,7 +93,9 @@ class Columns:
         """
         for field, view in self._views(fields(expression), count).items():
             if not view.codes.any():
-                known = ", ".join(shown((name,)) for name in self._names) or "none, because no item has a payload"
+                known = (
+                    ", ".join(shown((name,)) for name in sorted(self._names)) or "none, because no item has a payload"
+                )
                 raise UnknownField(f"no item of the index has a field {shown(field)}; fields are: item, {known}")
 
     def codes(self, field: Field, count: int) -> Codes:
@@ -136,7 +138,7 @@ class Columns:
 
     def _learn_names(self, payload: dict[str, Any]) -> None:
         if len(self._names) < MAX_NAMED:
-            self._names.update(dict.fromkeys(payload))
+            self._names.update(payload)
 
 
 _MISSING = object()
