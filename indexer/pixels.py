@@ -54,9 +54,10 @@ class PixelSpec:
 
     Attributes:
         size: side of the square, pixels, 1 to 1024.
-        fit: `squash` resizes the whole image to the square, whatever its shape; `crop` resizes the shorter side
-            to `size / crop_fraction` and takes the centre, as ImageNet evaluation does.
-        crop_fraction: share of the shorter side that `crop` keeps, (0, 1]; 1 with `squash`.
+        fit: `squash` resizes width and height to the square each, whatever the image's shape; `crop` takes the
+            square in the middle of it, as ImageNet evaluation does.
+        crop_fraction: share of the width and height (`squash`) or of the shorter side (`crop`) that is kept, about
+            the centre, (0, 1].
         filter: Pillow's resampling filter, always antialiased.
     """
 
@@ -70,10 +71,8 @@ class PixelSpec:
             raise ValueError(f"size is {self.size}; it must be 1 to {MAX_SIZE} pixels")
         if self.fit not in ("squash", "crop"):
             raise ValueError(f"fit is {self.fit!r}; it must be 'squash' or 'crop'")
-        if not 0 < self.crop_fraction <= 1 or (self.fit == "squash" and self.crop_fraction != 1):
-            raise ValueError(
-                f"crop_fraction is {self.crop_fraction}; it must be above 0 and at most 1, and 1 with fit 'squash'"
-            )
+        if not 0 < self.crop_fraction <= 1:
+            raise ValueError(f"crop_fraction is {self.crop_fraction}; it must be above 0 and at most 1")
         if self.filter not in _FILTERS:
             raise ValueError(f"filter is {self.filter!r}; it must be one of {', '.join(sorted(_FILTERS))}")
 
@@ -172,13 +171,13 @@ def _grey_from_deep(image: Image.Image) -> Image.Image:
 
 
 def _fit(image: Image.Image, spec: PixelSpec) -> Image.Image:
-    size, (width, height) = spec.size, image.size
-    if spec.fit == "squash":
-        return image.resize((size, size), _FILTERS[spec.filter])
-    # Resize and centre crop in one resampling of the box that the crop keeps.
-    side = min(width, height) * spec.crop_fraction
-    left, top = (width - side) / 2, (height - side) / 2
-    return image.resize((size, size), _FILTERS[spec.filter], box=(left, top, left + side, top + side))
+    width, height = image.size
+    shorter = min(width, height)
+    kept_width, kept_height = (width, height) if spec.fit == "squash" else (shorter, shorter)
+    half_width, half_height = kept_width * spec.crop_fraction / 2, kept_height * spec.crop_fraction / 2
+    # Resize and centre crop in one resampling of the box that is kept.
+    box = (width / 2 - half_width, height / 2 - half_height, width / 2 + half_width, height / 2 + half_height)
+    return image.resize((spec.size, spec.size), _FILTERS[spec.filter], box=box)
 
 
 def _reason(data: bytes, error: Exception) -> str:

@@ -42,15 +42,18 @@ class Backbone(nn.Module):
     Attributes:
         name: as `make_backbone` was given it.
         channels: C of its features.
+        unit_length: whether its features are scaled to unit length, as retrieval compares them; heads then see
+            directions alone, and no longer how strongly an image excites the network.
         licence: of the weights, as their publisher states it.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, name: str, network: "_Network", size: int):
+    def __init__(self, name: str, network: "_Network", size: int, *, unit_length: bool = False):
         super().__init__()
         self.name = name
+        self.unit_length = unit_length
         self.licence = network.licence
         self.network = network.features
         self.register_buffer("mean", torch.tensor(network.mean).view(1, 3, 1, 1), persistent=False)
@@ -63,7 +66,8 @@ class Backbone(nn.Module):
         features: Tensor = self.network((images - self.mean) / self.std)
         if features.ndim == 4:
             features = F.adaptive_avg_pool2d(features, 1) + _maximum(features)
-        return features.flatten(1)
+        features = features.flatten(1)
+        return F.normalize(features.float(), dim=1) if self.unit_length else features
 
     def named_weights(self) -> dict[str, Tensor]:
         """The weights under the names that timm or torchvision gives them, as `make_backbone` loads them."""
@@ -123,7 +127,9 @@ class Encoder(nn.Module):
         return F.normalize(self(images).float(), dim=1)
 
 
-def make_backbone(name: str, weights: str, *, size: int, freeze_bn: bool = False) -> Backbone:
+def make_backbone(
+    name: str, weights: str, *, size: int, freeze_bn: bool = False, unit_length: bool = False
+) -> Backbone:
     """A backbone by name.
 
     Args:
@@ -132,6 +138,7 @@ def make_backbone(name: str, weights: str, *, size: int, freeze_bn: bool = False
             .pth of tensors.
         size: side of the images it will see, pixels; transformers fix their position embeddings to it.
         freeze_bn: keep BatchNorm at its pretrained statistics; meaningless, and ignored, with `none`.
+        unit_length: scale its features to unit length.
 
     Raises:
         ValueError: unknown name.
@@ -141,7 +148,7 @@ def make_backbone(name: str, weights: str, *, size: int, freeze_bn: bool = False
         network = _from_torchvision(name.removeprefix(_TORCHVISION), weights)
     else:
         network = _from_timm(name, weights, size)
-    backbone = Backbone(name, network, size)
+    backbone = Backbone(name, network, size, unit_length=unit_length)
     if freeze_bn and weights != "none":
         backbone.freeze_norms()
     return backbone

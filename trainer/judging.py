@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from indexer.encoder import Encoder as RuntimeEncoder
 from indexer.pixels import Pixels, PixelSpec
 from indexer.sources import Collection, Source, SourceError, decode_all, open_collection
-from trainer.encoders import WeightsError
+from trainer.encoders import Encoder, WeightsError
 from trainer.environment import choose_device
 from trainer.evaluate import RECALL_AT, Metrics, retrieval_metrics
 from trainer.images import ImageCache, Labels, Progress, cache_images, read_labels
@@ -98,10 +98,23 @@ def torch_embed(encoder: nn.Module, device: torch.device) -> Embed:
 
     @torch.no_grad()
     def embed(pixels: Tensor) -> Tensor:
-        images = pixels.to(device).permute(0, 3, 1, 2).float() / 255
-        return F.normalize(encoder(images).float(), dim=1)
+        return F.normalize(encoder(_images(pixels, device)).float(), dim=1)
 
     return embed
+
+
+def _images(pixels: Tensor, device: torch.device) -> Tensor:
+    """(B, S, S, 3) uint8 to (B, 3, S, S) float32 in [0, 1] on the device."""
+    return pixels.to(device).permute(0, 3, 1, 2).float() / 255
+
+
+@torch.no_grad()
+def centre(encoder: Encoder, sample: ImageCache, device: torch.device, progress: Progress) -> None:
+    """Move the origin of an encoder's embeddings to their mean over a sample, through the bias of its linear head."""
+    encoder.eval()
+    raw = embed_images(sample, lambda pixels: encoder(_images(pixels, device)).float(), progress)
+    assert isinstance(encoder.head, nn.Linear)  # noqa: S101  # of every objective that asks to be centred
+    encoder.head.bias.sub_(raw.mean(0).to(encoder.head.bias))
 
 
 def runtime_embed(runtime: RuntimeEncoder) -> Embed:

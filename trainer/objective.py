@@ -76,9 +76,15 @@ class Objective(nn.Module):
 
     All state that training changes is a parameter or a buffer, so that a checkpoint holds it and resuming is exact.
     Everything trainable that is not in `encoder.backbone` is a head.
+
+    Attributes:
+        views: how each view of an image is drawn.
+        centred: whether only differences between embeddings are learned, so that where their origin lies is left
+            open: the mean of the training set's embeddings is then taken for it, which cosines are measured from.
     """
 
     views: ClassVar[tuple[View, ...]] = (View(), View())
+    centred: ClassVar[bool] = False
 
     def __init__(self, encoder: Encoder):
         super().__init__()

@@ -35,15 +35,19 @@ class Data:
         size: side of the images that the encoder sees, pixels.
         cache_size: side of the decoded images that views are cropped from, pixels; at least `size`.
         fit: how an image becomes a square when it is embedded: `squash` or `crop`.
+        crop_fraction: share of its width and height that is kept then, about the centre, (0, 1]: things look larger
+            in the crops that are learned from than in whole images.
     """
 
     size: int = 128
     cache_size: int = 160
     fit: Literal["squash", "crop"] = "squash"
+    crop_fraction: float = 1.0
 
     def __post_init__(self) -> None:
         _in_range("data.size", self.size, 16, 1024)
         _in_range("data.cache_size", self.cache_size, self.size, 1024)
+        _in_range("data.crop_fraction", self.crop_fraction, 0.1, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +59,7 @@ class EncoderPart:
         weights: `imagenet`, `none` or a file.
         dim: D of the embeddings.
         freeze_bn: keep BatchNorm at its pretrained statistics.
+        unit_length: scale the backbone's features to unit length before the heads see them.
         from_model: id of the model of the store whose backbone and head the run starts from; `weights` are then what
             that model once started from.
     """
@@ -63,6 +68,7 @@ class EncoderPart:
     weights: str = "imagenet"
     dim: int = 128
     freeze_bn: bool = True
+    unit_length: bool = False
     from_model: str | None = None
 
     def __post_init__(self) -> None:

@@ -35,6 +35,7 @@ from trainer.images import (
 from trainer.judging import (
     Judge,
     Score,
+    centre,
     embed_images,
     judge_start,
     judging_set,
@@ -189,7 +190,7 @@ def _learn(
     clock = Clock()
     recipe = recipe_of(run)
     environment = record_environment(run, chosen, recipe.run.seed)
-    spec = PixelSpec(size=recipe.data.size, fit=recipe.data.fit)
+    spec = PixelSpec(size=recipe.data.size, fit=recipe.data.fit, crop_fraction=recipe.data.crop_fraction)
     cache = _training_set(collection, known, recipe, run, progress)
     wait_for_main()  # what it decoded, the others read
     judge = judging_set(known, collection, spec, run / "judged.u8", chosen, progress) if known else None
@@ -202,7 +203,7 @@ def _learn(
     clock.lap("frozen")
 
     choice = Choice(run)
-    after_epoch = partial(_after_epoch, recipe, choice, sample, judge, known, chosen, progress)
+    after_epoch = partial(_after_epoch, recipe, objective.centred, choice, sample, judge, known, chosen, progress)
     outcome = run_loop(
         objective, cache, recipe, run, device=chosen, progress=progress, on_epoch=after_epoch, profile=profile
     )
@@ -251,6 +252,7 @@ def _learn(
 
 def _after_epoch(
     recipe: Recipe,
+    centred: bool,
     choice: Choice,
     sample: ImageCache,
     judge: Judge | None,
@@ -261,6 +263,8 @@ def _after_epoch(
     encoder: Encoder,
 ) -> dict[str, float]:
     """What is logged of an epoch's encoder, which is offered for choice."""
+    if centred:
+        centre(encoder, sample, device, progress)
     embed = torch_embed(encoder, device)
     sampled = embed_images(sample, embed, progress)
     logged = {"contrast": neighbour_contrast(sampled)}

@@ -106,6 +106,13 @@ def test_crop_takes_the_centre() -> None:
     np.testing.assert_array_equal(_noise(), decode(_encoded(Image.fromarray(wide)), PixelSpec(size=8, fit="crop")))
 
 
+def test_squash_keeps_the_same_share_of_width_and_height() -> None:
+    """Half of a wide ramp of brightness, squashed, is its middle half at full height."""
+    ramp = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 16, axis=0).repeat(3, axis=2)
+    columns = decode(_encoded(Image.fromarray(ramp)), PixelSpec(size=8, crop_fraction=0.5))[:, :, 0]
+    np.testing.assert_allclose(np.tile(64 + 16 * np.arange(8) + 7.5, (8, 1)), columns, atol=1)
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
 def test_truncation_is_an_error_or_the_whole_picture(kind: str) -> None:
     """A file cut at any of many offsets is refused, or cut behind its last pixel; nothing else ever escapes."""
@@ -165,7 +172,7 @@ def test_a_missing_file_is_named() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"size": 0}, {"size": 2000}, {"fit": "stretch"}, {"crop_fraction": 0.5}, {"filter": "nearest"}, {"x": 1}],
+    [{"size": 0}, {"size": 2000}, {"fit": "stretch"}, {"crop_fraction": 0}, {"filter": "nearest"}, {"x": 1}],
 )
 def test_a_wrong_spec_is_refused(wrong: dict[str, object]) -> None:
     """A spec with a value out of bounds, or an unknown field, is a ValueError."""

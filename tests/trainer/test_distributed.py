@@ -158,10 +158,6 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable
 def test_two_processes_learn_what_one_does(found: Any, alone: Any) -> None:
     """Losses, gradients and weights of STML after four steps equal those of one process with the whole batches."""
     expected = alone(train_stml)
-    for result in (expected, *(process["train_stml"] for process in found)):
-        # Distances don't depend on them: their gradients are 0 but for rounding, which AdamW's division blows up.
-        assert result["gradients"]["encoder.head.bias"].abs().max() < 1e-7
-        del result["weights"]["encoder.head.bias"], result["weights"]["background.bias"]
     for process in found:
         for what in ("losses", "gradients", "weights", "averaged"):
             torch.testing.assert_close(process["train_stml"][what], expected[what], atol=1e-5, rtol=0)

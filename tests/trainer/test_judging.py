@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tests.trainer import small
 from tests.trainer.small import silent
-from trainer.judging import evaluate, neighbour_precision
+from trainer.encoders import Encoder, make_backbone
+from trainer.images import ImageCache
+from trainer.judging import centre, evaluate, neighbour_precision
 from trainer.recipe import load, override
 from trainer.run import train
 
@@ -85,3 +87,17 @@ def test_neighbour_precision_of_too_few_images_is_unknown() -> None:
     embeddings = F.normalize(torch.randn(50, 6, generator=torch.Generator().manual_seed(0)), dim=1)
     assert neighbour_precision(embeddings, torch.full((50,), -1)) is None
     assert neighbour_precision(embeddings, torch.arange(50)) is None
+
+
+def test_a_centred_encoder_has_the_samples_mean_at_its_origin() -> None:
+    """Centring moves all embeddings alike, so that their mean is zero and no distance changes."""
+    backbone = make_backbone("test_resnet", "none", size=32)
+    encoder = Encoder(backbone, nn.Linear(backbone.channels, 8)).eval()
+    pixels = torch.randint(0, 256, (40, 32, 32, 3), dtype=torch.uint8)
+    sample = ImageCache(pixels, torch.ones(40), tuple(map(str, range(40))), ())
+    images = pixels.permute(0, 3, 1, 2).float() / 255
+    with torch.no_grad():
+        before = encoder(images)
+        centre(encoder, sample, torch.device("cpu"), silent)
+        after = encoder(images)
+    torch.testing.assert_close(before - before.mean(0), after)

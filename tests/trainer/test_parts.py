@@ -52,3 +52,14 @@ def test_principal_axes_are_those_of_most_variance() -> None:
     head = orthogonal_head(6, 2)
     set_to_principal_axes(head, features)
     assert head.weight.abs().argmax(1).tolist() == [2, 4]
+
+
+@pytest.mark.parametrize(("whitening", "expected"), [(0.0, 9.0 / 5.0), (0.5, (9.0 / 5.0) ** 0.5), (1.0, 1.0)])
+def test_whitening_evens_out_the_spread_along_principal_axes(whitening: float, expected: float) -> None:
+    """The ratio of two axes' standard deviations falls to its power 1 - whitening."""
+    features = torch.randn(4000, 6) * torch.tensor([0.1, 0.1, 9.0, 0.1, 5.0, 0.1])
+    head = orthogonal_head(6, 2)
+    set_to_principal_axes(head, features, whitening)
+    with torch.no_grad():
+        spread = head(features).std(0)
+    assert spread[0] / spread[1] == pytest.approx(expected, rel=0.05)

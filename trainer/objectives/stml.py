@@ -104,10 +104,14 @@ class STML(Objective):
     Deviations:
         The teacher starts equal to the student (the code draws its head g independently).
         The teacher moves after the optimiser's step (in the code before it, and so one step later).
-        `head_init="pca"` starts both heads at the principal axes of the pretrained features instead of at random.
+        `head_init="pca"` starts both heads at the principal axes of the pretrained features instead of at random,
+        and `whitening` evens out their variances.
+        The heads' biases don't learn: all terms see differences of embeddings alone, so that the gradient of a bias
+        is nothing but rounding errors, which Adam would scale up to steps. What is exported is centred instead.
         Features for both heads, and all that follows, are float32 whatever the backbone's precision.
     """
 
+    centred = True
     heads_are_set: Tensor
 
     def __init__(
@@ -122,6 +126,7 @@ class STML(Objective):
         momentum: float = 0.999,
         temperature: float = 1.0,
         head_init: Literal["orthogonal", "pca"] = "orthogonal",
+        whitening: float = 0.0,
     ):
         """Keyword defaults are the paper's for CUB and Cars.
 
@@ -135,6 +140,7 @@ class STML(Objective):
             momentum: of the teacher, [0, 1].
             temperature: of the self-distillation.
             head_init: `orthogonal` or `pca`; of a head f that is trained, it is kept.
+            whitening: how far `pca` evens out the variances of the axes, [0, 1].
 
         Raises:
             ValueError: a keyword is out of its range, or the encoder's head is not linear.
@@ -151,15 +157,19 @@ class STML(Objective):
             )
         if head_init not in ("orthogonal", "pca"):
             raise ValueError(f"head_init is {head_init!r}; it must be 'orthogonal' or 'pca'")
+        if not 0 <= whitening <= 1:
+            raise ValueError(f"whitening is {whitening}; it must be 0 to 1")
         channels = encoder.head.in_features
         if not encoder.head_is_trained:
             encoder.head = orthogonal_head(channels, encoder.head.out_features)
         self.background = orthogonal_head(channels, background_dim)
+        for head in (encoder.head, self.background):
+            head.bias.requires_grad_(False)
         self.teacher = nn.Sequential(copy.deepcopy(encoder.backbone), copy.deepcopy(self.background))
         self.teacher.requires_grad_(False)
         self.register_buffer("heads_are_set", torch.tensor(head_init == "orthogonal"))
         self.neighbours, self.context, self.sigma, self.delta = neighbours, context, sigma, delta
-        self.momentum, self.temperature = momentum, temperature
+        self.momentum, self.temperature, self.whitening = momentum, temperature, whitening
         self.train()
 
     def train(self, mode: bool = True) -> "STML":
@@ -232,7 +242,7 @@ class STML(Objective):
     def _set_heads(self, features: Tensor) -> None:
         for head in (self.background,) if self.encoder.head_is_trained else (self.encoder.head, self.background):
             assert isinstance(head, nn.Linear)  # noqa: S101  # checked in __init__
-            set_to_principal_axes(head, features)
+            set_to_principal_axes(head, features, self.whitening)
         self._move_teacher(0)
         self.heads_are_set.fill_(True)
 

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+_LEAST_SHARE = 1e-3  # of the largest variance, added to each: what hardly varies is noise, which is not blown up
+
 
 def orthogonal_head(channels: int, dim: int) -> nn.Linear:
     """A linear map from C channels to D, orthogonal weights and zero bias."""
@@ -13,7 +15,7 @@ def orthogonal_head(channels: int, dim: int) -> nn.Linear:
 
 
 @torch.no_grad()
-def set_to_principal_axes(head: nn.Linear, features: Tensor) -> None:
+def set_to_principal_axes(head: nn.Linear, features: Tensor, whitening: float = 0.0) -> None:
     """Set a linear head to the principal axes of features, in place: it then keeps most of their distances.
 
     The mean is removed through the bias. Where the head has more outputs than there are channels, the axes are
@@ -22,6 +24,8 @@ def set_to_principal_axes(head: nn.Linear, features: Tensor) -> None:
     Args:
         head: C to D.
         features: (N, C) float32, any N from 1; axes beyond their rank are arbitrary and orthogonal.
+        whitening: how far the axes' variances are evened out, 0 (not at all) to 1 (all equal, but for those that
+            hardly vary): the few directions in which pretrained features vary most tell the least of fine classes.
     """
     mean = features.mean(0)
     channels = features.shape[1]
@@ -29,7 +33,12 @@ def set_to_principal_axes(head: nn.Linear, features: Tensor) -> None:
     for block in torch.split(features, 8192):
         centred = (block - mean).double()
         covariance += centred.T @ centred
-    axes = torch.linalg.eigh(covariance).eigenvectors.flip(1).T.to(features.dtype)  # (C, C), most variance first
+    variances, axes = torch.linalg.eigh(covariance)
+    variances, axes = variances.flip(0).clamp_min(0), axes.flip(1).T  # (C,) and (C, C), most variance first
+    if whitening:
+        share = variances / variances[0].clamp_min(torch.finfo(variances.dtype).tiny) + _LEAST_SHARE
+        axes = axes * share.pow(-whitening / 2)[:, None]
+    axes = axes.to(features.dtype)
     if head.out_features > channels:
         turn = torch.empty(head.out_features, channels)
         axes = nn.init.orthogonal_(turn).to(axes) @ axes
