@@ -27,7 +27,6 @@ from indexer.records import (
     Item,
     ItemNotFound,
     Mirrored,
-    NoContent,
     Outcome,
     Refused,
     Upsert,
@@ -173,7 +172,7 @@ class Catalog:
     def changes(self, after: int, model: str) -> Iterator[Change]:
         """The items changed after a sequence, each with its state of now, in the order of their last change.
 
-        New items of a mirrored collection do not come: the version that was built of it holds them.
+        What a mirrored collection brought does not come: the version that was built of it holds that.
 
         Args:
             after: the sequence of a version, or of the last change seen.
@@ -302,9 +301,15 @@ class Catalog:
 
     def _upsert(self, connection: sqlite3.Connection, upsert: Upsert, dim: int, sequence: int) -> None:
         payload, vector = records.payload_text(upsert.payload), records.vector_bytes(upsert, dim)
-        if vector is None and upsert.image is None and upsert.source is None:
-            raise NoContent(f"item {upsert.item!r} has neither an embedding nor an image")
         old = catalog_rows.row_of(self._file, connection, upsert.item)
+        live = old is not None and old.state == LIVE
+        if old is not None and live and payload is None:
+            payload = old.payload
+        if vector is None and upsert.image is None and upsert.source is None:
+            if old is None or not live:
+                raise ItemNotFound(f"there is no item {upsert.item!r}: send its image or embedding along")
+            catalog_rows.put(connection, old._replace(sequence=sequence, payload=payload, quiet=0))
+            return
         source = None if upsert.source is None else os.fsencode(upsert.source)
         sha256 = upsert.sha256 if upsert.image is None else hashlib.sha256(upsert.image).hexdigest()
         catalog_rows.put(connection, Row(upsert.item, sequence, LIVE, 0, 0, payload, source, sha256))
@@ -328,7 +333,9 @@ class Catalog:
         """Whether the item changed."""
         old = catalog_rows.row_of(self._file, connection, entry.item)
         payload, source = records.payload_text(entry.payload), os.fsencode(entry.source)
-        new = Row(entry.item, sequence, LIVE, 1, int(old is None), payload, source, entry.sha256)
+        # New files, and new bytes of old ones, show in the version that is built of them; no other need hear of it.
+        quiet = old is None or old.state == LIVE
+        new = Row(entry.item, sequence, LIVE, 1, int(quiet), payload, source, entry.sha256)
         if old is not None:
             if not old.mirrored:
                 return False

@@ -18,6 +18,7 @@ from indexer.rows import Embeddings
 Mask = npt.NDArray[np.bool_]
 
 SEAL_ROWS = 1_024  # compared one by one until there are so many
+DEAD_ROWS = 16_384  # rows of replaced and deleted items that are kept in any case
 _GATHER_ROWS = 65_536  # candidates that are compared at a time
 
 
@@ -41,6 +42,11 @@ class Delta:
     def count(self) -> int:
         """How many rows there are, live or not."""
         return len(self.live)
+
+    @property
+    def mostly_dead(self) -> bool:
+        """Whether so few rows are still live that beginning anew pays."""
+        return self.count - int(self.live.sum()) > max(DEAD_ROWS, self.count // 2)
 
     def changed(self, hidden: Sequence[int], vectors: Embeddings) -> "Delta":
         """The state after the rows `hidden` left and (N, D) rows came; only the newest state may be changed."""

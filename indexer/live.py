@@ -4,9 +4,9 @@ CatalogCorrupt   (of `indexer.catalog_file`) the catalogue is damaged, or not th
 """
 
 import threading
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from itertools import islice
 
 import faiss
@@ -14,7 +14,9 @@ import numpy as np
 
 from indexer import delta
 from indexer.catalog import Catalog, CatalogCorrupt
+from indexer.columns import Columns
 from indexer.delta import Delta, Mask
+from indexer.filters import Expression
 from indexer.items import UnknownItem
 from indexer.ivfpq import Among, Neighbours, Rows
 from indexer.records import Change
@@ -34,9 +36,15 @@ class _Upserted:
         rows: of each item, the last one.
     """
 
-    items: list[str]
-    payloads: list[str | None]
-    rows: dict[str, int]
+    items: list[str] = field(default_factory=list)
+    payloads: list[str | None] = field(default_factory=list)
+    rows: dict[str, int] = field(default_factory=dict)
+
+    def append(self, item: str, payload: str | None) -> None:
+        """Say what the next row is."""
+        self.rows[item] = len(self.items)
+        self.items.append(item)
+        self.payloads.append(payload)
 
 
 class Snapshot:
@@ -48,13 +56,18 @@ class Snapshot:
         version: that it is based on.
         sequence: of the last change that it holds.
         delta: what was upserted since.
+        columns: payload fields by row; shared with other snapshots, so it may have more rows.
     """
 
-    def __init__(self, version: Version, live: Mask, upserts: Delta, upserted: _Upserted, sequence: int) -> None:
+    def __init__(
+        self, version: Version, live: Mask, rows: Delta, upserted: _Upserted, columns: Columns, sequence: int
+    ) -> None:
+        """`live` is (version.count,): which rows of the version may be found."""
         self.version = version
         self.sequence = sequence
-        self.delta = upserts
-        self._live = live  # (version.count,)
+        self.delta = rows
+        self.columns = columns
+        self._live = live
         self._upserted = upserted
 
     @property
@@ -112,6 +125,13 @@ class Snapshot:
             parts = self._search_masked(queries, top_k, point, exact, mask)
         similarities, rows = parts
         return np.clip(similarities, -1.0, 1.0), rows
+
+    def matching(self, expression: Expression) -> Mask:
+        """The (rows,) that a filter holds for, for `search`; hidden rows may be among them.
+
+        The first filter that uses a field reads the payloads of all items.
+        """
+        return self.columns.mask(expression, self.rows)
 
     def items(self, rows: Iterable[int]) -> list[str]:
         """The item ids of rows, in their order; raises IndexError for a row that is not there."""
@@ -219,8 +239,7 @@ class LiveIndex:
                 f"{catalog.path} ends at change {catalog.sequence():,}, but {version.directory} was made at change "
                 f"{version.manifest.sequence:,}: it is not the catalogue of this index; restore it from a snapshot"
             )
-        self.snapshot = self._unchanged()
-        self.refresh()
+        self.snapshot = self._opened()
 
     def refresh(self) -> int:
         """Take in what was committed to the catalogue, by any process, since the last time.
@@ -233,44 +252,79 @@ class LiveIndex:
         """
         taken = 0
         with self._changing:
-            changes = self._catalog.changes(self.snapshot.sequence, self.version.manifest.model)
-            while chunk := list(islice(changes, _CHUNK)):
-                self._apply(chunk)
+            for chunk in self._changes(self.snapshot.sequence):
+                self.snapshot = self._after(self.snapshot, chunk, chunk[-1].sequence)
                 taken += len(chunk)
+            if self.snapshot.delta.mostly_dead:
+                self.snapshot = self._opened()
         return taken
 
-    def _unchanged(self) -> Snapshot:
+    def _opened(self) -> Snapshot:
+        """What the catalogue says now, without what has come and gone since the version was made."""
         version = self.version
         codes = version.index.codes
         if codes is not None:
             codes = faiss.clone_index(codes)
             codes.reset()
-        upserts = delta.empty(version.manifest.dim, codes)
+        rows, upserted = delta.empty(version.manifest.dim, codes), _Upserted()
+        columns = Columns(partial(self._payloads, upserted), partial(self._items, upserted))
         live = np.ones(version.count, bool)
-        return Snapshot(version, live, upserts, _Upserted([], [], {}), version.manifest.sequence)
+        snapshot = Snapshot(version, live, rows, upserted, columns, version.manifest.sequence)
+        for chunk in self._changes(snapshot.sequence):
+            # Payloads of the version's own rows are read later, and then as they are.
+            news = [change for change in chunk if change.vector is not None or not change.live]
+            snapshot = self._after(snapshot, news, chunk[-1].sequence)
+        return snapshot
 
-    def _apply(self, changes: Sequence[Change]) -> None:
-        """Make the snapshot after some changes."""
-        old = self.snapshot
+    def _changes(self, after: int) -> Iterator[list[Change]]:
+        changes = self._catalog.changes(after, self.version.manifest.model)
+        while chunk := list(islice(changes, _CHUNK)):
+            yield chunk
+
+    def _after(self, old: Snapshot, changes: Sequence[Change], sequence: int) -> Snapshot:
+        """The snapshot after some changes, the last of them this one."""
         last = {change.item: change for change in changes}
         mains = self.version.rows_of(list(last))
-        live = old._live.copy()
-        upserted, hidden, added = old._upserted, list[int](), list[Change]()
+        live, upserted = old._live.copy(), old._upserted
+        hidden, added, vectors = list[int](), list[Change](), list[Embeddings]()
         for item, change in last.items():
+            vector = change.vector
+            if change.live and vector is None and item in mains:
+                # A changed payload needs a row of its own: those of the columns never change.
+                vector = self.version.embedding(mains[item])
+            if item in mains:
+                live[mains[item]] = False
             if item in upserted.rows:
                 hidden.append(upserted.rows[item])
-            if item in mains:
-                live[mains[item]] = change.live and change.vector is None
-            if change.live and change.vector is not None:
+            if change.live and vector is not None:
                 added.append(change)
-        vectors = [change.vector for change in added]
-        dim = self.version.manifest.dim
-        upserts = old.delta.changed(hidden, np.array(vectors, np.float32).reshape(-1, dim))
-        for row, change in enumerate(added, start=old.delta.count):
-            upserted.items.append(change.item)
-            upserted.payloads.append(change.payload)
-            upserted.rows[change.item] = row
-        self.snapshot = Snapshot(self.version, live, upserts, upserted, changes[-1].sequence)
+                vectors.append(vector)
+        rows = old.delta.changed(hidden, np.array(vectors, np.float32).reshape(-1, self.version.manifest.dim))
+        for change in added:
+            upserted.append(change.item, change.payload)
+        return Snapshot(self.version, live, rows, upserted, old.columns, sequence)
+
+    def _payloads(self, upserted: _Upserted, first: int, end: int) -> Iterator[tuple[int, str]]:
+        """Row and payload of rows `first` to `end` that have one."""
+        count = self.version.count
+        stored = self._catalog.payloads() if first < count else iter(())
+        while chunk := dict(islice(stored, _CHUNK)):
+            for item, row in self.version.rows_of(list(chunk)).items():
+                if first <= row < end:
+                    yield row, chunk[item]
+        for row in range(max(first, count), end):
+            payload = upserted.payloads[row - count]
+            if payload is not None:
+                yield row, payload
+
+    def _items(self, upserted: _Upserted, first: int, end: int) -> Iterator[tuple[int, str]]:
+        """Row and item id of rows `first` to `end`."""
+        count = self.version.count
+        for start in range(first, min(end, count), _CHUNK):
+            rows = range(start, min(start + _CHUNK, end, count))
+            yield from zip(rows, self.version.items(rows), strict=True)
+        for row in range(max(first, count), end):
+            yield row, upserted.items[row - count]
 
 
 def _nothing(queries: int) -> Neighbours:

@@ -1,7 +1,7 @@
 """What goes into a catalogue and comes out of it, and when an item of a batch is refused.
 
 Refused                  (a CatalogError) an item was not taken; `reason` names the kind
-├── InvalidItem, DuplicateItem, ItemNotFound, NoContent
+├── InvalidItem, DuplicateItem, ItemNotFound
 ├── InvalidPayload, PayloadTooLarge
 └── InvalidEmbedding
 """
@@ -43,15 +43,9 @@ class DuplicateItem(Refused):
 
 
 class ItemNotFound(Refused):
-    """There is no item of that id to delete."""
+    """There is no item of that id to delete, or to give a payload."""
 
     reason = "ITEM_NOT_FOUND"
-
-
-class NoContent(Refused):
-    """An item comes with nothing to search it by."""
-
-    reason = "NO_CONTENT"
 
 
 class InvalidPayload(Refused):
@@ -74,7 +68,10 @@ class InvalidEmbedding(Refused):
 
 @dataclass(frozen=True)
 class Upsert:
-    """An item to add, or to put in the place of the one that has its id; it has an embedding, an image or a source.
+    """An item to add, or to put in the place of the one that has its id.
+
+    With an embedding, an image or a source, these replace what the item was searched by; with none of them, the item
+    must be there, and only its payload changes.
 
     Attributes:
         item: its id.
@@ -82,7 +79,7 @@ class Upsert:
         image: bytes to keep, to embed with other models; None where there are none or `source` has them.
         source: where the image lies, if not here.
         sha256: of the image, hex digits; taken from `image` when that is given.
-        payload: a JSON object, or None.
+        payload: a JSON object; None keeps the stored one.
     """
 
     item: str
