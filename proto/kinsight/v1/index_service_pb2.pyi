@@ -67,33 +67,53 @@ class Version(_message.Message):
     refusal: str
     def __init__(self, index: _Optional[str] = ..., version: _Optional[int] = ..., state: _Optional[_Union[Version.State, str]] = ..., model: _Optional[str] = ..., dimension: _Optional[int] = ..., items: _Optional[int] = ..., sequence: _Optional[int] = ..., factory: _Optional[str] = ..., bytes: _Optional[int] = ..., recall_at_10: _Optional[float] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., refusal: _Optional[str] = ...) -> None: ...
 
+class PairedMeasure(_message.Message):
+    __slots__ = ("active", "candidate", "low", "high")
+    ACTIVE_FIELD_NUMBER: _ClassVar[int]
+    CANDIDATE_FIELD_NUMBER: _ClassVar[int]
+    LOW_FIELD_NUMBER: _ClassVar[int]
+    HIGH_FIELD_NUMBER: _ClassVar[int]
+    active: float
+    candidate: float
+    low: float
+    high: float
+    def __init__(self, active: _Optional[float] = ..., candidate: _Optional[float] = ..., low: _Optional[float] = ..., high: _Optional[float] = ...) -> None: ...
+
+class Comparison(_message.Message):
+    __slots__ = ("active_version", "active_model", "items", "overlap_at_10", "rank_correlation", "contrast", "label_recall_at_1", "labelled_items")
+    ACTIVE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    ACTIVE_MODEL_FIELD_NUMBER: _ClassVar[int]
+    ITEMS_FIELD_NUMBER: _ClassVar[int]
+    OVERLAP_AT_10_FIELD_NUMBER: _ClassVar[int]
+    RANK_CORRELATION_FIELD_NUMBER: _ClassVar[int]
+    CONTRAST_FIELD_NUMBER: _ClassVar[int]
+    LABEL_RECALL_AT_1_FIELD_NUMBER: _ClassVar[int]
+    LABELLED_ITEMS_FIELD_NUMBER: _ClassVar[int]
+    active_version: int
+    active_model: str
+    items: int
+    overlap_at_10: float
+    rank_correlation: float
+    contrast: PairedMeasure
+    label_recall_at_1: PairedMeasure
+    labelled_items: int
+    def __init__(self, active_version: _Optional[int] = ..., active_model: _Optional[str] = ..., items: _Optional[int] = ..., overlap_at_10: _Optional[float] = ..., rank_correlation: _Optional[float] = ..., contrast: _Optional[_Union[PairedMeasure, _Mapping]] = ..., label_recall_at_1: _Optional[_Union[PairedMeasure, _Mapping]] = ..., labelled_items: _Optional[int] = ...) -> None: ...
+
 class Evaluation(_message.Message):
-    __slots__ = ("version", "recall_at_10", "recall_low", "recall_high", "queries", "compared_version", "overlap_at_10", "rank_correlation", "neighbour_contrast", "compared_neighbour_contrast", "label_recall_at_1", "compared_label_recall_at_1")
+    __slots__ = ("version", "recall_at_10", "recall_low", "recall_high", "recall_queries", "comparison")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     RECALL_AT_10_FIELD_NUMBER: _ClassVar[int]
     RECALL_LOW_FIELD_NUMBER: _ClassVar[int]
     RECALL_HIGH_FIELD_NUMBER: _ClassVar[int]
-    QUERIES_FIELD_NUMBER: _ClassVar[int]
-    COMPARED_VERSION_FIELD_NUMBER: _ClassVar[int]
-    OVERLAP_AT_10_FIELD_NUMBER: _ClassVar[int]
-    RANK_CORRELATION_FIELD_NUMBER: _ClassVar[int]
-    NEIGHBOUR_CONTRAST_FIELD_NUMBER: _ClassVar[int]
-    COMPARED_NEIGHBOUR_CONTRAST_FIELD_NUMBER: _ClassVar[int]
-    LABEL_RECALL_AT_1_FIELD_NUMBER: _ClassVar[int]
-    COMPARED_LABEL_RECALL_AT_1_FIELD_NUMBER: _ClassVar[int]
+    RECALL_QUERIES_FIELD_NUMBER: _ClassVar[int]
+    COMPARISON_FIELD_NUMBER: _ClassVar[int]
     version: int
     recall_at_10: float
     recall_low: float
     recall_high: float
-    queries: int
-    compared_version: int
-    overlap_at_10: float
-    rank_correlation: float
-    neighbour_contrast: float
-    compared_neighbour_contrast: float
-    label_recall_at_1: float
-    compared_label_recall_at_1: float
-    def __init__(self, version: _Optional[int] = ..., recall_at_10: _Optional[float] = ..., recall_low: _Optional[float] = ..., recall_high: _Optional[float] = ..., queries: _Optional[int] = ..., compared_version: _Optional[int] = ..., overlap_at_10: _Optional[float] = ..., rank_correlation: _Optional[float] = ..., neighbour_contrast: _Optional[float] = ..., compared_neighbour_contrast: _Optional[float] = ..., label_recall_at_1: _Optional[float] = ..., compared_label_recall_at_1: _Optional[float] = ...) -> None: ...
+    recall_queries: int
+    comparison: Comparison
+    def __init__(self, version: _Optional[int] = ..., recall_at_10: _Optional[float] = ..., recall_low: _Optional[float] = ..., recall_high: _Optional[float] = ..., recall_queries: _Optional[int] = ..., comparison: _Optional[_Union[Comparison, _Mapping]] = ...) -> None: ...
 
 class ListIndexesRequest(_message.Message):
     __slots__ = ("page_size", "page_token")
@@ -166,7 +186,7 @@ class IndexStats(_message.Message):
     def __init__(self, index: _Optional[str] = ..., version: _Optional[int] = ..., model: _Optional[str] = ..., items: _Optional[int] = ..., delta_items: _Optional[int] = ..., hidden_items: _Optional[int] = ..., pending_items: _Optional[int] = ..., sequence: _Optional[int] = ..., recall_at_10: _Optional[float] = ..., list_imbalance: _Optional[float] = ..., memory_bytes: _Optional[_Mapping[str, int]] = ..., disk_bytes: _Optional[_Mapping[str, int]] = ...) -> None: ...
 
 class BuildVersionRequest(_message.Message):
-    __slots__ = ("index", "request_id", "images", "model", "learn", "min_recall", "activate")
+    __slots__ = ("index", "request_id", "images", "model", "learn", "min_recall", "activate", "labels")
     INDEX_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     IMAGES_FIELD_NUMBER: _ClassVar[int]
@@ -174,6 +194,7 @@ class BuildVersionRequest(_message.Message):
     LEARN_FIELD_NUMBER: _ClassVar[int]
     MIN_RECALL_FIELD_NUMBER: _ClassVar[int]
     ACTIVATE_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
     index: str
     request_id: str
     images: str
@@ -181,25 +202,24 @@ class BuildVersionRequest(_message.Message):
     learn: bool
     min_recall: float
     activate: bool
-    def __init__(self, index: _Optional[str] = ..., request_id: _Optional[str] = ..., images: _Optional[str] = ..., model: _Optional[str] = ..., learn: _Optional[bool] = ..., min_recall: _Optional[float] = ..., activate: _Optional[bool] = ...) -> None: ...
+    labels: str
+    def __init__(self, index: _Optional[str] = ..., request_id: _Optional[str] = ..., images: _Optional[str] = ..., model: _Optional[str] = ..., learn: _Optional[bool] = ..., min_recall: _Optional[float] = ..., activate: _Optional[bool] = ..., labels: _Optional[str] = ...) -> None: ...
 
 class BuildVersionResponse(_message.Message):
-    __slots__ = ("version", "evaluation", "reused", "embedded", "pending", "failed", "warnings")
+    __slots__ = ("version", "evaluation", "reused", "embedded", "failed", "warnings")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     EVALUATION_FIELD_NUMBER: _ClassVar[int]
     REUSED_FIELD_NUMBER: _ClassVar[int]
     EMBEDDED_FIELD_NUMBER: _ClassVar[int]
-    PENDING_FIELD_NUMBER: _ClassVar[int]
     FAILED_FIELD_NUMBER: _ClassVar[int]
     WARNINGS_FIELD_NUMBER: _ClassVar[int]
     version: Version
     evaluation: Evaluation
     reused: int
     embedded: int
-    pending: int
     failed: int
     warnings: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, version: _Optional[_Union[Version, _Mapping]] = ..., evaluation: _Optional[_Union[Evaluation, _Mapping]] = ..., reused: _Optional[int] = ..., embedded: _Optional[int] = ..., pending: _Optional[int] = ..., failed: _Optional[int] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
+    def __init__(self, version: _Optional[_Union[Version, _Mapping]] = ..., evaluation: _Optional[_Union[Evaluation, _Mapping]] = ..., reused: _Optional[int] = ..., embedded: _Optional[int] = ..., failed: _Optional[int] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ActivateVersionRequest(_message.Message):
     __slots__ = ("index", "version", "etag")
@@ -246,14 +266,14 @@ class DeleteVersionRequest(_message.Message):
     def __init__(self, index: _Optional[str] = ..., version: _Optional[int] = ...) -> None: ...
 
 class EvaluateVersionRequest(_message.Message):
-    __slots__ = ("index", "version", "label_field")
+    __slots__ = ("index", "version", "labels")
     INDEX_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
-    LABEL_FIELD_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
     index: str
     version: int
-    label_field: str
-    def __init__(self, index: _Optional[str] = ..., version: _Optional[int] = ..., label_field: _Optional[str] = ...) -> None: ...
+    labels: str
+    def __init__(self, index: _Optional[str] = ..., version: _Optional[int] = ..., labels: _Optional[str] = ...) -> None: ...
 
 class SnapshotIndexRequest(_message.Message):
     __slots__ = ("index", "request_id", "directory")

@@ -31,12 +31,14 @@ class OperationMetadata(_message.Message):
     class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         STATE_UNSPECIFIED: _ClassVar[OperationMetadata.State]
+        STATE_QUEUED: _ClassVar[OperationMetadata.State]
         STATE_RUNNING: _ClassVar[OperationMetadata.State]
         STATE_INTERRUPTED: _ClassVar[OperationMetadata.State]
         STATE_SUCCEEDED: _ClassVar[OperationMetadata.State]
         STATE_FAILED: _ClassVar[OperationMetadata.State]
         STATE_CANCELLED: _ClassVar[OperationMetadata.State]
     STATE_UNSPECIFIED: OperationMetadata.State
+    STATE_QUEUED: OperationMetadata.State
     STATE_RUNNING: OperationMetadata.State
     STATE_INTERRUPTED: OperationMetadata.State
     STATE_SUCCEEDED: OperationMetadata.State
