@@ -15,13 +15,15 @@ from indexer.sources import Collection, Source, SourceError, decode_all, open_co
 from trainer.encoders import Encoder, WeightsError
 from trainer.environment import choose_device
 from trainer.evaluate import RECALL_AT, Metrics, retrieval_metrics
-from trainer.images import ImageCache, Labels, Progress, cache_images, read_labels
+from trainer.images import ImageCache, Progress, cache_images
+from trainer.labels import Labels, read_labels
 from trainer.recipe import Recipe
 from trainer.start import Start, pretrained
 
 _EMBED_BATCH = 128
 _SAMPLE = 500  # images of the training set: seconds to embed, enough to compare epochs and to draw a map
 _NEIGHBOURS = 5
+_LEAST_SPREAD = 1e-4  # of embeddings, as a share of their length; float32 networks round at about 1e-6
 _ENOUGH = 20  # images with another of their class, for a share of their neighbours to mean something
 
 Embed = Callable[[Tensor], Tensor]  # pixels (B, S, S, 3) uint8 to embeddings (B, D) float32, unit length
@@ -110,11 +112,18 @@ def _images(pixels: Tensor, device: torch.device) -> Tensor:
 
 @torch.no_grad()
 def centre(encoder: Encoder, sample: ImageCache, device: torch.device, progress: Progress) -> None:
-    """Move the origin of an encoder's embeddings to their mean over a sample, through the bias of its linear head."""
+    """Move the origin of an encoder's embeddings to their mean over a sample, through the bias of its linear head.
+
+    Where the sample's images are all alike, nothing would be left of them there but rounding: the bias becomes zero.
+    """
     encoder.eval()
-    raw = embed_images(sample, lambda pixels: encoder(_images(pixels, device)).float(), progress)
-    assert isinstance(encoder.head, nn.Linear)  # noqa: S101  # of every objective that asks to be centred
-    encoder.head.bias.sub_(raw.mean(0).to(encoder.head.bias))
+    head = encoder.head
+    assert isinstance(head, nn.Linear)  # noqa: S101  # of every objective that asks to be centred
+    head.bias.zero_()
+    rows = embed_images(sample, lambda pixels: encoder(_images(pixels, device)).float(), progress)
+    mean = rows.mean(0)
+    if (rows - mean).norm(dim=1).mean() > _LEAST_SPREAD * rows.norm(dim=1).mean():
+        head.bias.sub_(mean.to(head.bias))
 
 
 def runtime_embed(runtime: RuntimeEncoder) -> Embed:
