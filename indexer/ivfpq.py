@@ -81,6 +81,41 @@ class Index:
         return similarities, rows
 
 
+def candidates(codes: Any, queries: Embeddings, count: int, nprobe: int, among: "Among | None") -> Rows:
+    """The rows whose codes are nearest.
+
+    Args:
+        codes: of a version, or `extended`.
+        queries: (Q, D) float32, unit length.
+        count: how many rows are wanted.
+        nprobe: lists to scan.
+        among: rows that may be found; None for all.
+
+    Returns:
+        (Q, count) int64, −1 where the lists hold fewer.
+    """
+    _use_threads(1 if len(queries) <= SMALL_QUERIES else _ALL_THREADS)
+    _, rows = codes.search(queries, count, params=among.lists(nprobe) if among else _list_parameters(nprobe))
+    return np.asarray(rows)
+
+
+def compare(flat: Any, queries: Embeddings, rows: Rows) -> Embeddings:
+    """The similarities of (Q, c) rows of a flat index; −inf for row −1."""
+    similarities = np.empty(rows.shape, np.float32)
+    flat.compute_distance_subset(
+        len(rows), faiss.swig_ptr(queries), rows.shape[1], faiss.swig_ptr(similarities), faiss.swig_ptr(rows)
+    )
+    return similarities
+
+
+def extended(codes: Any, rows: Embeddings) -> Any:
+    """A copy of codes with (N, D) more rows; the codes themselves stay as others are searching them."""
+    _use_threads(1)  # the other cores are for searches
+    copy = faiss.clone_index(codes)
+    copy.add(rows)
+    return copy
+
+
 class Among:
     """The rows that a search may find, in FAISS's form, with the parameters of searches that were made of it.
 
@@ -91,6 +126,7 @@ class Among:
         """`keep` is (N,), by row."""
         self._selector: Any = faiss.IDSelectorBitmap(np.packbits(keep, bitorder="little"))  # type: ignore[call-arg, arg-type]
         self._refined: dict[tuple[int, int], Any] = {}
+        self._lists: dict[int, Any] = {}
 
     @cached_property
     def flat(self) -> Any:
@@ -106,7 +142,9 @@ class Among:
 
     def lists(self, nprobe: int) -> Any:
         """Parameters of codes alone."""
-        return _list_parameters(nprobe, sel=self._selector)
+        if nprobe not in self._lists:
+            self._lists[nprobe] = _list_parameters(nprobe, sel=self._selector)
+        return self._lists[nprobe]
 
 
 # Made once and shared, because every object of FAISS that Python makes and drops gives up the interpreter lock

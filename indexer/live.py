@@ -9,13 +9,12 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import islice
 
-import faiss
 import numpy as np
 
-from indexer import delta
+from indexer import delta, ivfpq
 from indexer.catalog import Catalog, CatalogCorrupt
 from indexer.columns import Columns
-from indexer.delta import Delta, Mask
+from indexer.delta import Delta, Mask, best
 from indexer.filters import Expression
 from indexer.items import UnknownItem
 from indexer.ivfpq import Among, Neighbours, Rows
@@ -24,6 +23,7 @@ from indexer.rows import Embeddings
 from indexer.version import Version
 
 FEW_ROWS = 4_096  # so many that match a mask are compared one by one: nothing is faster, and nothing is missed
+DEAD_ROWS = 16_384  # of the delta, of replaced and deleted items, that are kept in any case
 _CHUNK = 4_096  # changes taken in at a time
 
 
@@ -60,9 +60,9 @@ class Snapshot:
     """
 
     def __init__(
-        self, version: Version, live: Mask, rows: Delta, upserted: _Upserted, columns: Columns, sequence: int
+        self, version: Version, rows: Delta, live: Mask, upserted: _Upserted, columns: Columns, sequence: int
     ) -> None:
-        """`live` is (version.count,): which rows of the version may be found."""
+        """`live` is (rows,): which may be found."""
         self.version = version
         self.sequence = sequence
         self.delta = rows
@@ -78,12 +78,17 @@ class Snapshot:
     @cached_property
     def count(self) -> int:
         """How many items can be found."""
-        return self.version.count - self.hidden + int(self.delta.live.sum())
+        return int(self._live.sum())
 
     @cached_property
     def hidden(self) -> int:
         """How many rows of the version can't be found, because their items were deleted or replaced."""
-        return int((~self._live).sum())
+        return self.version.count - int(self._live[: self.version.count].sum())
+
+    @property
+    def dead(self) -> int:
+        """How many rows of the delta can't be found, because their items were deleted or replaced again."""
+        return self.rows - self.count - self.hidden
 
     def search(
         self,
@@ -114,17 +119,19 @@ class Snapshot:
         """
         self.version.check_search(embeddings, top_k, nprobe)
         queries = np.require(embeddings, np.float32, ["C", "A"])
-        plan = self.version.manifest.plan
-        point = nprobe or plan["nprobe"], k_factor or plan["k_factor"]
-        if mask is None:
-            main = self._live_rows if self.hidden else None
-            parts = self._search(
-                queries, top_k, point, exact, main, self.version.count - self.hidden, self.delta.live
-            )
+        live, among, count = self._findable(mask)
+        k = min(top_k, count)
+        if mask is not None and count <= FEW_ROWS:
+            similarities, rows = self._search_few(queries, k, np.flatnonzero(live))
+        elif exact or self.version.index.codes is None:
+            similarities, rows = self._search_exact(queries, k, live, among)
         else:
-            parts = self._search_masked(queries, top_k, point, exact, mask)
-        similarities, rows = parts
-        return np.clip(similarities, -1.0, 1.0), rows
+            plan = self.version.manifest.plan
+            point = nprobe or plan["nprobe"], k_factor or plan["k_factor"]
+            similarities, rows = self._search_codes(queries, k, point, live, among)
+        # Products of float32 unit vectors exceed 1 by some 1e-7.
+        np.minimum(similarities, 1.0, out=similarities)
+        return np.maximum(similarities, -1.0, out=similarities), rows
 
     def matching(self, expression: Expression) -> Mask:
         """The (rows,) that a filter holds for, for `search`; hidden rows may be among them.
@@ -146,7 +153,7 @@ class Snapshot:
     def row_of(self, item: str) -> int:
         """The row of a live item; raises UnknownItem."""
         row = self._delta_row(item)
-        if row is not None and self.delta.live[row]:
+        if row is not None and self._live[self.version.count + row]:
             return self.version.count + row
         main = self.version.row_of(item)
         if not self._live[main]:
@@ -162,10 +169,6 @@ class Snapshot:
             raise IndexError(f"row {row} is not one of 0 to {self.rows - 1}")
         return np.array(self.delta.vectors[row - first])
 
-    @cached_property
-    def _live_rows(self) -> Among:
-        return Among(self._live)
-
     def _delta_row(self, item: str) -> int | None:
         """The last row of the delta that is this item's, as of this snapshot."""
         row = self._upserted.rows.get(item)
@@ -175,46 +178,69 @@ class Snapshot:
         earlier = reversed(range(self.delta.count))
         return next((row for row in earlier if self._upserted.items[row] == item), None)
 
-    def _search_masked(
-        self, queries: Embeddings, top_k: int, point: tuple[int, int], exact: bool, mask: Mask
-    ) -> Neighbours:
+    @cached_property
+    def _among(self) -> Among | None:
+        return None if self.count == self.rows else Among(self._live)
+
+    def _findable(self, mask: Mask | None) -> tuple[Mask, Among | None, int]:
+        """The live rows that match, in both forms, and how many they are."""
+        if mask is None:
+            return self._live, self._among, self.count
         if mask.dtype != np.bool_ or mask.shape != (self.rows,):
             raise ValueError(f"the mask is {mask.dtype} {mask.shape}; expected bool ({self.rows},)")
+        live = mask & self._live
+        return live, Among(live), int(live.sum())
+
+    def _search_few(self, queries: Embeddings, k: int, rows: Rows) -> Neighbours:
+        """Compare with these rows alone."""
         first = self.version.count
-        main, upserted = mask[:first] & self._live, mask[first:] & self.delta.live
-        count = int(main.sum())
-        if count + int(upserted.sum()) <= FEW_ROWS:
-            return self._search_few(queries, top_k, np.flatnonzero(main), np.flatnonzero(upserted))
-        return self._search(queries, top_k, point, exact, Among(main), count, upserted)
-
-    def _search_few(self, queries: Embeddings, top_k: int, main: Rows, upserted: Rows) -> Neighbours:
-        vectors = np.concatenate([self.version.embeddings(main), self.delta.vectors[upserted]])
-        rows = np.concatenate([main, upserted + self.version.count])
+        split = int(np.searchsorted(rows, first))
+        vectors = np.concatenate([self.version.embeddings(rows[:split]), self.delta.vectors[rows[split:] - first]])
         similarities = queries @ vectors.T
-        return delta.best(similarities, np.broadcast_to(rows, similarities.shape), min(top_k, len(rows)))
+        return best(similarities, np.broadcast_to(rows, similarities.shape), k)
 
-    def _search(
-        self,
-        queries: Embeddings,
-        top_k: int,
-        point: tuple[int, int],
-        exact: bool,
-        among: Among | None,
-        count: int,
-        upserted: Mask,
+    def _search_exact(self, queries: Embeddings, k: int, live: Mask, among: Among | None) -> Neighbours:
+        """Compare with every row that may be found."""
+        first = self.version.count
+        main = min(k, int(live[:first].sum()))
+        # Without rows to find FAISS would be asked for none, which it refuses.
+        found = self.version.index.search_exact(queries, main, among) if main else _nothing(len(queries))
+        return self._with_newest(queries, k, found, live, 0)
+
+    def _search_codes(
+        self, queries: Embeddings, k: int, point: tuple[int, int], live: Mask, among: Among | None
     ) -> Neighbours:
-        """Search the `count` rows of the version that are `among`, and the delta's rows `upserted`."""
-        index, k = self.version.index, min(top_k, count)
-        if exact:
-            found = index.search_exact(queries, k, among) if k else _nothing(len(queries))
-        else:
-            found = index.search(queries, k, *point, among) if k else _nothing(len(queries))
-        more = min(top_k, int(upserted.sum()))
-        if not more:
-            return found
+        """Compare with what the codes say is near, and with the rows that are not in the codes."""
+        if not k or not self.delta.count:
+            return self.version.index.search(queries, k, *point, among) if k else _nothing(len(queries))
         nprobe, k_factor = point
-        near, rows = self.delta.search(queries, more, upserted, nprobe=nprobe, k_factor=k_factor, exact=exact)
-        return delta.merged(found, (near, rows + self.version.count), min(top_k, count + more))
+        count = min(k * k_factor, self.version.count + self.delta.sealed)
+        rows = ivfpq.candidates(self.delta.codes, queries, count, nprobe, among)
+        similarities, rows = self._with_newest(
+            queries, k, (self._compare(queries, rows), rows), live, self.delta.sealed
+        )
+        short = similarities[:, -1] == -np.inf
+        if short.any():
+            similarities[short], rows[short] = self._search_exact(queries[short], k, live, among)
+        return similarities, rows
+
+    def _compare(self, queries: Embeddings, rows: Rows) -> Embeddings:
+        """The similarities of (Q, c) rows of any kind; −inf for −1."""
+        first = self.version.count
+        upserted = rows >= first
+        similarities = ivfpq.compare(self.version.index.rows, queries, np.where(upserted, -1, rows))
+        places, columns = upserted.nonzero()
+        if len(places):
+            similarities[places, columns] = self.delta.compare(queries, (places, rows[places, columns] - first))
+        return similarities
+
+    def _with_newest(self, queries: Embeddings, k: int, found: Neighbours, live: Mask, start: int) -> Neighbours:
+        """The k nearest of what was found and of the delta's rows from `start` on."""
+        first = self.version.count + start
+        newest = queries @ self.delta.vectors[start : self.delta.count].T
+        newest[:, ~live[first:]] = -np.inf
+        rows = np.broadcast_to(np.arange(first, self.rows), newest.shape)
+        return best(np.concatenate([found[0], newest], axis=1), np.concatenate([found[1], rows], axis=1), k)
 
 
 class LiveIndex:
@@ -255,21 +281,17 @@ class LiveIndex:
             for chunk in self._changes(self.snapshot.sequence):
                 self.snapshot = self._after(self.snapshot, chunk, chunk[-1].sequence)
                 taken += len(chunk)
-            if self.snapshot.delta.mostly_dead:
+            if self.snapshot.dead > max(DEAD_ROWS, self.snapshot.delta.count // 2):
                 self.snapshot = self._opened()
         return taken
 
     def _opened(self) -> Snapshot:
         """What the catalogue says now, without what has come and gone since the version was made."""
         version = self.version
-        codes = version.index.codes
-        if codes is not None:
-            codes = faiss.clone_index(codes)
-            codes.reset()
-        rows, upserted = delta.empty(version.manifest.dim, codes), _Upserted()
+        rows, upserted = delta.empty(version.manifest.dim, version.index.codes), _Upserted()
         columns = Columns(partial(self._payloads, upserted), partial(self._items, upserted))
         live = np.ones(version.count, bool)
-        snapshot = Snapshot(version, live, rows, upserted, columns, version.manifest.sequence)
+        snapshot = Snapshot(version, rows, live, upserted, columns, version.manifest.sequence)
         for chunk in self._changes(snapshot.sequence):
             # Payloads of the version's own rows are read later, and then as they are.
             news = [change for change in chunk if change.vector is not None or not change.live]
@@ -285,24 +307,26 @@ class LiveIndex:
         """The snapshot after some changes, the last of them this one."""
         last = {change.item: change for change in changes}
         mains = self.version.rows_of(list(last))
-        live, upserted = old._live.copy(), old._upserted
+        upserted, first = old._upserted, self.version.count
         hidden, added, vectors = list[int](), list[Change](), list[Embeddings]()
         for item, change in last.items():
             vector = change.vector
-            if change.live and vector is None and item in mains:
-                # A changed payload needs a row of its own: those of the columns never change.
-                vector = self.version.embedding(mains[item])
             if item in mains:
-                live[mains[item]] = False
+                hidden.append(mains[item])
+                if change.live and vector is None:
+                    # A changed payload needs a row of its own: those of the columns never change.
+                    vector = self.version.embedding(mains[item])
             if item in upserted.rows:
-                hidden.append(upserted.rows[item])
+                hidden.append(first + upserted.rows[item])
             if change.live and vector is not None:
                 added.append(change)
                 vectors.append(vector)
-        rows = old.delta.changed(hidden, np.array(vectors, np.float32).reshape(-1, self.version.manifest.dim))
+        rows = old.delta.appended(np.array(vectors, np.float32).reshape(-1, self.version.manifest.dim))
+        live = np.concatenate([old._live, np.ones(len(added), bool)])
+        live[hidden] = False
         for change in added:
             upserted.append(change.item, change.payload)
-        return Snapshot(self.version, live, rows, upserted, old.columns, sequence)
+        return Snapshot(self.version, rows, live, upserted, old.columns, sequence)
 
     def _payloads(self, upserted: _Upserted, first: int, end: int) -> Iterator[tuple[int, str]]:
         """Row and payload of rows `first` to `end` that have one."""
