@@ -111,6 +111,9 @@ class Judgement:
     refused: str = ""
 
 
+Judge = Callable[[Version], Judgement]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """A version to be built.
@@ -120,21 +123,23 @@ class Job:
         encoder: of its model.
         collection: what is to be in it besides what the catalogue says; None for nothing else.
         mirror: items that came from a collection and are not in this one are to go.
-        judge: looks at the version, given the ids that are to be in it, before it is published.
+        judge: told what is to be in the version, gives what looks at it before it is published.
         activate: make it the version that is searched, unless the judge refuses it.
         memory_budget_bytes, device: as of `build`.
         clock: of the stages.
+        warnings: of what came before.
     """
 
     index_dir: Path
     encoder: Encoder
     collection: Collection | None
     mirror: bool
-    judge: Callable[[Version, Listing], Judgement]
+    judge: Callable[[Listing], Judge]
     activate: bool
     memory_budget_bytes: int | None
     device: Device
     clock: Clock
+    warnings: tuple[str, ...] = ()
 
 
 def build(
@@ -180,7 +185,7 @@ def build(
         encoder=encoder,
         collection=collection,
         mirror=True,
-        judge=lambda made, listing: Judgement(),  # noqa: ARG005
+        judge=lambda _: lambda _: Judgement(),
         activate=activate,
         memory_budget_bytes=memory_budget_bytes,
         device=device,
@@ -197,8 +202,9 @@ def evolve(job: Job, progress: Progress) -> BuildReport:
         sequence = catalog.sequence()
         collection = job.collection
         listing = list_entries(collection.sources if collection else (), catalog, mirror=job.mirror)
+        judge = job.judge(listing)
         known, damaged = KnownRows.of(job.index_dir, job.encoder.model)
-        warnings = (*(collection.warnings if collection else ()), *unseeded, *damaged)
+        warnings = (*job.warnings, *(collection.warnings if collection else ()), *unseeded, *damaged)
         staging = staging_dir(job.index_dir, job.encoder.model, listing.entries)
         with _whole_or_nothing(staging):
             with job.clock.stage("embed"):
@@ -217,7 +223,7 @@ def evolve(job: Job, progress: Progress) -> BuildReport:
             )
             draft = _draft(job, embedded, indexed, sequence)
             with job.clock.stage("judge"), closing(ItemTable(staging / ITEMS)) as items:
-                judgement = job.judge(Version(staging, draft, indexed.index, items), listing)
+                judgement = judge(Version(staging, draft, indexed.index, items))
             number = _publish(job, staging, draft, judgement)
         activated = job.activate and not judgement.refused
         if activated:

@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 
 from indexer.codes import shuffled_rows
-from indexer.evaluate import Recall
 from indexer.items import UnknownItem
 from indexer.ivfpq import Rows
 from indexer.rows import Embeddings
@@ -66,7 +65,6 @@ class Comparison:
         contrast: see the module.
         recall_at_1: see the module; None without labels.
         labelled: how many labelled items both versions hold.
-        lost: live items of the active version whose image could not be read or decoded for the candidate.
     """
 
     active: int
@@ -77,17 +75,15 @@ class Comparison:
     contrast: Paired
     recall_at_1: Paired | None
     labelled: int
-    lost: int
 
 
-def compare(candidate: Version, active: Version, *, classes: Mapping[str, str], lost: int) -> Comparison | None:
+def compare(candidate: Version, active: Version, *, classes: Mapping[str, str]) -> Comparison | None:
     """Compare two versions of an index.
 
     Args:
         candidate: the one that was just built.
         active: the one that is searched.
         classes: item to class; items that either does not hold are left out.
-        lost: passed on.
 
     Returns:
         None where fewer than 30 items are in both with the same image.
@@ -106,12 +102,11 @@ def compare(candidate: Version, active: Version, *, classes: Mapping[str, str], 
         contrast=_paired(contrasts(theirs), contrasts(mine)),
         recall_at_1=_paired(*hits) if hits else None,
         labelled=labelled,
-        lost=lost,
     )
 
 
 def objections(
-    recall: Recall, model: str, comparison: Comparison | None, min_recall: float, active: int
+    recall_at_10: float, model: str, comparison: Comparison | None, *, min_recall: float, lost: int, searched: int
 ) -> list[str]:
     """What speaks against making a candidate the active version, each a sentence; none if nothing does.
 
@@ -122,23 +117,22 @@ def objections(
       the embeddings are the same numbers, and recall says all that can differ.
 
     Args:
-        recall: the candidate's.
+        recall_at_10: the candidate's.
         model: the candidate's.
         comparison: with the active version.
         min_recall: in [0, 1].
+        lost: items of the active version that the candidate can't hold, because their images can't be read.
         searched: how many items the active version holds.
     """
     found = []
-    if recall.recall_at_10 < min_recall:
-        found.append(f"recall@10 is {recall.recall_at_10:.4f}, below {min_recall} (--min-recall)")
-    if comparison is None:
-        return found
-    if comparison.lost > MAX_LOST * searched:
+    if recall_at_10 < min_recall:
+        found.append(f"recall@10 is {recall_at_10:.4f}, below {min_recall} (--min-recall)")
+    if lost > MAX_LOST * searched:
         found.append(
-            f"{comparison.lost:,} of {searched:,} items would be lost, because their images can't be read: "
-            "see which are skipped, and bring the images back, or delete the items"
+            f"{lost:,} of {searched:,} items would be lost, because their images can't be read: bring these back, or "
+            "delete the items"
         )
-    if model != comparison.model:
+    if comparison is not None and model != comparison.model:
         found += _quality_down(comparison)
     return found
 
@@ -277,17 +271,17 @@ def _others(embeddings: Embeddings) -> Floats:
     """The similarities of each item to all others, (N, N - 1)."""
     count = len(embeddings)
     similarity = np.asarray(embeddings @ embeddings.T, np.float64)
-    others: Floats = similarity[~np.eye(count, dtype=bool)].reshape(count, count - 1)
-    return others
+    return np.asarray(similarity[~np.eye(count, dtype=bool)].reshape(count, count - 1), np.float64)
 
 
 def _centred_ranks(values: Floats) -> Floats:
     """The ranks of each row's values less their mean; equal values share the mean of their ranks."""
     order = np.argsort(values, axis=1)
     ordered = np.take_along_axis(values, order, axis=1)
-    ranks = np.empty(values.shape)
+    ranks: Floats = np.empty(values.shape)
     for row, line in enumerate(ordered):
         starts = np.flatnonzero(np.append(True, line[1:] != line[:-1]))
         ends = np.append(starts[1:], len(line))
         ranks[row, order[row]] = np.repeat((starts + ends - 1) / 2, ends - starts)
-    return ranks - (values.shape[1] - 1) / 2
+    ranks -= (values.shape[1] - 1) / 2
+    return ranks

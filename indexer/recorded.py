@@ -44,9 +44,14 @@ def locate(path: Path) -> Source:
     return found
 
 
+def is_in_archive(path: str) -> bool:
+    """Whether a path looks as if it led into an archive; asks no disk."""
+    text = path.lower()
+    return ".tar/" in text or ".parquet/" in text
+
+
 def _archive_of(path: Path) -> Path | None:
-    text = str(path).lower()
-    if ".tar/" not in text and ".parquet/" not in text:  # a million paths: asking the system for each costs a minute
+    if not is_in_archive(str(path)):  # a million paths: asking the system for each costs a minute
         return None
     names = (parent for parent in path.parents if is_tar(parent.name) or parent.suffix.lower() == ".parquet")
     return next((parent for parent in names if parent.is_file()), None)

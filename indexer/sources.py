@@ -16,6 +16,7 @@ from indexer import pixels
 from indexer.duplicates import Digests, Duplicates, find_duplicates
 from indexer.parquet import image_column, list_parquet
 from indexer.pixels import Pixels, PixelsError, PixelSpec
+from indexer.recorded import is_in_archive, recorded
 from indexer.source import FileSource, Listing, Source, SourceError, is_listed, item_of, shown
 from indexer.tables import read_table
 from indexer.tars import is_tar, list_tar
@@ -85,7 +86,8 @@ def open_collection(images: Path) -> Collection:
 
     - a folder: every image in it and its subfolders, hidden files and folders left out; of one without image files
       the tar shards in it, or else the Parquet tables of images;
-    - a CSV or Parquet table with a column `path`, relative to the table's folder or absolute;
+    - a CSV or Parquet table with a column `path`, relative to the table's folder or absolute; a path may lead into a
+      tar archive or a Parquet table of images, as `shard.tar/cat.jpg`;
     - a tar archive, or a pattern of several: `shard-{000000..000146}.tar`;
     - a Parquet table with the images themselves in a column `image`: bytes, or {bytes, path}.
 
@@ -244,8 +246,11 @@ def _from_table(table: Path) -> Collection:
     return Collection(root, tuple(sorted(sources.values(), key=lambda source: source.item)))
 
 
-def _at(cell: str, folder: Path, root: str) -> FileSource:
+def _at(cell: str, folder: Path, root: str) -> Source:
     """The image at a path of a table in a folder, `root` being the folder as text."""
+    if is_in_archive(cell):
+        path = folder / cell
+        return recorded(item_of(str(path.relative_to(folder if path.is_relative_to(folder) else path.anchor))), path)
     if not _UNUSUAL.search(cell):  # a million cells: Path takes five times as long for the same
         return FileSource(item_of(cell), root, cell)
     path = folder / cell  # an absolute cell replaces the folder

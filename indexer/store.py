@@ -19,9 +19,11 @@ class Store:
 
     models/<model id>/                     one immutable directory a model
     indexes/<name>/versions/<number>/      one immutable directory a version
-    indexes/<name>/active                  the number of the version that is searched
+    indexes/<name>/active                  the numbers of the version that is searched, and of the one before
+    indexes/<name>/catalog.sqlite          the truth about the items
     runs/<run>/                            checkpoints and logs of training
     datasets/<name>/                       public data sets that were downloaded by name
+    operations/<id>.json                   records of long work
     """
 
     root: Path
@@ -45,6 +47,11 @@ class Store:
     def datasets(self) -> Path:
         """The directory of downloaded data sets."""
         return self.root / "datasets"
+
+    @property
+    def operations(self) -> Path:
+        """The directory of the records of long work."""
+        return self.root / "operations"
 
     def model_ids(self) -> list[str]:
         """The ids of all models, oldest first."""

@@ -7,6 +7,8 @@ import click
 from clients.cli.demo import demo
 from clients.cli.doctor import doctor
 from clients.cli.index import index
+from clients.cli.operations import operations
+from clients.cli.rebuild import rebuild
 from clients.cli.recipes import recipes
 from clients.cli.search import search
 from clients.cli.serve import serve
@@ -98,5 +100,5 @@ def kinsight(traceback: bool) -> None:
     """
 
 
-for verb in (train, recipes, evaluate, index, serve, search, demo, doctor):
+for verb in (train, recipes, evaluate, index, rebuild, operations, serve, search, demo, doctor):
     kinsight.add_command(verb)

@@ -1,33 +1,19 @@
 """`kinsight index`: build, list, inspect and activate versions of an index."""
 
 import dataclasses
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from clients.cli.options import PATH, Device, device_option, json_option, store_option
-from clients.cli.output import named, print_facts, print_json, print_table, progress, warn_duplicates, warn_skipped
+from clients.cli.options import PATH, ByteCount, Device, device_option, json_option, store_option
+from clients.cli.output import print_facts, print_json, print_table
+from clients.cli.rebuild import result_of, warn_of
+from clients.cli.recording import operation_option, recorded
 
 if TYPE_CHECKING:
     from indexer.manifest import VersionManifest
     from indexer.store import Store
-
-_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-
-
-class ByteCount(click.ParamType[int]):
-    """A number of bytes, such as 500000000, 512M or 2G (1M = 2^20)."""
-
-    name = "bytes"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """The number; a usage error where it is none."""
-        match = re.fullmatch(r"(\d+)([KMGT]?)(?:iB|B)?", str(value), re.IGNORECASE)
-        if not match:
-            self.fail(f"{value!r} is not a number of bytes, such as 500000000, 512M or 2G", param, ctx)
-        return int(match[1]) * _UNITS[match[2].upper()]
 
 
 @click.group()
@@ -44,21 +30,33 @@ def index() -> None:
     "--memory-budget", type=ByteCount(), metavar="BYTES", help="Most memory that the served index may take, say 2G."
 )
 @device_option
+@operation_option
 @json_option
 def build(
-    name: str, images: Path, model: str, store: Path, memory_budget: int | None, device: Device, as_json: bool
+    name: str,
+    images: Path,
+    model: str,
+    store: Path,
+    memory_budget: int | None,
+    device: Device,
+    operation: str | None,  # noqa: ARG001  `recorded` takes it from the context
+    as_json: bool,
 ) -> None:
     """Index IMAGES with a model as the next version of NAME, and activate it.
 
     IMAGES is a folder, searched with its subfolders; a CSV or Parquet table with a column path; tar shards; or
     Parquet tables with the images in a column. `kinsight train --help` says more of each.
 
+    Of what an earlier build put into NAME, the version holds what is in IMAGES still; of what was upserted, all; of
+    what was deleted, nothing. `kinsight rebuild` adds images instead, and measures before it activates.
+
     The version appears whole or not at all; until then the one before it is served. The same command again goes on
     where an interrupted one ended. Its recall is measured against exact search and kept with it.
 
     \b
-    JSON keys: index, version, model, count, skipped[].item, skipped[].reason, duplicates.copies,
-    duplicates.groups[][], recall_at_10, recall{}, plan{}, seconds{}
+    JSON keys: index, version, model, count, resumed, reused, decoded, deleted, upserted, skipped[].item,
+    skipped[].reason, duplicates.copies, duplicates.groups[][], recall_at_10, recall{}, plan{}, comparison, refused,
+    activated, seconds{}, warnings[]
     """
     from indexer.build import build as run
     from indexer.manifest import read_version
@@ -66,26 +64,22 @@ def build(
     from indexer.version import version_dir
 
     place = Store(store)
-    with progress() as report:
+    with recorded("build", name, store) as work:
         done = run(
-            name, images, model=model, store=place, memory_budget_bytes=memory_budget, device=device, progress=report
+            name,
+            images,
+            model=model,
+            store=place,
+            memory_budget_bytes=memory_budget,
+            device=device,
+            progress=work.report,
         )
-    warn_skipped(done.skipped)
-    warn_duplicates(done.duplicates)
-    for warning in done.warnings:
-        click.echo(f"warning: {warning}", err=True)
-    manifest = read_version(version_dir(place.index(name), done.version))
+        work.finish(result_of(done))
+    warn_of(done)
     if as_json:
-        print_json(
-            {
-                **_summary(manifest),
-                "skipped": named(done.skipped),
-                "duplicates": dataclasses.asdict(done.duplicates),
-                "seconds": dict(done.seconds),
-            }
-        )
+        print_json(result_of(done))
     else:
-        _print_version(manifest)
+        _print_version(read_version(version_dir(place.index(name), done.version)))
 
 
 @index.command(name="list")

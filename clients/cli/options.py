@@ -1,5 +1,6 @@
 """Options that several verbs share."""
 
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -7,6 +8,22 @@ import click
 
 Device = Literal["auto", "cpu", "cuda"]
 PATH = click.Path(path_type=Path)
+
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+class ByteCount(click.ParamType[int]):
+    """A number of bytes, such as 500000000, 512M or 2G (1M = 2^20)."""
+
+    name = "bytes"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The number; a usage error where it is none."""
+        match = re.fullmatch(r"(\d+)([KMGT]?)(?:iB|B)?", str(value), re.IGNORECASE)
+        if not match:
+            self.fail(f"{value!r} is not a number of bytes, such as 500000000, 512M or 2G", param, ctx)
+        return int(match[1]) * _UNITS[match[2].upper()]
+
 
 store_option = click.option(
     "--store",

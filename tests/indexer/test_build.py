@@ -63,7 +63,9 @@ def test_an_indexed_photograph_finds_itself_first(store: Store, tiny_model: str,
     opened = version.open_version(version.version_dir(store.index("street"), 1))
     encoder = Encoder.open(store.model(tiny_model))
     for row in range(opened.count):
-        picture = decode(opened.source_path(row).read_bytes(), encoder.pixels)
+        path = opened.source_path(row)
+        assert path is not None
+        picture = decode(path.read_bytes(), encoder.pixels)
         similarities, rows = opened.search(encoder.embed(picture[None]), 5)
         assert [row] == rows[0, :1].tolist()
         np.testing.assert_allclose(1.0, similarities[0, 0], atol=1e-5)

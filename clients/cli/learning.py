@@ -1,0 +1,123 @@
+"""Learning within a rebuild: training in a process of its own, which nothing else depends on.
+
+LearningError   the training failed or was refused; the message is its own
+"""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from clients.cli.output import Progress
+
+if TYPE_CHECKING:
+    from indexer.learning import Lesson
+
+NICENESS = 10  # training takes what serving leaves of the processor
+OOM_SCORE = 500  # where memory runs out, the system ends training before it ends a server
+STOP_TIMEOUT_S = 30.0  # for a training that was interrupted to write its checkpoint
+
+
+class LearningError(Exception):
+    """Training within a rebuild failed or was refused; the index is as it was."""
+
+
+def learn(lesson: "Lesson", store: Path, settings: Sequence[str], memory_bytes: int | None, report: Progress) -> str:
+    """Train on from a lesson's model with its images, or go on with the run that an interrupted rebuild left.
+
+    Args:
+        lesson: what to learn.
+        store: gets the model.
+        settings: words for `kinsight train`, such as --epochs 2.
+        memory_bytes: most that the training may allocate; None for no limit.
+        report: hears the stages of training, after the word `learn`.
+
+    Returns:
+        The id of the model that was learned.
+
+    Raises:
+        LearningError: training failed, or another one runs in this store.
+    """
+    if lesson.model:
+        return lesson.model
+    begun = (store / "runs" / lesson.run / "recipe.toml").exists()
+    words = ["--resume", lesson.run] if begun else ["--from", lesson.start, "--run", lesson.run, *settings]
+    place = ["--store", str(store), "--progress", "json", "--json"]
+    model = _train(["train", str(lesson.images), *words, *place], store, memory_bytes, report)
+    lesson.learned(model)
+    return model
+
+
+def _train(words: Sequence[str], store: Path, memory_bytes: int | None, report: Progress) -> str:
+    command = [sys.executable, "-m", "clients.cli.tethered", str(store), *words]
+    with (
+        tempfile.TemporaryFile("w+") as printed,
+        subprocess.Popen(  # noqa: S603  our own command
+            command,
+            stdin=subprocess.PIPE,  # its tether: it ends when this process does, however that ends
+            stdout=printed,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # Ctrl-C reaches it once, from here
+        ) as process,
+        _ended(process),
+    ):
+        _restrain(process.pid, memory_bytes)
+        last = _follow(process, report)
+        if process.wait() != 0:
+            raise LearningError(f"learning failed, exit code {process.returncode}: {last or 'it said nothing'}")
+        printed.seek(0)
+        return str(json.load(printed)["model"])
+
+
+def _restrain(pid: int, memory_bytes: int | None) -> None:
+    """Put the training behind everything else, before it has begun."""
+    os.setpriority(os.PRIO_PROCESS, pid, NICENESS)
+    Path(f"/proc/{pid}/oom_score_adj").write_text(str(OOM_SCORE))
+    if memory_bytes is not None:
+        resource.prlimit(pid, resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
+
+
+def _follow(process: "subprocess.Popen[str]", report: Progress) -> str:
+    """Pass on what the training says until it ends; returns its last line for people."""
+    last = ""
+    assert process.stderr is not None  # noqa: S101  a pipe was asked for
+    for line in process.stderr:
+        told = _progress(line)
+        if told is not None:
+            report(*told)
+        elif line.strip():
+            last = line.strip()
+            click.echo(f"learn: {last}", err=True)
+    return last.removeprefix("error: ")
+
+
+def _progress(line: str) -> tuple[str, int, int] | None:
+    try:
+        told = json.loads(line)
+        return f"learn: {told['stage']}", int(told["done"]), int(told["total"])
+    except (ValueError, KeyError, TypeError):  # a line for people
+        return None
+
+
+@contextmanager
+def _ended(process: "subprocess.Popen[str]") -> Iterator[None]:
+    """Leave no training behind: an interrupted one gets the time to keep what it has."""
+    try:
+        yield
+    except BaseException:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        raise

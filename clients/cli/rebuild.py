@@ -1,0 +1,265 @@
+"""`kinsight rebuild`."""
+
+import dataclasses
+import hashlib
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from clients.cli.options import (
+    PATH,
+    ByteCount,
+    Device,
+    device_option,
+    json_option,
+    labels_help,
+    progress_option,
+    store_option,
+)
+from clients.cli.output import named, print_facts, print_json, warn_duplicates, warn_skipped
+from clients.cli.recording import Work, operation_option, recorded
+
+if TYPE_CHECKING:
+    from indexer.build import BuildReport
+    from indexer.candidate import Comparison, Paired
+
+REFUSED = 1  # exit code
+KEPT_FOLLOWING = 3  # old versions, unless another number is asked for: a folder that changes often fills any disk
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """The verb's words, as its help describes them."""
+
+    name: str
+    images: Path | None
+    model: str | None
+    learn: bool
+    epochs: int | None
+    learn_memory: int | None
+    min_recall: float | None
+    labels: Path | None
+    activate: bool
+    follow: bool
+    interval: float
+    keep: int | None
+    memory_budget: int | None
+    store: Path
+    device: Device
+    progress_style: str
+    operation: str | None
+    as_json: bool
+
+
+@click.command()
+@click.argument("name")
+@click.option("--images", type=PATH, help="Collection whose images are added; else changes are folded in.")
+@click.option("--model", help="Embed everything anew with this model; its id, or how it begins.")
+@click.option("--learn", is_flag=True, help="Train on from the index's model with all images, and embed with that.")
+@click.option("--epochs", type=click.IntRange(1), metavar="N", help="Of --learn; otherwise the model's own recipe's.")
+@click.option("--learn-memory", type=ByteCount(), metavar="BYTES", help="Most that training may allocate, say 8G.")
+@click.option("--min-recall", type=click.FloatRange(0, 1), help="recall@10 that it needs to be activated.  [0.95]")
+@click.option("--labels", type=PATH, help=f"Only to judge with. {labels_help}")
+@click.option("--activate/--no-activate", default=True, help="Whether to search it, if nothing speaks against it.")
+@click.option("--follow", is_flag=True, help="Go on: rebuild whenever --images has changed, until Ctrl-C.")
+@click.option("--interval", type=click.FloatRange(0.1), default=10.0, show_default=True, help="Of --follow, seconds.")
+@click.option("--keep", type=click.IntRange(0), metavar="N", help="Remove all but N old versions.  [3 with --follow]")
+@click.option("--memory-budget", type=ByteCount(), metavar="BYTES", help="Most that the served index may take.")
+@store_option
+@device_option
+@progress_option
+@operation_option
+@json_option
+@click.pass_context
+def rebuild(context: click.Context, /, **words: Any) -> None:
+    """Build the next version of index NAME from all it holds, and activate it if it is good.
+
+    It holds what was upserted, and nothing that was deleted. Images that have not changed are neither decoded nor
+    embedded again under the same model. The active version is searched until the new one takes its place at once, and
+    `kinsight index rollback` goes back. The same command goes on where an interrupted one ended.
+
+    \b
+    It is not activated (exit code 1, the version is kept) if
+      its recall@10 is below --min-recall;
+      more than 1 % of the items would be lost, as their images can't be read;
+      the model is another one and neighbours got worse: with --labels, R@1 is
+      lower beyond chance; without, they stand out less from the rest, by more
+      than 5 % and beyond chance.
+
+    --learn trains in a process of its own, behind everything else; only one at a time in a store.
+
+    \b
+    JSON keys: index, version, model, count, resumed, reused, decoded, deleted, upserted, skipped[].item,
+    skipped[].reason, duplicates{}, recall_at_10, recall{}, plan{}, comparison{} (or null), refused, activated,
+    seconds{}, warnings[]; with --follow one object for each version
+    """
+    wanted = Wanted(**words)
+    _check(wanted)
+    if wanted.follow:
+        _follow(wanted)
+    elif _once(wanted)["refused"]:
+        context.exit(REFUSED)
+
+
+def result_of(done: "BuildReport") -> dict[str, Any]:
+    """The JSON object of a build."""
+    known = ("index", "version", "model", "count", "resumed", "reused", "decoded", "deleted", "upserted")
+    return {
+        **{name: getattr(done, name) for name in known},
+        "skipped": named(done.skipped),
+        "duplicates": dataclasses.asdict(done.duplicates),
+        "recall_at_10": done.recall.recall_at_10,
+        "recall": dataclasses.asdict(done.recall),
+        "plan": dataclasses.asdict(done.plan),
+        "comparison": dataclasses.asdict(done.comparison) if done.comparison else None,
+        "refused": done.refused,
+        "activated": done.activated,
+        "seconds": dict(done.seconds),
+        "warnings": list(done.warnings),
+    }
+
+
+def warn_of(done: "BuildReport") -> None:
+    """Say on stderr what did not go as it could have."""
+    warn_skipped(done.skipped)
+    warn_duplicates(done.duplicates)
+    for warning in done.warnings:
+        click.echo(f"warning: {warning}", err=True)
+
+
+def _check(wanted: Wanted) -> None:
+    if wanted.model and wanted.learn:
+        raise click.UsageError("--learn goes on from the index's own model; leave out --model")
+    if (wanted.epochs or wanted.learn_memory) and not wanted.learn:
+        raise click.UsageError("--epochs and --learn-memory are of --learn")
+    if wanted.follow and not wanted.images:
+        raise click.UsageError("--follow needs --images, which it watches")
+
+
+def _once(wanted: Wanted) -> dict[str, Any]:
+    with recorded("rebuild", wanted.name, wanted.store, wanted.progress_style, once=("follow", "interval")) as work:
+        done = _rebuild(wanted, work)
+        result = result_of(done)
+        work.finish(result)
+    keep = KEPT_FOLLOWING if wanted.keep is None and wanted.follow else wanted.keep
+    if keep is not None:
+        _remove_old(wanted, keep)
+    warn_of(done)
+    if wanted.as_json:
+        print_json(result)
+    else:
+        _print(done)
+    if done.refused:
+        click.echo(f"not activated: {done.refused}", err=True)
+    return result
+
+
+def _rebuild(wanted: Wanted, work: Work) -> "BuildReport":
+    from clients.cli.learning import learn
+    from indexer.candidate import MIN_RECALL
+    from indexer.rebuild import rebuild as run
+    from indexer.store import Store
+
+    settings = ["--device", wanted.device, *(["--epochs", str(wanted.epochs)] if wanted.epochs else [])]
+    learner = partial(
+        learn, store=wanted.store, settings=settings, memory_bytes=wanted.learn_memory, report=work.report
+    )
+    return run(
+        wanted.name,
+        wanted.images,
+        store=Store(wanted.store),
+        model=wanted.model,
+        min_recall=MIN_RECALL if wanted.min_recall is None else wanted.min_recall,
+        labels=wanted.labels,
+        memory_budget_bytes=wanted.memory_budget,
+        device=wanted.device,
+        learn=learner if wanted.learn else None,
+        activate=wanted.activate,
+        progress=work.report,
+    )
+
+
+def _remove_old(wanted: Wanted, keep: int) -> None:
+    """Remove the oldest versions but those that are active or can be rolled back to."""
+    from indexer.store import Store
+    from indexer.version import delete_version, list_versions, pointed
+
+    index_dir = Store(wanted.store).index(wanted.name)
+    old = [number for number in list_versions(index_dir) if number not in pointed(index_dir)]
+    for number in old[: max(0, len(old) - keep)]:
+        delete_version(index_dir, number)
+
+
+def _follow(wanted: Wanted) -> None:
+    """Rebuild at once, and then whenever the images have changed and come to rest."""
+    built, seen = "", ""
+    while True:
+        before, seen = seen, _state(wanted)
+        if seen != built and (seen == before or not built):
+            # What changes while it builds is seen at the next look.
+            built = seen if _attempt(wanted) else ""
+        time.sleep(wanted.interval)
+
+
+def _attempt(wanted: Wanted) -> bool:
+    """Whether a rebuild came to its end, also one whose version was refused; a foreseen error is told instead."""
+    from clients.cli.command import expected_message
+
+    try:
+        _once(wanted)
+    except Exception as error:
+        message = expected_message(error)
+        if message is None:
+            raise
+        click.echo(f"error: {message}; trying again", err=True)
+        return False
+    return True
+
+
+def _state(wanted: Wanted) -> str:
+    """A digest that changes when an image of the collection does, or comes or goes."""
+    from indexer.sources import SourceError, open_collection
+
+    assert wanted.images is not None  # noqa: S101  checked
+    digest = hashlib.sha256()
+    try:
+        for source in open_collection(wanted.images.absolute()).sources:
+            digest.update(f"{source.item}\0{source.state()}\0".encode("utf-8", "surrogatepass"))
+    except SourceError as error:  # a folder that is being replaced: the rebuild says what is wrong with it
+        digest.update(str(error).encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
+def _print(done: "BuildReport") -> None:
+    facts = {
+        "index": done.index,
+        "version": done.version,
+        "active": "yes" if done.activated else "no",
+        "model": done.model,
+        "count": f"{done.count:,}",
+        "reused": f"{done.reused:,}",
+        "decoded": f"{done.decoded:,}",
+        "skipped": f"{len(done.skipped):,}",
+        "recall@10": f"{done.recall.recall_at_10:.4f} ({done.recall.low:.4f} to {done.recall.high:.4f})",
+    }
+    print_facts(facts | (compared(done.comparison) if done.comparison else {}))
+
+
+def compared(comparison: "Comparison") -> dict[str, object]:
+    """A comparison with the active version, for people."""
+    facts: dict[str, object] = {
+        f"compared with {comparison.active}": f"{comparison.compared:,} items",
+        "overlap@10": f"{comparison.overlap_at_10:.4f}",
+        "rank correlation": f"{comparison.rank_correlation:.4f}",
+        "contrast": _paired(comparison.contrast),
+    }
+    labelled = {"R@1": f"{_paired(comparison.recall_at_1)}"} if comparison.recall_at_1 else {}
+    return facts | labelled
+
+
+def _paired(paired: "Paired") -> str:
+    return f"{paired.active:.4f} -> {paired.candidate:.4f} (difference {paired.low:+.4f} to {paired.high:+.4f})"

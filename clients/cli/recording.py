@@ -1,0 +1,70 @@
+"""Verbs that take long leave a record in the store, which shows their progress to others, and resumes them."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from clients.cli.output import Progress, progress
+
+operation_option = click.option(
+    "--operation", metavar="ID", hidden=True, help="Work on this operation, which is recorded already."
+)
+
+
+@dataclass(frozen=True)
+class Work:
+    """A verb that is being recorded.
+
+    Attributes:
+        report: shows and records progress.
+        finish: records the result.
+    """
+
+    report: Progress
+    finish: Callable[[Mapping[str, Any]], None]
+
+
+@contextmanager
+def recorded(kind: str, index: str, store: Path, style: str = "auto", *, once: Sequence[str] = ()) -> Iterator[Work]:
+    """Record the verb that runs now as an operation; how the block ends is how the operation ended.
+
+    Args:
+        kind: what it does.
+        index: what it does it to.
+        store: where the record goes.
+        style: of progress, as `clients.cli.output.progress` takes it.
+        once: parameters that the recorded words leave out.
+    """
+    from indexer import operations
+    from indexer.store import Store
+
+    context = click.get_current_context()
+    directory = Store(store).operations
+    identity = context.params["operation"] or operations.queue(directory, kind, index, words_of(context, once)).id
+    with operations.running(directory, identity) as recorder, progress(style) as shown:
+
+        def report(stage: str, done: int, total: int) -> None:
+            shown(stage, done, total)
+            recorder.progress(stage, done, total)
+
+        yield Work(report, recorder.finish)
+
+
+def words_of(context: click.Context, without: Sequence[str] = ()) -> list[str]:
+    """The words that call a verb again with the same values from any folder."""
+    words = context.command_path.split()[1:]
+    for parameter in context.command.params:
+        value = context.params.get(str(parameter.name))
+        if parameter.name in ("operation", *without) or value is None:
+            continue
+        if isinstance(value, bool):
+            words += (parameter.opts if value else parameter.secondary_opts)[:1]
+            continue
+        option = [] if isinstance(parameter, click.Argument) else parameter.opts[:1]
+        for one in value if isinstance(value, tuple) else (value,):
+            words += [*option, str(one.absolute() if isinstance(one, Path) else one)]
+    return words

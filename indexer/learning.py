@@ -1,0 +1,125 @@
+"""What an index learns from when it is rebuilt with learning: every image it has, old and new, in one table.
+
+    .learning/images.csv   paths, absolute
+    .learning/kept/        images that only the catalogue has, and links to those whose paths no table can hold
+    .learning/lesson.json  written last; says which run learns, and what came out
+
+It stays until the rebuild is done, so that an interrupted one goes on with the same run on the same images.
+"""
+
+import csv
+import dataclasses
+import json
+import secrets
+from collections.abc import Iterable
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from indexer import adopt, manifest
+from indexer.catalog import Catalog, UnknownContent
+from indexer.entries import Entry, list_entries
+from indexer.sources import Collection
+
+_LESSON, _IMAGES, _KEPT = "lesson.json", "images.csv", "kept"
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What is to be learned, and how far that got.
+
+    Attributes:
+        directory: of the lesson.
+        start: id of the model that learning starts from.
+        collection: path of the new images; empty for none.
+        run: name of the training run.
+        model: id of the model that was learned; empty before.
+    """
+
+    directory: Path
+    start: str
+    collection: str
+    run: str
+    model: str = ""
+
+    @property
+    def images(self) -> Path:
+        """The table of images."""
+        return self.directory / _IMAGES
+
+    def learned(self, model: str) -> None:
+        """Note what came out; raises OSError."""
+        _write(dataclasses.replace(self, model=model))
+
+
+def lesson(index_dir: Path, start: str, collection: Collection | None, *, anew: bool = False) -> Lesson:
+    """The lesson of an index: the one that an interrupted rebuild left, or a new one.
+
+    Args:
+        index_dir: of the index, held for building.
+        start: id of the model to start from; a lesson that began from another is dropped.
+        collection: new images; None for none. A lesson of others is dropped.
+        anew: drop what is there.
+
+    Raises:
+        CatalogError: the catalogue is damaged.
+        OSError: the disk is full or fails.
+    """
+    directory = index_dir / ".learning"
+    root = str(collection.root) if collection else ""
+    found = _read(directory)
+    if found is not None and (found.start, found.collection) == (start, root) and not anew:
+        return found
+    manifest.discard(directory)
+    (directory / _KEPT).mkdir(parents=True)
+    with closing(adopt.open_catalog(index_dir)) as catalog:
+        listing = list_entries(collection.sources if collection else (), catalog, mirror=False)
+        _write_images(directory, listing.entries, catalog)
+    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    begun = Lesson(directory, start, root, f"{stamp}-{index_dir.name}-{secrets.token_hex(2)}")
+    _write(begun)
+    return begun
+
+
+def forget_lesson(index_dir: Path) -> None:
+    """Remove the lesson of an index, if there is one."""
+    manifest.discard(index_dir / ".learning")
+
+
+def _write_images(directory: Path, entries: Iterable[Entry], catalog: Catalog) -> None:
+    with (directory / _IMAGES).open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["path"])
+        for number, entry in enumerate(entries):
+            path = _path_of(entry, directory / _KEPT / str(number), catalog)
+            if path is not None:
+                table.writerow([path])
+
+
+def _path_of(entry: Entry, kept: Path, catalog: Catalog) -> Path | None:
+    """Where the image of an entry lies; None where it has none. What no table can hold is put at `kept`."""
+    if entry.source is not None:
+        path = entry.source.path
+        if path.as_posix().isprintable():  # also no bytes that are not UTF-8: those read as surrogates
+            return path
+        kept.symlink_to(path)
+        return kept
+    try:
+        kept.write_bytes(catalog.image(entry.sha256))
+    except UnknownContent:  # an item that is only an embedding, or was deleted this moment
+        return None
+    return kept
+
+
+def _read(directory: Path) -> Lesson | None:
+    try:
+        fields = json.loads((directory / _LESSON).read_bytes())
+        return Lesson(directory, **{name: str(fields[name]) for name in ("start", "collection", "run", "model")})
+    except (OSError, ValueError, KeyError, TypeError):  # none, or one that was never finished: it begins anew
+        return None
+
+
+def _write(written: Lesson) -> None:
+    fields = {name: value for name, value in vars(written).items() if name != "directory"}
+    manifest.write_atomically(written.directory / _LESSON, json.dumps(fields).encode() + b"\n")
