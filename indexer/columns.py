@@ -3,6 +3,10 @@
 A column is made when the first filter uses its field, and goes on where it ended when there are more rows. It holds a
 code for each row: which of the field's distinct values it has. A comparison looks at the distinct values and then
 takes its answer for every row by code.
+
+Of a million rows, a comparison takes 1 ms, one with a list 11 ms, and with a million distinct texts by their order
+15 ms. The first filter on a field takes 4 s of CPU time, nearly all of it to read JSON; a row that is added later,
+next to nothing, or 50 ms where arrays of a million distinct values grow (python tests/benchmarks/bench_filters.py).
 """
 
 import json
@@ -41,6 +45,7 @@ MAX_NAMED = 20  # fields that an error lists
 
 # The codes of what is no text and no number; those of texts and numbers follow in the order of their first row.
 _ABSENT, _NULL, _FALSE, _TRUE, _LIST, _OBJECT, _FIRST = range(7)
+_MISSING = object()
 _CONSTANTS: dict[Any, int] = {None: _NULL, False: _FALSE, True: _TRUE}
 _ORDERS: dict[str, Callable[[Any, Any], Any]] = {
     "<": operator.lt,
@@ -94,7 +99,8 @@ class Columns:
         for field, view in self._views(fields(expression), count).items():
             if not view.codes.any():
                 known = (
-                    ", ".join(shown((name,)) for name in sorted(self._names)) or "none, because no item has a payload"
+                    ", ".join(shown((name,)) for name in sorted(self._names)[:MAX_NAMED])
+                    or "none, because no item has a payload"
                 )
                 raise UnknownField(f"no item of the index has a field {shown(field)}; fields are: item, {known}")
 
@@ -139,9 +145,6 @@ class Columns:
     def _learn_names(self, payload: dict[str, Any]) -> None:
         if len(self._names) < MAX_NAMED:
             self._names.update(payload)
-
-
-_MISSING = object()
 
 
 def _value(payload: Any, field: Field) -> Any:
@@ -330,7 +333,7 @@ def _mark_ordered(table: Mask, view: _View, relation: str, value: Value) -> None
 
 
 def _begins(view: _View, prefix: str) -> Mask:
-    """Which distinct values are texts that begin so: a range of their order, which NumPy finds four times sooner."""
+    """Which distinct values are texts that begin so: a range of their order, found without looking at beginnings."""
     mask: Mask = np.isnan(view.numbers) & (view.texts >= prefix)
     end = _following(prefix)
     return mask if end is None else mask & (view.texts < end)
