@@ -19,6 +19,7 @@ Mask = npt.NDArray[np.bool_]
 
 SEAL_ROWS = 256  # compared one by one until there are so many, or a thousandth of the codes, whose copy takes longer
 _COMPARED = 65_536  # pairs at a time
+_SORTED = 1_024  # so many candidates are sorted as soon as the nearest of them are set apart
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,9 +79,9 @@ def empty(dim: int, codes: Any | None) -> Delta:
 
 def best(similarities: Embeddings, rows: Rows, k: int) -> Neighbours:
     """The k nearest of at least k candidates (Q, c), nearest first."""
-    if similarities.shape[1] > 16 * k:  # a sort of all of them takes longer
-        chosen = np.argpartition(similarities, -k, axis=1)[:, -k:]
-        similarities, rows = np.take_along_axis(similarities, chosen, 1), np.take_along_axis(rows, chosen, 1)
-    order = (-similarities).argsort(axis=1, kind="stable")[:, :k]
-    places = np.arange(len(order))[:, None]
+    places = np.arange(len(similarities))[:, None]
+    if k < similarities.shape[1] > _SORTED:
+        chosen = similarities.argpartition(-k, axis=1)[:, -k:]
+        similarities, rows = similarities[places, chosen], rows[places, chosen]
+    order = similarities.argsort(axis=1)[:, : -k - 1 : -1]
     return similarities[places, order], rows[places, order]

@@ -236,11 +236,14 @@ class Snapshot:
 
     def _with_newest(self, queries: Embeddings, k: int, found: Neighbours, live: Mask, start: int) -> Neighbours:
         """The k nearest of what was found and of the delta's rows from `start` on."""
-        first = self.version.count + start
-        newest = queries @ self.delta.vectors[start : self.delta.count].T
-        newest[:, ~live[first:]] = -np.inf
-        rows = np.broadcast_to(np.arange(first, self.rows), newest.shape)
-        return best(np.concatenate([found[0], newest], axis=1), np.concatenate([found[1], rows], axis=1), k)
+        known, first = found[0].shape[1], self.version.count + start
+        width = known + self.rows - first
+        similarities, rows = np.empty((len(queries), width), np.float32), np.empty((len(queries), width), np.int64)
+        similarities[:, :known], rows[:, :known] = found
+        np.matmul(queries, self.delta.vectors[start : self.delta.count].T, out=similarities[:, known:])
+        similarities[:, known:][:, ~live[first:]] = -np.inf
+        rows[:, known:] = np.arange(first, self.rows)
+        return best(similarities, rows, k)
 
 
 class LiveIndex:
