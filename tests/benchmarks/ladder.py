@@ -5,10 +5,10 @@ Run: python tests/benchmarks/ladder.py IMAGES --labels CSV --out DIR [--seeds 0 
 
 Every rung (rungs.py) trains with the trainer's own loop on the images that the labels do not keep for judging, and is
 judged on those that they do, by what the loop hands over after the last epoch: head f in unit length, averaged over
-steps where the recipe says so (`untrained` and `frozen` by the backbone's pooled features). R@1 and the label-free
-contrast of each epoch are kept as information and choose nothing. Each finished rung and seed is a line of
-DIR/results.jsonl and is skipped when the same command comes again; one that was killed goes on from its checkpoint,
-and its training time lacks the part of an epoch before that.
+steps where the recipe says so, and centred as a run does (`untrained` and `frozen` by the backbone's pooled
+features). R@1 and the label-free contrast of each epoch are kept as information and choose nothing. Each finished
+rung and seed is a line of DIR/results.jsonl and is skipped when the same command comes again; one that was killed
+goes on from its checkpoint, and its training time lacks the part of an epoch before that.
 """
 
 import argparse
@@ -39,13 +39,14 @@ from tests.benchmarks.rungs import RUNGS
 from trainer import recipe as recipes
 from trainer.choice import neighbour_contrast
 from trainer.encoders import Encoder, make_backbone
+from trainer.environment import choose_device
 from trainer.evaluate import retrieval_metrics
 from trainer.images import ImageCache, cache_images, read_labels
+from trainer.judging import centre, sample_set
 from trainer.log import read_log
 from trainer.loop import train
 from trainer.memory import keep_freed_memory
 from trainer.recipe import Recipe
-from trainer.run import choose_device
 
 ROOT = Path(__file__).parents[2]
 COLUMNS = {
@@ -56,7 +57,6 @@ COLUMNS = {
     "MAP@R": "map_at_r",
 }
 _JUDGE_BATCH = 128
-_CONTRAST_IMAGES = 500
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,7 @@ class Collection:
     """The decoded images that all rungs share, and the classes of those that judge."""
 
     training: ImageCache
+    sample: ImageCache  # of the training images, as they are embedded
     judging: ImageCache
     classes: Tensor
 
@@ -76,10 +77,7 @@ class Collection:
     @torch.no_grad()
     def contrast(self, network: nn.Module, device: torch.device) -> float:
         """The label-free criterion of what a network makes of some training images."""
-        step, size = max(1, len(self.training) // _CONTRAST_IMAGES), self.judging.pixels.shape[1]
-        cached = self.training.pixels[::step][:_CONTRAST_IMAGES].permute(0, 3, 1, 2)
-        pixels = F.interpolate(cached, (size, size), mode="bilinear", antialias=True).permute(0, 2, 3, 1)
-        return neighbour_contrast(_embedded(pixels, network, device))
+        return neighbour_contrast(_embedded(self.sample.pixels, network, device))
 
 
 def _embedded(cached: Tensor, network: nn.Module, device: torch.device) -> Tensor:
@@ -150,12 +148,13 @@ def open_images(images: Path, labels: Path, base: Recipe, out: Path, report: Pro
     found = open_collection(images)
     known = read_labels(labels, found)
     squashed = PixelSpec(size=base.data.cache_size)
-    seen = PixelSpec(size=base.data.size, fit=base.data.fit)
+    seen = PixelSpec(size=base.data.size, fit=base.data.fit, crop_fraction=base.data.crop_fraction)
     training = cache_images(known.training(found.sources), squashed, out / "images.u8", report, "decode")
+    sample = sample_set(found, training, seen, out / "sample.u8", report)
     judging = cache_images(known.judging(found.sources), seen, out / "judged.u8", report, "decode")
     for item, reason in (*training.skipped, *judging.skipped):
         print(f"skipped {item}: {reason}", file=sys.stderr)
-    return Collection(training, judging, torch.tensor([known.class_of[item] for item in judging.items]))
+    return Collection(training, sample, judging, torch.tensor([known.class_of[item] for item in judging.items]))
 
 
 class Ladder:
@@ -217,14 +216,20 @@ def measure(
     recipe, method = trial.recipe, RUNGS[trial.rung].method
     torch.manual_seed(recipe.run.seed)
     part = recipe.encoder
-    backbone = make_backbone(part.backbone, part.weights, size=recipe.data.size, freeze_bn=part.freeze_bn)
+    backbone = make_backbone(
+        part.backbone,
+        part.weights,
+        size=recipe.data.size,
+        freeze_bn=part.freeze_bn,
+        unit_length=part.unit_length,
+    )
     backbone.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if method is None:
         by_epoch: dict[str, list[float]] = {"recall_at_1_by_epoch": [], "contrast_by_epoch": []}
         return {"metrics": collection.judge(backbone, device), "train_s": 0.0, **by_epoch}
     encoder = Encoder(backbone, nn.Linear(backbone.channels, part.dim))
     objective = method(encoder, **recipe.objective.keywords)
-    watch = _Watch(collection, device)
+    watch = _Watch(collection, device, centred=objective.centred)
     train(objective, collection.training, recipe, run, device=device, progress=report, on_epoch=watch)
     epochs = [line for line in read_log(run) if "train_s" in line]  # also those of a call that was killed
     return {
@@ -238,11 +243,14 @@ def measure(
 class _Watch:
     """Called after each epoch: what it took without the judging, its metrics, and its label-free contrast."""
 
-    def __init__(self, collection: Collection, device: torch.device):
-        self._collection, self._device, self._since = collection, device, time.perf_counter()
+    def __init__(self, collection: Collection, device: torch.device, *, centred: bool):
+        self._collection, self._device, self._centred = collection, device, centred
+        self._since = time.perf_counter()
 
     def __call__(self, epoch: int, encoder: Encoder) -> dict[str, float]:
         train_s = time.perf_counter() - self._since
+        if self._centred:
+            centre(encoder, self._collection.sample, self._device, lambda *_: None)
         found = {
             "train_s": train_s,
             "contrast": self._collection.contrast(encoder, self._device),

@@ -64,6 +64,8 @@ class PlainContrastive(HardLabels):
         (without its halves), on unit-length embeddings as in Musgrave et al., ECCV 2020.
     """
 
+    centred = False  # distances between unit-length embeddings depend on the origin
+
     def _terms(self, f: Tensor, g: Tensor, similarity: Tensor) -> dict[str, Tensor]:
         return {
             "contrastive_f": 0.5 * contrastive(f, similarity, self.delta),
@@ -103,7 +105,8 @@ class Rung:
         if self.published:
             paper = recipes.load("stml-paper")
             run = dataclasses.replace(paper.run, seed=seed, epochs=base.run.epochs)
-            base = dataclasses.replace(paper, data=base.data, encoder=base.encoder)
+            encoder = dataclasses.replace(base.encoder, unit_length=paper.encoder.unit_length)
+            base = dataclasses.replace(paper, data=base.data, encoder=encoder)
         return recipes.override(dataclasses.replace(base, run=run), *self.changes)
 
 
