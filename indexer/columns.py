@@ -105,14 +105,15 @@ class Columns:
                 raise UnknownField(f"no item of the index has a field {shown(field)}; fields are: item, {known}")
 
     def codes(self, field: Field, count: int) -> Codes:
-        """The values of a field as codes: equal for equal values, 0 where a row lacks it.
-
-        Lists have one code together, and so have objects: there is nothing to tell them apart by.
+        """The values of a field as codes to group by: equal for equal values.
 
         Returns:
-            (count,) int32, which the caller must not change.
+            (count,) int32; 0 where a row lacks the field, or it is null, a list or an object, which are no groups.
         """
-        return self._views({field}, count)[field].codes
+        codes = self._views({field}, count)[field].codes.copy()
+        for ungrouped in (_NULL, _LIST, _OBJECT):
+            codes[codes == ungrouped] = _ABSENT
+        return codes
 
     def _views(self, wanted: set[Field], count: int) -> "dict[Field, _View]":
         with self._lock:

@@ -239,12 +239,14 @@ def test_a_field_is_known_only_among_the_rows_asked_about() -> None:
 
 
 def test_equal_values_have_equal_codes() -> None:
-    """And only they; rows without the field have code 0."""
-    rows = Rows([{"a": 1}, {"a": "1"}, {}, {"a": 1.0}, None, {"a": True}, {"a": None}, {"a": "1"}])
-    one, text, absent, same, no_payload, true, null, again = rows.columns.codes(("a",), 8).tolist()
-    assert (one, text, absent) == (same, again, no_payload)
-    assert absent == 0
-    assert len({one, text, absent, true, null}) == 5
+    """And only they; what is no value to group by has code 0: no field, null, lists and objects."""
+    values: list[Any] = [1, "1", 1.0, True, "1", None, [], {}]
+    rows = Rows([*({"a": value} for value in values), {}, None])
+    one, text, same, true, again, *ungrouped = rows.columns.codes(("a",), 10).tolist()
+    assert (one, text) == (same, again)
+    assert len({0, one, text, true}) == 4
+    assert ungrouped == [0, 0, 0, 0, 0]
+    assert rows.found("a = null") == [5]
 
 
 def test_a_column_that_could_not_be_read_is_read_again() -> None:
