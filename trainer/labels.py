@@ -1,0 +1,148 @@
+"""Labels of images: a table of paths and classes.
+
+LabelsError   a labels table can't be used; the message names the column, the line or the path
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from indexer.sources import Collection, Source, read_table
+
+SPLITS = ("train", "test", "query", "gallery")
+
+
+class LabelsError(ValueError):
+    """A labels table can't be used; the message names what is wrong."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What a labels table says of a collection.
+
+    Attributes:
+        class_of: item to class, 0 to C - 1, in order of first appearance.
+        class_names: what the table calls each class.
+        split_of: item to one of `SPLITS`; empty where the table has no split column.
+        unknown: paths of the table that are not in the collection.
+        warnings: what else of the table was left out, each a sentence.
+    """
+
+    class_of: dict[str, int]
+    class_names: tuple[str, ...]
+    split_of: dict[str, str]
+    unknown: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+
+    def training(self, sources: Sequence[Source]) -> list[Source]:
+        """The sources to learn from: all that the table does not keep for judging."""
+        return [source for source in sources if self.split_of.get(source.item, "train") == "train"]
+
+    def judging(self, sources: Sequence[Source]) -> list[Source]:
+        """The labelled sources to judge on: all but the training split, or all where there is no split."""
+        return [s for s in sources if s.item in self.class_of and self.split_of.get(s.item) != "train"]
+
+    def classes(self, items: Sequence[str]) -> Tensor:
+        """The classes of items, (N,) int64, -1 where unknown."""
+        return torch.tensor([self.class_of.get(item, -1) for item in items], dtype=torch.int64)
+
+    def is_query(self, items: Sequence[str]) -> Tensor | None:
+        """Which items to judge on are searched among the others, (N,) bool; None where each is, among all others."""
+        if "query" not in self.split_of.values():
+            return None
+        return torch.tensor([self.split_of[item] == "query" for item in items], dtype=torch.bool)
+
+
+class Finder:
+    """Which image of a collection the path of a table means.
+
+    A path is relative to the collection's root or to the table's folder, or absolute.
+    """
+
+    def __init__(self, collection: Collection, table: Path):
+        self._folders = (collection.root, table.parent)
+        self._by_path = {source.path.resolve(): source.item for source in collection.sources}
+
+    def __call__(self, path: str) -> str | None:
+        """Its item; None where the collection has none there."""
+        found = (self._by_path.get((folder / path).resolve()) for folder in self._folders)
+        return next((item for item in found if item is not None), None)
+
+
+def read_labels(table: Path, collection: Collection, *, to_teach: bool = False) -> Labels:
+    """The labels of a collection: columns `path`, `class_id` and, optionally, `split`.
+
+    Args:
+        table: its paths are as `Finder` takes them.
+        collection: the images.
+        to_teach: for learning, rows without a class are left out, and all rows may be of the split `train`.
+
+    Raises:
+        LabelsError: an unknown split, two classes or splits for one image, no path that is in the collection, or
+            splits that can't be judged on: neither test alone nor both query and gallery.
+        SourceError: the table can't be read or lacks a column.
+    """
+    columns = read_table(table, ["path", "class_id"], optional=["split"])
+    splits = columns.get("split", [""] * len(columns["path"]))
+    find = Finder(collection, table)
+    numbers: dict[str, int] = {}
+    class_of: dict[str, int] = {}
+    split_of: dict[str, str] = {}
+    unknown, blank, repeated = [], 0, 0
+    for line, (path, name, split) in enumerate(
+        zip(columns["path"], columns["class_id"], splits, strict=True), start=2
+    ):
+        if to_teach and not name.strip():
+            blank += 1
+            continue
+        item = find(path)
+        if item is None:
+            unknown.append(path)
+            continue
+        repeated += item in class_of
+        number = numbers.setdefault(name, len(numbers))
+        if class_of.setdefault(item, number) != number:
+            raise LabelsError(f"{table}, line {line}: {path!r} has two classes; an image has one")
+        if "split" in columns:
+            split_of[item] = _split(table, line, path, split, split_of.get(item))
+    if not class_of:
+        raise LabelsError(_without_any(table, collection, unknown, blank))
+    _check_judged(table, split_of, to_teach)
+    return Labels(class_of, tuple(numbers), split_of, tuple(unknown), _left_out(table, blank, repeated))
+
+
+def _split(table: Path, line: int, path: str, split: str, earlier: str | None) -> str:
+    """The split of a row, whose image may have had one in an earlier row."""
+    if split not in SPLITS:
+        raise LabelsError(f"{table}, line {line}: split is {split!r}; it must be one of {', '.join(SPLITS)}")
+    if earlier not in (None, split):
+        raise LabelsError(f"{table}, line {line}: {path!r} has two splits; an image has one")
+    return split
+
+
+def _check_judged(table: Path, split_of: Mapping[str, str], to_teach: bool) -> None:
+    judged = set(split_of.values()) - {"train"}
+    if not split_of or (to_teach and not judged) or judged in ({"test"}, {"query", "gallery"}):
+        return
+    raise LabelsError(
+        f"{table}: {' and '.join(sorted(judged)) or 'train'} alone is nothing to judge on; use split test, where "
+        f"each image is searched among the others, or query and gallery, the one searched among the other"
+    )
+
+
+def _without_any(table: Path, collection: Collection, unknown: Sequence[str], blank: int) -> str:
+    if blank and not unknown:
+        return f"{table}: none of its {blank:,} rows has a class_id; write a class into some"
+    example = f", for example {unknown[0]!r}" if unknown else ""
+    return f"{table}: none of its {len(unknown):,} paths is in {collection.root}{example}"
+
+
+def _left_out(table: Path, blank: int, repeated: int) -> tuple[str, ...]:
+    told = (
+        (blank, "rows have no class_id: their images are learned from as unlabelled ones"),
+        (repeated, "rows repeat an earlier one"),
+    )
+    return tuple(f"{table}: {count:,} {what}" for count, what in told if count)
