@@ -190,6 +190,18 @@ def nearest_hits(embeddings: Embeddings, classes: npt.NDArray[np.int64]) -> Floa
     return hits
 
 
+def labelled_rows(version: Version, classes: Mapping[str, str]) -> tuple[Rows, npt.NDArray[np.int64]]:
+    """The rows of the labelled items that a version holds, and their classes as numbers, each (N,)."""
+    rows = version.rows_of(list(classes))
+    names = [classes[item] for item in rows]
+    return np.array(list(rows.values()), np.int64), np.unique(names, return_inverse=True)[1].astype(np.int64)
+
+
+def sampled_rows(version: Version) -> Rows:
+    """The rows that a version is judged on by itself, up to `SAMPLE`."""
+    return shuffled_rows(version.count)[:SAMPLE]
+
+
 def _quality_down(comparison: Comparison) -> Iterator[str]:
     labelled, contrast = comparison.recall_at_1, comparison.contrast
     if labelled is not None:
@@ -250,14 +262,16 @@ def _neighbours(version: Version, rows: Rows, other: Version) -> list[list[str]]
 def _labelled_hits(
     candidate: Version, active: Version, classes: Mapping[str, str]
 ) -> tuple[int, tuple[Floats, Floats] | None]:
-    places = [(_row_of(active, item), _row_of(candidate, item), name) for item, name in classes.items()]
-    both = [(first, second, name) for first, second, name in places if first is not None and second is not None]
+    mine, theirs = candidate.rows_of(list(classes)), active.rows_of(list(classes))
+    both = [item for item in mine if item in theirs]
     if len(both) < 2:
         return len(both), None
-    others, rows, names = zip(*both, strict=True)
-    numbers = np.unique(names, return_inverse=True)[1].astype(np.int64)
-    theirs = nearest_hits(active.embeddings(np.array(others)), numbers)
-    return len(both), (theirs, nearest_hits(candidate.embeddings(np.array(rows)), numbers))
+    numbers = np.unique([classes[item] for item in both], return_inverse=True)[1].astype(np.int64)
+    hits = (
+        nearest_hits(opened.embeddings(np.array([rows[item] for item in both])), numbers)
+        for opened, rows in ((active, theirs), (candidate, mine))
+    )
+    return len(both), (next(hits), next(hits))
 
 
 def _paired(active: Floats, candidate: Floats) -> Paired:

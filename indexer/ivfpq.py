@@ -99,13 +99,28 @@ def candidates(codes: Any, queries: Embeddings, count: int, nprobe: int, among: 
     return np.asarray(rows)
 
 
-def compare(flat: Any, queries: Embeddings, rows: Rows) -> Embeddings:
-    """The similarities of (Q, c) rows of a flat index; −inf for row −1."""
-    similarities = np.empty(rows.shape, np.float32)
+def compare(flat: Any, more: Embeddings, queries: Embeddings, rows: Rows) -> Embeddings:
+    """The similarities of rows to queries.
+
+    Args:
+        flat: FAISS flat index of the first rows.
+        more: (N, D) float32, the rows that follow them.
+        queries: (Q, D) float32.
+        rows: (Q, c) int64; −1 for none.
+
+    Returns:
+        (Q, c) float32; −inf for row −1.
+    """
+    similarities, others = np.empty(rows.shape, np.float32), np.empty(rows.shape, np.float32)
+    count, width = rows.shape
+    mine, theirs = np.where(rows < flat.ntotal, rows, -1), rows - flat.ntotal  # negative ones are left out
     flat.compute_distance_subset(
-        len(rows), faiss.swig_ptr(queries), rows.shape[1], faiss.swig_ptr(similarities), faiss.swig_ptr(rows)
+        count, faiss.swig_ptr(queries), width, faiss.swig_ptr(similarities), faiss.swig_ptr(mine)
     )
-    return similarities
+    faiss.fvec_inner_products_by_idx(
+        *map(faiss.swig_ptr, (others, queries, more, theirs)), queries.shape[1], count, width
+    )
+    return np.maximum(similarities, others, out=similarities)
 
 
 def extended(codes: Any, rows: Embeddings) -> Any:
@@ -199,6 +214,12 @@ def add(index: Any, rows: Embeddings, report: Callable[[int], None]) -> None:
     for start in range(0, len(rows), ADD_CHUNK):
         index.add(take(rows, slice(start, start + ADD_CHUNK)))
         report(index.ntotal)
+
+
+def imbalance(codes: Any) -> float:
+    """How many codes a search of trained, filled codes scans, over how many it would if all lists were alike."""
+    lists: Any = faiss.extract_index_ivf(codes).invlists
+    return float(lists.imbalance_factor())
 
 
 def save(index: Any, path: Path) -> None:

@@ -70,6 +70,8 @@ class Operation:
         started, updated: times in UTC, ISO 8601.
         pid: of the process that works on it, or did.
         error: why it failed; empty otherwise.
+        error_types: names of that exception's class and of those it is derived from.
+        request_id: whose repetition is to find this operation; empty for none.
         result: of one that is done, as its command's `--json` prints it.
     """
 
@@ -87,6 +89,8 @@ class Operation:
     updated: str = ""
     pid: int = 0
     error: str = ""
+    error_types: tuple[str, ...] = ()
+    request_id: str = ""
     result: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -129,7 +133,7 @@ class Recorder:
         _write(self._directory, self.operation)
 
 
-def queue(directory: Path, kind: str, index: str, arguments: Sequence[str]) -> Operation:
+def queue(directory: Path, kind: str, index: str, arguments: Sequence[str], *, request_id: str = "") -> Operation:
     """Record an operation that a process is about to be started for.
 
     Args:
@@ -137,11 +141,18 @@ def queue(directory: Path, kind: str, index: str, arguments: Sequence[str]) -> O
         kind: what it does.
         index: what it does it to.
         arguments: of the `kinsight` command, to which `--operation ID` is to be added.
+        request_id: kept in the record.
     """
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")[:-3]
     identity = f"{stamp}-{kind}-{index}-{secrets.token_hex(2)}"
     operation = Operation(
-        id=identity, kind=kind, index=index, arguments=tuple(arguments), started=_now(), updated=_now()
+        id=identity,
+        kind=kind,
+        index=index,
+        arguments=tuple(arguments),
+        started=_now(),
+        updated=_now(),
+        request_id=request_id,
     )
     directory.mkdir(parents=True, exist_ok=True)
     _forget_oldest(directory)
@@ -167,7 +178,9 @@ def running(directory: Path, identity: str) -> Iterator[Recorder]:
         found = _read(directory, identity)
         if found.state not in UNFINISHED:
             raise OperationEnded(f"{identity} is {found.state}: start it anew")
-        recorder = Recorder(directory, dataclasses.replace(found, state="running", pid=os.getpid()))
+        recorder = Recorder(
+            directory, dataclasses.replace(found, state="running", pid=os.getpid(), error="", error_types=())
+        )
         recorder.write()
         with _end_recorded(recorder):
             yield recorder
@@ -238,7 +251,8 @@ def _end_recorded(recorder: Recorder) -> Iterator[None]:
     except BaseException as error:
         state: State = "cancelled" if isinstance(error, KeyboardInterrupt) else "failed"
         try:
-            recorder.end(state, error=str(error) or type(error).__name__)
+            types = tuple(kind.__name__ for kind in type(error).__mro__)
+            recorder.end(state, error=str(error) or type(error).__name__, error_types=types)
         except OSError as unwritten:  # the disk that is full is mostly why it failed
             error.add_note(f"the record of {recorder.operation.id} could not be written: {unwritten}")
         raise
@@ -271,7 +285,8 @@ def _read(directory: Path, identity: str) -> Operation:
     path = _lock(directory, identity).with_suffix(".json")
     try:
         fields = json.loads(path.read_bytes())
-        operation = Operation(**{**fields, "arguments": tuple(fields["arguments"])})
+        lists = {name: tuple(fields[name]) for name in ("arguments", "error_types")}
+        operation = Operation(**{**fields, **lists})
     except FileNotFoundError as error:
         known = ", ".join(sorted(path.stem for path in directory.glob("*.json"))[-5:])
         raise NoSuchOperation(f"no operation {identity!r} in {directory}; the newest: {known or 'none'}") from error

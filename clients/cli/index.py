@@ -1,12 +1,13 @@
-"""`kinsight index`: build, list, inspect and activate versions of an index."""
+"""`kinsight index`: build, list, measure, activate and copy versions of an index."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from clients.cli.options import PATH, ByteCount, Device, device_option, json_option, store_option
+from clients.cli.options import PATH, ByteCount, Device, device_option, json_option, labels_help, store_option
 from clients.cli.output import print_facts, print_json, print_table
 from clients.cli.rebuild import result_of, warn_of
 from clients.cli.recording import operation_option, recorded
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def index() -> None:
-    """Build, list, inspect and activate indexes."""
+    """Build, list, measure, activate and copy indexes."""
 
 
 @index.command()
@@ -142,20 +143,199 @@ def inspect(name: str, version: int | None, store: Path, as_json: bool) -> None:
 def activate(name: str, version: int, store: Path, as_json: bool) -> None:
     """Make VERSION the one of NAME that is searched; running servers swap to it within seconds.
 
-    An earlier version works as well: that is how to roll back.
+    Any version works, also one that was refused when it was built.
+
+    \b
+    JSON keys: index, version
+    """
+    from indexer.adopt import activate as run
+    from indexer.store import Store
+
+    place = Store(store)
+    run(place.index(name), _number(place, name, version))
+    _tell_active(name, version, as_json)
+
+
+@index.command()
+@click.argument("name")
+@store_option
+@json_option
+def rollback(name: str, store: Path, as_json: bool) -> None:
+    """Make the version of NAME that was active before the present one active again; once more undoes that.
+
+    What was upserted and deleted since stays so.
 
     \b
     JSON keys: index, version
     """
     from indexer.store import Store
-    from indexer.version import activate as run
+    from indexer.version import rollback as run
 
     place = Store(store)
-    run(place.index(name), _number(place, name, version))
+    _number(place, name, None)
+    _tell_active(name, run(place.index(name)), as_json)
+
+
+@index.command(name="delete-version")
+@click.argument("name")
+@click.argument("version", type=int)
+@store_option
+@json_option
+def delete_version(name: str, version: int, store: Path, as_json: bool) -> None:
+    """Remove VERSION of NAME from the disk; the active one can't be.
+
+    \b
+    JSON keys: index, version, versions[]
+    """
+    from indexer.staging import sole_builder
+    from indexer.store import Store
+    from indexer.version import delete_version as run
+    from indexer.version import list_versions
+
+    place = Store(store)
+    index_dir = place.index(name)
+    number = _number(place, name, version)
+    with sole_builder(index_dir):  # a build may be taking embeddings from it
+        run(index_dir, number)
+    if as_json:
+        print_json({"index": name, "version": number, "versions": list_versions(index_dir)})
+    else:
+        click.echo(f"{name}: version {number} is removed")
+
+
+@index.command()
+@click.argument("name")
+@click.option("--version", type=int, metavar="N", help="Instead of the active version.")
+@click.option("--labels", type=PATH, help=labels_help)
+@store_option
+@operation_option
+@json_option
+def evaluate(
+    name: str,
+    version: int | None,
+    labels: Path | None,
+    store: Path,
+    operation: str | None,  # noqa: ARG001  `recorded` takes it from the context
+    as_json: bool,
+) -> None:
+    """Measure a version of NAME: recall@10 against exact search, R@1 by labels, and how it compares with the active.
+
+    Contrast needs no labels: how far the ten nearest items stand out from the rest, in standard deviations.
+
+    \b
+    JSON keys: index, version, model, recall_at_10, recall{}, contrast, recall_at_1, labelled, comparison{} (or null)
+    """
+    from indexer.evaluation import evaluate_version
+    from indexer.store import Store
+
+    place = Store(store)
+    number = _number(place, name, version)
+    with recorded("evaluate", name, store) as work:
+        found = dataclasses.asdict(evaluate_version(place.index(name), number, labels, work.report))
+        result = {"index": name, **found, "recall_at_10": found["recall"]["recall_at_10"]}
+        work.finish(result)
+    _tell_facts(result, as_json)
+
+
+@index.command()
+@click.argument("name")
+@store_option
+@json_option
+def stats(name: str, store: Path, as_json: bool) -> None:
+    """Show what NAME is now: items, changes that a rebuild would fold in, recall, and bytes by part.
+
+    \b
+    JSON keys: index, version, model, items, delta_items, hidden_items, pending_items, sequence, recall_at_10,
+    list_imbalance, serving_bytes, disk_bytes{}
+    """
+    from indexer.stats import read_stats
+    from indexer.store import Store
+
+    place = Store(store)
+    result = dataclasses.asdict(read_stats(place.index(name), _number(place, name, None)))
+    _tell_facts(result, as_json)
+
+
+@index.command()
+@click.argument("name")
+@click.argument("directory", type=PATH)
+@store_option
+@operation_option
+@json_option
+def snapshot(
+    name: str,
+    directory: Path,
+    store: Path,
+    operation: str | None,  # noqa: ARG001  `recorded` takes it from the context
+    as_json: bool,
+) -> None:
+    """Copy NAME into DIRECTORY: its catalogue, its active version and that version's model.
+
+    Searches and upserts go on meanwhile. On the store's own disk, files that never change are linked, not copied.
+
+    \b
+    JSON keys: index, version, model, items, bytes, created, directory
+    """
+    from indexer.snapshot import snapshot as run
+    from indexer.store import Store
+
+    place = Store(store)
+    _number(place, name, None)
+    with recorded("snapshot", name, store) as work:
+        result = dataclasses.asdict(run(place, name, directory, work.report)) | {"directory": str(directory)}
+        work.finish(result)
+    _tell_facts(result, as_json)
+
+
+@index.command()
+@click.argument("directory", type=PATH)
+@click.option("--name", help="Of the restored index; else the one that it had.")
+@store_option
+@operation_option
+@json_option
+def restore(
+    directory: Path,
+    name: str | None,
+    store: Path,
+    operation: str | None,  # noqa: ARG001  `recorded` takes it from the context
+    as_json: bool,
+) -> None:
+    """Make an index of a snapshot in DIRECTORY, verified before anything is written.
+
+    An index of that name must not be there.
+
+    \b
+    JSON keys: index, version, model, items, bytes, created
+    """
+    from indexer.snapshot import restore as run
+    from indexer.store import Store
+
+    with recorded("restore", name or "", store) as work:
+        result = dataclasses.asdict(run(Store(store), directory, name, work.report))
+        work.finish(result)
+    _tell_facts(result, as_json)
+
+
+def _tell_active(name: str, version: int, as_json: bool) -> None:
     if as_json:
         print_json({"index": name, "version": version})
     else:
         click.echo(f"{name}: version {version} is active")
+
+
+def _tell_facts(result: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print_json(result)
+    else:
+        print_facts({key: _cell(value) for key, value in _flat(result).items()})
+
+
+def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested names with dots between them."""
+    flat: dict[str, Any] = {}
+    for name, value in nested.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat
 
 
 def _number(place: "Store", name: str, version: int | None) -> int:

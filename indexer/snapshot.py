@@ -1,0 +1,249 @@
+"""A copy of an index that can be restored anywhere: its catalogue, its active version and that version's model.
+
+    snapshot.json      the receipt, written last: every other file with size and SHA-256
+    catalog.sqlite     as of one moment
+    version/, model/   the directories of the active version and of its model
+
+Files that never change are hard links where the file system allows, so a snapshot beside its store costs little; copy
+it to another disk to be safe from the loss of this one.
+
+SnapshotError
+├── NotEmpty        the directory, or the index, is there already
+└── DamagedSnapshot a file of a snapshot is missing or changed, or there is no snapshot
+"""
+
+import errno
+import json
+import os
+import shutil
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+
+from indexer import adopt, manifest, version
+from indexer.catalog import CATALOG
+from indexer.embedding import Progress
+from indexer.manifest import FileRecord
+from indexer.rebuild import NoActiveVersion
+from indexer.store import Store
+
+RECEIPT = "snapshot.json"
+FORMAT = 1
+_VERSION, _MODEL = "version", "model"
+
+
+class SnapshotError(Exception):
+    """An index can't be copied or restored; the message says why."""
+
+
+class NotEmpty(SnapshotError):
+    """What a snapshot or a restored index would be written to holds something already."""
+
+
+class DamagedSnapshot(SnapshotError):
+    """A directory is not a whole snapshot."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a snapshot holds.
+
+    Attributes:
+        index: name that it had.
+        version: number of its active version.
+        model: id.
+        items: live ones in the catalogue.
+        bytes: of all files.
+        created: time in UTC, ISO 8601.
+    """
+
+    index: str
+    version: int
+    model: str
+    items: int
+    bytes: int
+    created: str
+
+
+def snapshot(store: Store, name: str, directory: Path, progress: Progress) -> Snapshot:
+    """Copy an index into a directory, which appears whole or not at all; searches and upserts go on meanwhile.
+
+    Args:
+        store: that holds the index.
+        name: of the index.
+        directory: must not exist, or be empty.
+        progress: hears the stages `verify` and `copy`.
+
+    Raises:
+        NotEmpty: the directory holds something.
+        NoActiveVersion: there is nothing to copy.
+        ManifestError, CatalogError: the index or its model is damaged.
+        OSError: a file can't be read or written.
+    """
+    index_dir = store.index(name)
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise NotEmpty(f"{directory} is there already and not empty; give another directory, or remove it")
+    number = version.active_version(index_dir)
+    if number is None:
+        raise NoActiveVersion(f"index {name!r} has no active version to copy")
+    version_dir = version.version_dir(index_dir, number)
+    opened = manifest.read_version(version_dir)
+    model_dir = store.model(opened.model)
+    progress("verify", 0, 2)
+    manifest.verify(version_dir, opened)
+    progress("verify", 1, 2)
+    manifest.verify(model_dir, manifest.read_model(model_dir))
+    progress("verify", 2, 2)
+    with _whole(directory.absolute()) as staging:
+        _link_all(version_dir, staging / _VERSION, progress)
+        _link_all(model_dir, staging / _MODEL, progress)
+        # After the version was chosen: the catalogue may be ahead of its version, never behind.
+        with closing(adopt.open_catalog(index_dir)) as catalog:
+            items = catalog.count()
+        _copy_catalog(index_dir / CATALOG, staging / CATALOG)
+        files = {path.relative_to(staging).as_posix(): manifest.record(path) for path in _files(staging)}
+        size = sum(file.bytes for file in files.values())
+        taken = Snapshot(name, number, opened.model, items, size, datetime.now(UTC).isoformat(timespec="seconds"))
+        _write_receipt(staging, taken, files)
+    return taken
+
+
+def restore(store: Store, directory: Path, name: str | None, progress: Progress) -> Snapshot:
+    """Make an index of a snapshot, and register its model; nothing is written before every file was verified.
+
+    Args:
+        store: gets them.
+        directory: of the snapshot.
+        name: of the new index; None for the one that it had.
+        progress: hears the stages `verify` and `copy`.
+
+    Returns:
+        What was restored.
+
+    Raises:
+        DamagedSnapshot: naming the file.
+        NotEmpty: the store has something under that name.
+        OSError: a file can't be written.
+    """
+    taken, files = _read_receipt(directory)
+    for done, (relative, expected) in enumerate(files.items()):
+        progress("verify", done, len(files))
+        _verify(directory / relative, expected)
+    progress("verify", len(files), len(files))
+    index_dir = store.index(name or taken.index)
+    if version.list_versions(index_dir) or (index_dir / CATALOG).exists():
+        raise NotEmpty(f"index {index_dir.name!r} is in {store.root} already; restore under another name (--name)")
+    _restore_model(directory / _MODEL, store.models / taken.model, progress)
+    with _whole(index_dir, store.root) as staging:
+        growing = staging / ".staging"
+        _link_all(directory / _VERSION, growing, progress)
+        opened = manifest.read_version(growing)
+        (growing / manifest.MANIFEST).unlink()
+        manifest.publish(growing, version.version_dir(staging, taken.version), replace(opened, index=index_dir.name))
+        shutil.copyfile(directory / CATALOG, staging / CATALOG)
+        manifest.sync(staging / CATALOG)
+        version.activate(staging, taken.version)
+    return replace(taken, index=index_dir.name)
+
+
+@contextmanager
+def _whole(target: Path, beside: Path | None = None) -> Iterator[Path]:
+    """A directory that becomes `target` when the block is left, and is removed where it fails."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = (beside or target.parent) / f".{target.name}.partial"
+    manifest.discard(staging)
+    staging.mkdir()
+    try:
+        yield staging
+        manifest.sync(staging)
+        if target.exists():  # it held nothing that counts
+            shutil.rmtree(target)
+        staging.rename(target)
+        manifest.sync(target.parent)
+    except BaseException:
+        manifest.discard(staging)
+        raise
+
+
+def _restore_model(source: Path, target: Path, progress: Progress) -> None:
+    if target.exists():  # one id, one content: models never change
+        manifest.verify(target, manifest.read_model(target))
+        return
+    with _whole(target) as staging:
+        _link_all(source, staging, progress)
+
+
+def _link_all(source: Path, target: Path, progress: Progress) -> None:
+    target.mkdir(exist_ok=True)
+    files = sorted(source.iterdir())
+    for done, path in enumerate(files, start=1):
+        try:
+            os.link(path, target / path.name)
+        except OSError as error:  # another file system, or one without links
+            if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP):
+                raise
+            shutil.copyfile(path, target / path.name)
+            manifest.sync(target / path.name)
+        progress("copy", done, len(files))
+    manifest.sync(target)
+
+
+def _copy_catalog(source: Path, target: Path) -> None:
+    with closing(sqlite3.connect(source)) as reading, closing(sqlite3.connect(target)) as writing:
+        reading.backup(writing)
+    manifest.sync(target)
+
+
+def _write_receipt(staging: Path, taken: Snapshot, files: Mapping[str, FileRecord]) -> None:
+    records = {name: asdict(file) for name, file in files.items()}
+    fields = {"format": FORMAT, **asdict(taken), "files": records}
+    manifest.write_atomically(staging / RECEIPT, json.dumps(fields, indent=1).encode() + b"\n")
+
+
+def _read_receipt(directory: Path) -> tuple[Snapshot, dict[str, FileRecord]]:
+    path = directory / RECEIPT
+    try:
+        fields = json.loads(path.read_bytes())
+        found = fields.pop("format")
+        if found != FORMAT:
+            raise DamagedSnapshot(f"{path} has format {found}; this Kinsight reads format {FORMAT}")
+        files = {str(name): FileRecord(**record) for name, record in fields.pop("files").items()}
+        taken = Snapshot(**fields)
+    except OSError as error:
+        raise DamagedSnapshot(f"{directory} is not a snapshot: {path}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedSnapshot(f"{path} is not the receipt of a snapshot: {error}") from error
+    _check_names(directory, files)
+    return taken, files
+
+
+def _check_names(directory: Path, files: Mapping[str, FileRecord]) -> None:
+    """All that is restored is named, and nothing named lies elsewhere."""
+    unnamed = {path.relative_to(directory).as_posix() for path in _files(directory)} - {*files, RECEIPT}
+    if unnamed:
+        raise DamagedSnapshot(f"{directory / min(unnamed)} is not one of the snapshot's files; remove it")
+    for name in files:
+        parts = PurePosixPath(name).parts
+        if name != CATALOG and (len(parts) != 2 or parts[0] not in (_VERSION, _MODEL) or parts[1] == ".."):
+            raise DamagedSnapshot(f"{directory / RECEIPT} names {name!r}, which is no file of a snapshot")
+    if CATALOG not in files:
+        raise DamagedSnapshot(f"{directory / RECEIPT} names no {CATALOG}")
+
+
+def _verify(path: Path, expected: FileRecord) -> None:
+    try:
+        found = manifest.record(path)
+    except OSError as error:
+        raise DamagedSnapshot(f"{path} can't be read: {error.strerror}; take the snapshot from a copy") from error
+    if found != expected:
+        raise DamagedSnapshot(
+            f"{path} was changed: {found.bytes:,} bytes, SHA-256 {found.sha256[:12]}…; the receipt says "
+            f"{expected.bytes:,}, {expected.sha256[:12]}…; take the snapshot from a copy"
+        )
+
+
+def _files(directory: Path) -> Iterator[Path]:
+    return (path for path in sorted(directory.rglob("*")) if path.is_file())
