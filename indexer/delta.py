@@ -18,8 +18,7 @@ from indexer.rows import Embeddings
 Mask = npt.NDArray[np.bool_]
 
 SEAL_ROWS = 256  # compared one by one until there are so many, or a thousandth of the codes, whose copy takes longer
-_COMPARED = 65_536  # pairs at a time
-_SORTED = 1_024  # so many candidates are sorted as soon as the nearest of them are set apart
+_SORTED = 512  # so many candidates are sorted as soon as the nearest of them are set apart
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,15 +50,6 @@ class Delta:
             store[: self.count] = self.vectors[: self.count]
         store[self.count : count] = vectors
         return replace(self, vectors=store, count=count)._seal()
-
-    def compare(self, queries: Embeddings, pairs: tuple[Rows, Rows]) -> Embeddings:
-        """The similarities of pairs: places of queries, and rows."""
-        places, rows = pairs
-        similarities = np.empty(len(rows), np.float32)
-        for start in range(0, len(rows), _COMPARED):
-            part = slice(start, start + _COMPARED)
-            np.einsum("nd,nd->n", self.vectors[rows[part]], queries[places[part]], out=similarities[part])
-        return similarities
 
     def _seal(self) -> "Delta":
         if self.codes is None or self.count - self.sealed < max(SEAL_ROWS, self.codes.ntotal // 1000):

@@ -216,23 +216,12 @@ class Snapshot:
         nprobe, k_factor = point
         count = min(k * k_factor, self.version.count + self.delta.sealed)
         rows = ivfpq.candidates(self.delta.codes, queries, count, nprobe, among)
-        similarities, rows = self._with_newest(
-            queries, k, (self._compare(queries, rows), rows), live, self.delta.sealed
-        )
+        near = ivfpq.compare(self.version.index.rows, self.delta.vectors, queries, rows)
+        similarities, rows = self._with_newest(queries, k, (near, rows), live, self.delta.sealed)
         short = similarities[:, -1] == -np.inf
         if short.any():
             similarities[short], rows[short] = self._search_exact(queries[short], k, live, among)
         return similarities, rows
-
-    def _compare(self, queries: Embeddings, rows: Rows) -> Embeddings:
-        """The similarities of (Q, c) rows of any kind; −inf for −1."""
-        first = self.version.count
-        upserted = rows >= first
-        similarities = ivfpq.compare(self.version.index.rows, queries, np.where(upserted, -1, rows))
-        places, columns = upserted.nonzero()
-        if len(places):
-            similarities[places, columns] = self.delta.compare(queries, (places, rows[places, columns] - first))
-        return similarities
 
     def _with_newest(self, queries: Embeddings, k: int, found: Neighbours, live: Mask, start: int) -> Neighbours:
         """The k nearest of what was found and of the delta's rows from `start` on."""
