@@ -117,7 +117,7 @@ def compare(flat: Any, more: Embeddings, queries: Embeddings, rows: Rows) -> Emb
     flat.compute_distance_subset(
         count, faiss.swig_ptr(queries), width, faiss.swig_ptr(similarities), faiss.swig_ptr(mine)
     )
-    faiss.fvec_inner_products_by_idx(
+    faiss.fvec_inner_products_by_idx(  # type: ignore[attr-defined]
         *map(faiss.swig_ptr, (others, queries, more, theirs)), queries.shape[1], count, width
     )
     return np.maximum(similarities, others, out=similarities)
