@@ -169,6 +169,16 @@ class Snapshot:
             raise IndexError(f"row {row} is not one of 0 to {self.rows - 1}")
         return np.array(self.delta.vectors[row - first])
 
+    def embeddings(self, rows: Rows) -> Embeddings:
+        """A copy of the embeddings of (N,) rows, (N, D) float32, unit length; raises IndexError."""
+        if len(rows) and not 0 <= rows.min() <= rows.max() < self.rows:
+            raise IndexError(f"rows {rows.min()} to {rows.max()} are not of 0 to {self.rows - 1}")
+        upserted = rows >= self.version.count
+        found = np.empty((len(rows), self.version.manifest.dim), np.float32)
+        found[~upserted] = self.version.embeddings(rows[~upserted])
+        found[upserted] = self.delta.vectors[rows[upserted] - self.version.count]
+        return found
+
     def _delta_row(self, item: str) -> int | None:
         """The last row of the delta that is this item's, as of this snapshot."""
         row = self._upserted.rows.get(item)

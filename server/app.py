@@ -14,15 +14,21 @@ from dataclasses import dataclass
 import grpc
 import uvloop
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from kinsight.v1 import search_service_pb2, search_service_pb2_grpc
+from kinsight.v1 import item_service_pb2, item_service_pb2_grpc, search_service_pb2, search_service_pb2_grpc
 
 from indexer.store import Store
 from server import reflection
 from server.admission import Admission
 from server.indexes import Indexes
+from server.service_items import ItemService
 from server.service_search import SearchService
+from server.workers import Workers
 
-SERVICE = search_service_pb2.DESCRIPTOR.services_by_name["SearchService"].full_name
+SERVICES = tuple(
+    service.full_name
+    for file in (search_service_pb2, item_service_pb2)
+    for service in file.DESCRIPTOR.services_by_name.values()
+)
 MAX_MESSAGE_BYTES = 32 * 2**20  # a 100-megapixel JPEG fits; gRPC answers RESOURCE_EXHAUSTED beyond it
 MAX_PORT = 65_535
 WATCH_INTERVAL_S = 1.0
@@ -46,7 +52,7 @@ class Running:
     health: health.aio.HealthServicer
     indexes: Indexes
     admission: Admission
-    service: SearchService
+    workers: Workers
     watch: asyncio.Task[None]
 
 
@@ -91,14 +97,16 @@ async def start(
     port = _bind(server, listen)
     _warn_if_open(listen)
     await asyncio.to_thread(indexes.refresh)
-    service, checks = SearchService(indexes, admission), health.aio.HealthServicer()
-    search_service_pb2_grpc.add_SearchServiceServicer_to_server(service, server)  # type: ignore[no-untyped-call]
+    workers, checks = Workers.start(indexes), health.aio.HealthServicer()
+    search, items = SearchService(indexes, admission, workers), ItemService(indexes, admission, workers)
+    search_service_pb2_grpc.add_SearchServiceServicer_to_server(search, server)  # type: ignore[no-untyped-call]
+    item_service_pb2_grpc.add_ItemServiceServicer_to_server(items, server)  # type: ignore[no-untyped-call]
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
-    reflection.enable(server, [SERVICE, health.SERVICE_NAME])
+    reflection.enable(server, [*SERVICES, health.SERVICE_NAME])
     await _tell(checks, indexes)
     await server.start()
     watch = asyncio.create_task(_watch(indexes, checks))
-    return Running(server, port, checks, indexes, admission, service, watch)
+    return Running(server, port, checks, indexes, admission, workers, watch)
 
 
 async def drain(running: Running) -> None:
@@ -110,7 +118,8 @@ async def drain(running: Running) -> None:
     await asyncio.sleep(NOTICE_S)
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(running.grpc.stop(DRAIN_TIMEOUT_S), DRAIN_TIMEOUT_S + HARD_STOP_S)
-    await running.service.close()
+    await running.workers.close()
+    running.indexes.close()
 
 
 async def _watch(indexes: Indexes, checks: health.aio.HealthServicer) -> None:
@@ -125,7 +134,7 @@ async def _watch(indexes: Indexes, checks: health.aio.HealthServicer) -> None:
 
 async def _tell(checks: health.aio.HealthServicer, indexes: Indexes) -> None:
     status = health_pb2.HealthCheckResponse.SERVING if indexes.ready else health_pb2.HealthCheckResponse.NOT_SERVING
-    for name in ("", SERVICE):
+    for name in ("", *SERVICES):
         await checks.set(name, status)
 
 

@@ -8,12 +8,19 @@
     ├── EmbeddingNotFinite        NaN or infinity
     ├── EmbeddingZero             has no direction
     ├── ModelMismatch             the embedding was made by another model than the index's
-    ├── IndexNotFound
+    ├── ParamsConflict, TargetRecallOutOfRange, MinSimilarityOutOfRange, ThresholdOutOfRange, DiversityOutOfRange,
+    │   InvalidGroupBy            what else a search may say
+    ├── BatchSizeOutOfRange, InvalidRequestId, PageSizeOutOfRange, InvalidPageToken
+    ├── IndexNotFound, IndexNameInvalid, IndexExists
     ├── NoIndex                   the server has nothing to search yet
+    ├── VersionNotFound, VersionInUse, NothingToRollBack, StaleEtag
+    ├── BuildInProgress, LearningInProgress, MinRecallOutOfRange
+    ├── InvalidPath, PathNotAllowed, PathNotFound, PathExists
+    ├── OperationFailed           the process of an operation was killed
     ├── Overloaded
     └── Draining                  the server is shutting down
 
-The errors of the indexer (undecodable image, unknown item, corrupt version, missing model) are translated by the same
+The errors of the indexer (undecodable image, unknown item, corrupt version, full disk) are translated by the same
 table. Whatever it lacks is INTERNAL: logged with its stack, answered without.
 """
 
@@ -27,9 +34,14 @@ from google.protobuf import any_pb2, duration_pb2, message  # type: ignore[impor
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
+from indexer import records
+from indexer.catalog import CatalogBusy, CatalogCorrupt, CatalogWriteFailed, RequestReused, UnknownContent
 from indexer.encoder import ProbeMismatch
+from indexer.filters import FilterSyntaxError, UnknownField
 from indexer.manifest import ManifestError
+from indexer.operations import NoSuchOperation, OperationRunning
 from indexer.pixels import ImageTooLarge, UndecodableImage
+from indexer.source import SourceError
 from indexer.store import NotFound
 from indexer.version import UnknownItem, VersionError
 
@@ -88,6 +100,102 @@ class NoIndex(RequestError):
     """The server has no index to search yet."""
 
 
+class ParamsConflict(RequestError):
+    """target_recall comes with nprobe or exact, which say the same in another way."""
+
+
+class TargetRecallOutOfRange(RequestError):
+    """target_recall is not above 0 and at most 1."""
+
+
+class MinSimilarityOutOfRange(RequestError):
+    """min_similarity is not in [-1, 1]."""
+
+
+class ThresholdOutOfRange(RequestError):
+    """near_duplicate_threshold is not above 0 and at most 1."""
+
+
+class DiversityOutOfRange(RequestError):
+    """Diversity is not in [0, 1]."""
+
+
+class InvalidGroupBy(RequestError):
+    """group_by is not a field, or one that no item has."""
+
+
+class BatchSizeOutOfRange(RequestError):
+    """A batch holds no items, or more than one call may."""
+
+
+class InvalidRequestId(RequestError):
+    """A request id is too long, or has characters that are not printable ASCII."""
+
+
+class PageSizeOutOfRange(RequestError):
+    """page_size is negative."""
+
+
+class InvalidPageToken(RequestError):
+    """A page token is not one that was given out for the same arguments."""
+
+
+class IndexNameInvalid(RequestError):
+    """A name can't be that of an index."""
+
+
+class IndexExists(RequestError):
+    """There is an index of that name already."""
+
+
+class VersionNotFound(RequestError):
+    """The index has no version of that number."""
+
+
+class VersionInUse(RequestError):
+    """The version is active, or what a rollback goes back to."""
+
+
+class NothingToRollBack(RequestError):
+    """No version was active before the present one, or it was deleted."""
+
+
+class StaleEtag(RequestError):
+    """The index has changed since the caller looked at it."""
+
+
+class BuildInProgress(RequestError):
+    """A version of the index is being built already."""
+
+
+class LearningInProgress(RequestError):
+    """A model is being trained in the store already."""
+
+
+class MinRecallOutOfRange(RequestError):
+    """min_recall is not in [0, 1]."""
+
+
+class InvalidPath(RequestError):
+    """A path is empty or not absolute."""
+
+
+class PathNotAllowed(RequestError):
+    """A path is in none of the folders that requests may use."""
+
+
+class PathNotFound(RequestError):
+    """There is nothing at a path that was to be read."""
+
+
+class PathExists(RequestError):
+    """There is something already at a path that was to be made."""
+
+
+class OperationFailed(RequestError):
+    """The process of an operation ended without saying why."""
+
+
 class Overloaded(RequestError):
     """The server has as many requests in progress as it lets in."""
 
@@ -105,15 +213,22 @@ class Answer:
         reason: ErrorInfo's reason; never changes once released.
         field: the request's field at fault, for BadRequest.
         retry: whether the same request may succeed in a moment, for RetryInfo.
+        subject: what is not as the request needs it, for PreconditionFailure.
     """
 
     code: grpc.StatusCode
     reason: str
     field: str = ""
     retry: bool = False
+    subject: str = ""
 
 
 _INVALID = grpc.StatusCode.INVALID_ARGUMENT
+_NOT_FOUND = grpc.StatusCode.NOT_FOUND
+_EXISTS = grpc.StatusCode.ALREADY_EXISTS
+_UNMET = grpc.StatusCode.FAILED_PRECONDITION
+_ABORTED = grpc.StatusCode.ABORTED
+_LOST = grpc.StatusCode.DATA_LOSS
 
 TABLE: Mapping[type[Exception], Answer] = {
     UndecodableImage: Answer(_INVALID, "IMAGE_DECODE_FAILED", field="image"),
@@ -124,16 +239,56 @@ TABLE: Mapping[type[Exception], Answer] = {
     DimensionMismatch: Answer(_INVALID, "DIMENSION_MISMATCH", field="embedding.values"),
     EmbeddingNotFinite: Answer(_INVALID, "EMBEDDING_NOT_FINITE", field="embedding.values"),
     EmbeddingZero: Answer(_INVALID, "EMBEDDING_ZERO", field="embedding.values"),
-    ModelMismatch: Answer(grpc.StatusCode.FAILED_PRECONDITION, "MODEL_MISMATCH"),
-    UnknownItem: Answer(grpc.StatusCode.NOT_FOUND, "ITEM_NOT_FOUND"),
-    IndexNotFound: Answer(grpc.StatusCode.NOT_FOUND, "INDEX_NOT_FOUND"),
+    ModelMismatch: Answer(_UNMET, "MODEL_MISMATCH", subject="model"),
+    ParamsConflict: Answer(_INVALID, "PARAMS_CONFLICT", field="params.target_recall"),
+    TargetRecallOutOfRange: Answer(_INVALID, "TARGET_RECALL_OUT_OF_RANGE", field="params.target_recall"),
+    MinSimilarityOutOfRange: Answer(_INVALID, "MIN_SIMILARITY_OUT_OF_RANGE", field="min_similarity"),
+    ThresholdOutOfRange: Answer(_INVALID, "THRESHOLD_OUT_OF_RANGE", field="near_duplicate_threshold"),
+    DiversityOutOfRange: Answer(_INVALID, "DIVERSITY_OUT_OF_RANGE", field="diversity"),
+    InvalidGroupBy: Answer(_INVALID, "INVALID_GROUP_BY", field="group_by"),
+    FilterSyntaxError: Answer(_INVALID, "FILTER_SYNTAX", field="filter"),
+    UnknownField: Answer(_INVALID, "FILTER_UNKNOWN_FIELD", field="filter"),
+    UnknownItem: Answer(_NOT_FOUND, "ITEM_NOT_FOUND"),
+    UnknownContent: Answer(_NOT_FOUND, "ITEM_NOT_FOUND"),
+    records.ItemNotFound: Answer(_NOT_FOUND, "ITEM_NOT_FOUND"),
+    records.InvalidItem: Answer(_INVALID, "INVALID_ITEM", field="item"),
+    records.DuplicateItem: Answer(_INVALID, "DUPLICATE_ITEM", field="item"),
+    records.InvalidPayload: Answer(_INVALID, "INVALID_PAYLOAD", field="payload"),
+    records.PayloadTooLarge: Answer(_INVALID, "PAYLOAD_TOO_LARGE", field="payload"),
+    records.InvalidEmbedding: Answer(_INVALID, "INVALID_EMBEDDING", field="embedding"),
+    BatchSizeOutOfRange: Answer(_INVALID, "BATCH_SIZE_OUT_OF_RANGE", field="items"),
+    InvalidRequestId: Answer(_INVALID, "INVALID_REQUEST_ID", field="request_id"),
+    RequestReused: Answer(_INVALID, "REQUEST_ID_REUSED", field="request_id"),
+    PageSizeOutOfRange: Answer(_INVALID, "PAGE_SIZE_OUT_OF_RANGE", field="page_size"),
+    InvalidPageToken: Answer(_INVALID, "INVALID_PAGE_TOKEN", field="page_token"),
+    IndexNotFound: Answer(_NOT_FOUND, "INDEX_NOT_FOUND"),
+    IndexNameInvalid: Answer(_INVALID, "INVALID_INDEX_NAME", field="index"),
+    IndexExists: Answer(_EXISTS, "INDEX_EXISTS"),
+    VersionNotFound: Answer(_NOT_FOUND, "VERSION_NOT_FOUND"),
+    VersionInUse: Answer(_UNMET, "VERSION_IN_USE", subject="version"),
+    NothingToRollBack: Answer(_UNMET, "NOTHING_TO_ROLL_BACK", subject="index"),
+    StaleEtag: Answer(_ABORTED, "STALE_ETAG"),
+    BuildInProgress: Answer(_ABORTED, "BUILD_IN_PROGRESS"),
+    LearningInProgress: Answer(_ABORTED, "LEARNING_IN_PROGRESS"),
+    MinRecallOutOfRange: Answer(_INVALID, "MIN_RECALL_OUT_OF_RANGE", field="min_recall"),
+    InvalidPath: Answer(_INVALID, "INVALID_PATH", field="path"),
+    PathNotAllowed: Answer(grpc.StatusCode.PERMISSION_DENIED, "PATH_NOT_ALLOWED"),
+    PathNotFound: Answer(_NOT_FOUND, "PATH_NOT_FOUND"),
+    PathExists: Answer(_EXISTS, "PATH_EXISTS"),
+    SourceError: Answer(_INVALID, "INVALID_COLLECTION", field="path"),
+    NoSuchOperation: Answer(_NOT_FOUND, "OPERATION_NOT_FOUND"),
+    OperationRunning: Answer(_UNMET, "OPERATION_RUNNING", subject="operation"),
+    OperationFailed: Answer(grpc.StatusCode.INTERNAL, "OPERATION_FAILED"),
     NoIndex: Answer(grpc.StatusCode.UNAVAILABLE, "NO_INDEX", retry=True),
     Overloaded: Answer(grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED", retry=True),
     Draining: Answer(grpc.StatusCode.UNAVAILABLE, "DRAINING", retry=True),
-    ManifestError: Answer(grpc.StatusCode.DATA_LOSS, "INDEX_CORRUPT"),
-    VersionError: Answer(grpc.StatusCode.DATA_LOSS, "INDEX_CORRUPT"),
-    NotFound: Answer(grpc.StatusCode.DATA_LOSS, "MODEL_MISSING"),
-    ProbeMismatch: Answer(grpc.StatusCode.DATA_LOSS, "MODEL_PROBE_MISMATCH"),
+    CatalogWriteFailed: Answer(grpc.StatusCode.RESOURCE_EXHAUSTED, "CATALOG_NOT_WRITABLE"),
+    CatalogBusy: Answer(grpc.StatusCode.UNAVAILABLE, "CATALOG_BUSY", retry=True),
+    CatalogCorrupt: Answer(_LOST, "CATALOG_CORRUPT"),
+    ManifestError: Answer(_LOST, "INDEX_CORRUPT"),
+    VersionError: Answer(_LOST, "INDEX_CORRUPT"),
+    NotFound: Answer(_LOST, "MODEL_MISSING"),
+    ProbeMismatch: Answer(_LOST, "MODEL_PROBE_MISMATCH"),
 }
 
 _INTERNAL = Answer(grpc.StatusCode.INTERNAL, "INTERNAL")
@@ -150,8 +305,9 @@ def status_of(error: Exception) -> status_pb2.Status:
     if answer.field:
         violation = error_details_pb2.BadRequest.FieldViolation(field=answer.field, description=text)
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
-    if answer.code is grpc.StatusCode.FAILED_PRECONDITION:
-        unmet = error_details_pb2.PreconditionFailure.Violation(type=answer.reason, subject="model", description=text)
+    if answer.subject:
+        violated = {"type": answer.reason, "subject": answer.subject, "description": text}
+        unmet = error_details_pb2.PreconditionFailure.Violation(**violated)
         details.append(error_details_pb2.PreconditionFailure(violations=[unmet]))
     if answer.retry:
         delay = duration_pb2.Duration(nanos=int(RETRY_DELAY_S * 1e9))

@@ -1,31 +1,64 @@
-"""The indexes that a server searches: the active version of each, swapped as soon as another is activated."""
+"""The indexes that a server searches: the active version of each, swapped as soon as another is activated.
+
+A version is searched with what its catalogue says changed since, also by other processes, and never without it: what
+was committed before a swap is in what is swapped in.
+"""
 
 import logging
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
 from types import MappingProxyType
 
+from indexer.adopt import open_catalog
+from indexer.catalog import Catalog
+from indexer.embedding import embed_pending
 from indexer.encoder import Encoder
+from indexer.live import LiveIndex, Snapshot
 from indexer.store import Store
 from indexer.version import Version, active_version, open_version
 from server.errors import IndexNotFound, NoIndex, foreseen
 from server.item_ids import ItemIds
 
 RETRY_S = 30.0  # until a version that could not be opened is tried again: opening reads every byte of it
+CATCH_UP = 1_000  # items embedded by a new model before it is swapped in; more of them are found some time after
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
 class ActiveIndex:
-    """One opened version with the encoder of its model; never changes, so a search ends on what it began with."""
+    """One opened version with the encoder of its model; another one after a swap, so a search ends on what it began.
+
+    Attributes:
+        name: of the index.
+        number: of the version.
+        live: the version, with what changed since.
+        catalog: of the index.
+        items: ids of the version's own rows.
+        encoder: of the version's model.
+    """
 
     name: str
     number: int
-    version: Version
+    live: LiveIndex
+    catalog: Catalog
     items: ItemIds
     encoder: Encoder
+
+    @property
+    def version(self) -> Version:
+        """The version, without what changed since."""
+        return self.live.version
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """What is searched now."""
+        return self.live.snapshot
 
     @property
     def model(self) -> str:
@@ -46,7 +79,7 @@ class Indexes:
     """The active version of every index of a store, or of one.
 
     `refresh` reads disks and blocks; `get` only looks up and is called on the event loop. What they share is one
-    reference to an immutable mapping, replaced in one assignment.
+    reference to an immutable mapping, replaced in one assignment. Who writes to a catalogue does it `unswapped`.
     """
 
     def __init__(self, store: Store, only: str | None = None) -> None:
@@ -61,6 +94,10 @@ class Indexes:
         self._active: Mapping[str, ActiveIndex] = MappingProxyType({})
         self._failures: Mapping[str, Failure] = {}
         self._encoders: dict[str, Encoder] = {}  # by model id: two indexes of one model share it
+        self._catalogs: dict[str, tuple[int, Catalog]] = {}  # by index, with the file's inode
+        self._behind = set[str]()  # indexes whose model has not embedded all that was upserted
+        self._refreshing = threading.Lock()  # one thread at a time opens and swaps
+        self._swapping = threading.Lock()  # held also by who commits: neither happens within the other
 
     @property
     def ready(self) -> bool:
@@ -89,48 +126,122 @@ class Indexes:
         problem = f"no index {name!r} is served" if name else "several indexes are served: name one"
         raise IndexNotFound(f"{problem}; there are: {', '.join(known)}", indexes=",".join(known))
 
+    @contextmanager
+    def unswapped(self, name: str) -> Iterator[ActiveIndex]:
+        """The index of this name, which stays the one that is searched during the block; errors as of `get`.
+
+        What the block commits and takes into `live` is in whatever is searched from then on.
+        """
+        with self._swapping:
+            yield self.get(name)
+
     def refresh(self) -> None:
-        """Open what was activated since the last time, and let go of what left the store."""
-        active, failures = dict[str, ActiveIndex](), dict[str, Failure]()
-        for name in self._names():
-            index, failure = self._current(name)
-            if index is not None:
-                active[name] = index
+        """Open what was activated since the last time, take in what others committed, let go of what left."""
+        with self._refreshing:
+            self._refresh()
+
+    def close(self) -> None:
+        """Give the catalogues back; call after the last request."""
+        with self._refreshing, self._swapping:
+            self._active = MappingProxyType({})
+            for _, catalog in self._catalogs.values():
+                catalog.close()
+
+    def _refresh(self) -> None:
+        names = self._names()
+        for name in names:
+            failure = self._follow(name)
+            self._failures = {key: known for key, known in self._failures.items() if key != name}
             if failure is not None:
-                failures[name] = failure
-        self._active, self._failures = MappingProxyType(active), failures
-        in_use = {index.model for index in active.values()}
+                self._failures = {**self._failures, name: failure}
+        self._forget({*self._active, *self._failures} - {*names})
+        in_use = {index.model for index in self._active.values()}
         self._encoders = {model: encoder for model, encoder in self._encoders.items() if model in in_use}
+
+    def _forget(self, names: set[str]) -> None:
+        with self._swapping:
+            self._active = MappingProxyType({key: one for key, one in self._active.items() if key not in names})
+        self._failures = {key: known for key, known in self._failures.items() if key not in names}
+        self._behind -= names
+        # Not closed: searches that are in progress may still read them.
+        self._catalogs = {key: one for key, one in self._catalogs.items() if key not in names}
 
     def _names(self) -> list[str]:
         names = self._store.index_names()
         return names if self._only is None else [name for name in names if name == self._only]
 
-    def _current(self, name: str) -> tuple[ActiveIndex | None, Failure | None]:
-        """What is served of an index from now on, and why it is not the version that `active` names, if so."""
+    def _follow(self, name: str) -> Failure | None:
+        """Serve what is to be served of an index now; what is wrong, if that can't be."""
         index, failure, number = self._active.get(name), self._failures.get(name), None
         try:
             number = active_version(self._store.index(name))
-            if number is None or (index is not None and index.number == number):
-                return index, None
+            if index is not None:
+                index.live.refresh()
+            if number is None or (index is not None and index.number == number and self._is_current(index)):
+                self._catch_up_behind(index)
+                return None
             if failure is not None and failure.number == number and time.monotonic() < failure.retry_at_s:
-                return index, failure
-            return self._open(name, number), None
+                return failure
+            self._swap_in(self._open(name, number))
+            return None
         except Exception as error:  # whatever is wrong with one version, everything else is served on
             if failure is None or str(failure.error) != str(error):
                 kept = f"version {index.number} is served on" if index is not None else "nothing is served of it"
                 stack = None if foreseen(error) else error
                 told = (name, number, kept, error)
                 log.error("index %s: the activated version %s can't be opened; %s: %s", *told, exc_info=stack)
-            return index, Failure(number, error, time.monotonic() + RETRY_S)
+            return Failure(number, error, time.monotonic() + RETRY_S)
 
     def _open(self, name: str, number: int) -> ActiveIndex:
         version = open_version(self._store.index(name) / "versions" / str(number))
-        opened = ActiveIndex(name, number, version, ItemIds(version), self._encoder(version.manifest.model))
-        log.info("index %s: version %d with %d items, model %s", name, number, version.count, opened.model)
+        encoder, catalog = self._encoder(version.manifest.model), self._catalog(name)
+        opened = ActiveIndex(name, number, LiveIndex(version, catalog), catalog, ItemIds(version), encoder)
+        log.info("index %s: version %d with %d items, model %s", name, number, opened.snapshot.count, opened.model)
         return opened
+
+    def _swap_in(self, opened: ActiveIndex) -> None:
+        pending = len(list(islice(opened.catalog.pending(opened.model), CATCH_UP + 1)))
+        if 0 < pending <= CATCH_UP:
+            _catch_up(opened)
+        with self._swapping:
+            if 0 < pending <= CATCH_UP:
+                _catch_up(opened)  # what was upserted meanwhile
+            opened.live.refresh()
+            self._active = MappingProxyType({**self._active, opened.name: opened})
+        if pending > CATCH_UP:
+            log.warning("index %s: items of other models are being embedded by %s", opened.name, opened.model)
+            self._behind.add(opened.name)
+
+    def _catch_up_behind(self, index: ActiveIndex | None) -> None:
+        if index is not None and index.name in self._behind:
+            _catch_up(index)
+            index.live.refresh()
+            self._behind.discard(index.name)
+
+    def _catalog(self, name: str) -> Catalog:
+        directory = self._store.index(name)
+        if name in self._catalogs:
+            inode, catalog = self._catalogs[name]
+            if inode == _inode(catalog.path):
+                return catalog  # else the index was removed and made anew
+        catalog = open_catalog(directory)
+        self._catalogs[name] = _inode(catalog.path), catalog
+        return catalog
+
+    def _is_current(self, index: ActiveIndex) -> bool:
+        inode, catalog = self._catalogs[index.name]
+        return catalog is index.catalog and inode == _inode(catalog.path)
 
     def _encoder(self, model: str) -> Encoder:
         if model not in self._encoders:
             self._encoders[model] = Encoder.open(self._store.model(model))
         return self._encoders[model]
+
+
+def _catch_up(index: ActiveIndex) -> None:
+    """Embed what was upserted under another model."""
+    embed_pending(index.catalog, index.encoder, index.version.manifest.sequence, lambda *_: None)
+
+
+def _inode(path: Path) -> int:
+    return path.stat().st_ino

@@ -2,22 +2,41 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 from kinsight.v1.search_service_pb2 import SearchResponse
 
 from indexer import pixels
+from indexer.delta import Mask
 from indexer.encoder import Encoder
+from indexer.filters import Expression, Present
+from indexer.ivfpq import Neighbours, Rows
+from indexer.live import Snapshot
 from indexer.pixels import Pixels, PixelSpec
+from indexer.ranking import Ranking, ranked
 from indexer.version import UnknownItem
+from server.embeddings import Floats
 from server.indexes import ActiveIndex
 
-Floats = npt.NDArray[np.float32]
 _Job = TypeVar("_Job")
 _Key = TypeVar("_Key")
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What hits must be beyond near.
+
+    Attributes:
+        filter: as the client wrote it; empty for none.
+        expression: the filter parsed.
+        ranking: how hits are chosen among the nearest that match; None for the nearest.
+    """
+
+    filter: str
+    expression: Expression | None = field(compare=False)
+    ranking: Ranking | None
 
 
 @dataclass(frozen=True)
@@ -28,6 +47,8 @@ class Group:
     top_k: int
     nprobe: int | None
     exact: bool
+    k_factor: int | None = None
+    condition: Condition | None = None
 
 
 class Query(NamedTuple):
@@ -62,33 +83,94 @@ def search(queries: Sequence[Query]) -> list[SearchResponse | Exception]:
     """The answers to queries; one FAISS call for those that have their group in common."""
     answers: list[SearchResponse | Exception] = [SearchResponse()] * len(queries)
     for group, places in _places(query.group for query in queries).items():
+        snapshot = group.index.snapshot  # one for all of them: what is upserted meanwhile comes with the next
         found: list[tuple[int, Floats]] = []
         for place in places:
             try:
-                found.append((place, _embedding(group.index, queries[place].embedding)))
+                found.append((place, _embedding(snapshot, queries[place].embedding)))
             except UnknownItem as error:
                 answers[place] = error
         if found:
             batch = np.stack([embedding for _, embedding in found])
-            for (place, _), answer in zip(found, _search_group(group, batch), strict=True):
+            for (place, _), answer in zip(found, _search_group(group, snapshot, batch), strict=True):
                 answers[place] = answer
     return answers
 
 
-def _embedding(index: ActiveIndex, query: Floats | str) -> Floats:
+def choose(queries: Sequence[Query]) -> list[SearchResponse | Exception]:
+    """`search` for queries with conditions, where one that can't be met fails alone."""
+    answers: list[SearchResponse | Exception] = [SearchResponse()] * len(queries)
+    for places in _places(query.group for query in queries).values():
+        try:
+            found = search([queries[place] for place in places])
+        except Exception as error:  # belongs to those who asked for it
+            found = [error] * len(places)
+        for place, answer in zip(places, found, strict=True):
+            answers[place] = answer
+    return answers
+
+
+def _embedding(snapshot: Snapshot, query: Floats | str) -> Floats:
     if isinstance(query, str):
-        return index.version.embedding(index.version.row_of(query))
+        return snapshot.embedding(snapshot.row_of(query))
     return query
 
 
-def _search_group(group: Group, embeddings: Floats) -> Iterable[SearchResponse]:
-    index = group.index
-    similarities, rows = index.version.search(embeddings, group.top_k, nprobe=group.nprobe, exact=group.exact)
-    items = iter(index.items.of(rows.ravel()))
+def _search_group(group: Group, snapshot: Snapshot, embeddings: Floats) -> Iterable[SearchResponse]:
+    if group.condition is not None:
+        return _search_conditionally(group, group.condition, snapshot, embeddings)
+    return _answers(group.index, snapshot, _nearest(group, snapshot, embeddings, group.top_k, None))
+
+
+def _search_conditionally(
+    group: Group, condition: Condition, snapshot: Snapshot, embeddings: Floats
+) -> Iterable[SearchResponse]:
+    mask = None
+    if condition.expression is not None:
+        snapshot.columns.check(condition.expression, snapshot.rows)
+        mask = snapshot.matching(condition.expression)
+    if condition.ranking is None:
+        yield from _answers(group.index, snapshot, _nearest(group, snapshot, embeddings, group.top_k, mask))
+        return
+    for embedding in embeddings:
+        yield from _answers(group.index, snapshot, _ranked(group, condition.ranking, snapshot, embedding, mask))
+
+
+def _ranked(group: Group, ranking: Ranking, snapshot: Snapshot, embedding: Floats, mask: Mask | None) -> Neighbours:
+    """The hits of one query, (1, k)."""
+    groups = None
+    if ranking.group_by is not None:
+        snapshot.columns.check(Present(ranking.group_by), snapshot.rows)
+        groups = snapshot.columns.codes(ranking.group_by, snapshot.rows)
+
+    def nearest(k: int) -> Neighbours:
+        similarities, rows = _nearest(group, snapshot, embedding[None], k, mask)
+        return similarities[0], rows[0]
+
+    similarities, rows = ranked(nearest, snapshot.embeddings, groups, group.top_k, ranking)
+    return similarities[None], rows[None]
+
+
+def _nearest(group: Group, snapshot: Snapshot, embeddings: Floats, k: int, mask: Mask | None) -> Neighbours:
+    return snapshot.search(embeddings, k, nprobe=group.nprobe, k_factor=group.k_factor, exact=group.exact, mask=mask)
+
+
+def _answers(index: ActiveIndex, snapshot: Snapshot, neighbours: Neighbours) -> Iterable[SearchResponse]:
+    similarities, rows = neighbours
+    items = iter(_items(index, snapshot, rows.ravel()))
     for row in similarities.tolist():
         # strict=False: the row's end is what ends the pairs; `items` goes on with the next row
         hits = [{"item": item, "similarity": similarity} for similarity, item in zip(row, items, strict=False)]
         yield SearchResponse(hits=hits, index=index.name, version=index.number, model=index.model)
+
+
+def _items(index: ActiveIndex, snapshot: Snapshot, rows: Rows) -> list[str]:
+    """The ids of (k,) rows: those of the version from memory, the others from the snapshot."""
+    upserted = rows >= snapshot.version.count
+    if not upserted.any():
+        return index.items.of(rows)
+    others, known = iter(snapshot.items(rows[upserted])), iter(index.items.of(rows[~upserted]))
+    return [next(others if new else known) for new in upserted.tolist()]
 
 
 def _places(keys: Iterable[_Key]) -> dict[_Key, list[int]]:

@@ -11,12 +11,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import grpc
 import numpy as np
 import numpy.typing as npt
 import pytest
+from google.rpc import code_pb2, error_details_pb2
+from grpc_status import rpc_status
+from kinsight.v1.item_service_pb2 import BatchDeleteItemsRequest, BatchUpsertItemsRequest, ItemUpsert
+from kinsight.v1.item_service_pb2_grpc import ItemServiceStub
+from kinsight.v1.search_service_pb2 import SearchRequest
 from kinsight.v1.search_service_pb2_grpc import SearchServiceStub
 from PIL import Image
 
@@ -180,6 +185,45 @@ def server_process(store: Store, listen: str = "127.0.0.1:0") -> Iterator[tuple[
 def stub_of(channel: grpc.Channel | grpc.aio.Channel) -> Any:
     """The generated stub, which has no types."""
     return SearchServiceStub(channel)  # type: ignore[no-untyped-call]
+
+
+class Stubs:
+    """A channel to a server, and every service that it answers; a context manager."""
+
+    def __init__(self, target: str) -> None:
+        self._channel = grpc.insecure_channel(target)
+        self.search: Any = SearchServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        self.items: Any = ItemServiceStub(self._channel)  # type: ignore[no-untyped-call]
+
+    def found(self, **request: Any) -> list[str]:
+        """The ids of a search's hits."""
+        return [hit.item for hit in self.search.Search(SearchRequest(**request), timeout=30).hits]
+
+    def upsert(self, *items: ItemUpsert, **request: Any) -> list[Any]:
+        """The results of a batch."""
+        answer = self.items.BatchUpsertItems(BatchUpsertItemsRequest(items=items, **request), timeout=30)
+        return list(answer.results)
+
+    def delete(self, *items: str, **request: Any) -> list[Any]:
+        """The results of a batch."""
+        answer = self.items.BatchDeleteItems(BatchDeleteItemsRequest(items=items, **request), timeout=30)
+        return list(answer.results)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._channel.close()
+
+
+def reason_of(error: grpc.RpcError | Any) -> tuple[str, str]:
+    """The code and ErrorInfo's reason of a failed call, or of the google.rpc.Status of an item."""
+    status = rpc_status.from_call(error) if isinstance(error, grpc.RpcError) else error
+    for detail in status.details:
+        info = error_details_pb2.ErrorInfo()
+        if detail.Unpack(info):
+            return code_pb2.Code.Name(status.code), info.reason
+    return code_pb2.Code.Name(status.code), ""
 
 
 def free_port() -> int:

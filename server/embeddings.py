@@ -1,0 +1,40 @@
+"""Embeddings that clients send, as the rows of an index."""
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+from kinsight.v1.search_service_pb2 import Embedding
+
+from server.errors import DimensionMismatch, EmbeddingNotFinite, EmbeddingZero, ModelMismatch
+from server.indexes import ActiveIndex
+
+Floats = npt.NDArray[np.float32]
+
+
+def unit(embedding: Embedding, index: ActiveIndex) -> Floats:
+    """A client's embedding as (D,) float32 of unit length.
+
+    Raises:
+        ModelMismatch: another model than the index's made it.
+        DimensionMismatch, EmbeddingNotFinite, EmbeddingZero: it is not one of that model.
+    """
+    if embedding.model != index.model:
+        raise ModelMismatch(
+            f"the embedding was made by model {embedding.model!r}; index {index.name} holds embeddings of model "
+            f"{index.model!r}: embed the image again with the index's model",
+            embedding_model=embedding.model,
+            index_model=index.model,
+        )
+    # float64, because the squares of large float32 numbers leave float32's range
+    values = np.array(embedding.values, np.float64)
+    if len(values) != index.version.manifest.dim:
+        raise DimensionMismatch(
+            f"the embedding has {len(values)} values; those of model {index.model} have {index.version.manifest.dim}"
+        )
+    length = math.sqrt(values.dot(values))
+    if not math.isfinite(length):
+        raise EmbeddingNotFinite("the embedding holds NaN or infinity; every value must be a finite number")
+    if length == 0:
+        raise EmbeddingZero("the embedding is all zero, which has no direction to search in")
+    return (values / length).astype(np.float32)

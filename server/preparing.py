@@ -1,0 +1,76 @@
+"""Upserts as clients send them, checked and translated to what a catalogue takes."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from google.protobuf import json_format  # type: ignore[import-untyped]
+from google.protobuf.struct_pb2 import Struct  # type: ignore[import-untyped]
+from kinsight.v1.item_service_pb2 import ItemUpsert
+
+from indexer.records import DuplicateItem, InvalidItem, InvalidPayload, Upsert
+from server import errors
+from server.embeddings import unit
+from server.indexes import ActiveIndex
+
+MAX_ITEM_BYTES = 1024  # of an item id that a client chooses; those of collections are paths, which may be longer
+
+Prepared = list[Upsert | Exception]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The items of one request."""
+
+    index: ActiveIndex
+    items: Sequence[ItemUpsert]
+
+
+def prepare(batches: Sequence[Batch]) -> list[Prepared | Exception]:
+    """The upserts of each batch, images without their embeddings yet, or what is wrong with an item."""
+    return [_prepare(batch) for batch in batches]
+
+
+def _prepare(batch: Batch) -> Prepared:
+    times = Counter(item.item for item in batch.items)
+    prepared: Prepared = []
+    for item in batch.items:
+        try:
+            if times[item.item] > 1:
+                raise DuplicateItem(f"item {item.item!r} comes {times[item.item]} times in this batch; send it once")
+            prepared.append(_upsert(item, batch.index))
+        except Exception as error:
+            if not errors.foreseen(error):
+                raise
+            prepared.append(error)
+    return prepared
+
+
+def _upsert(item: ItemUpsert, index: ActiveIndex) -> Upsert:
+    check_item(item.item)
+    payload = payload_of(item.payload) if item.HasField("payload") else None
+    match item.WhichOneof("content"):
+        case "image":
+            return Upsert(item.item, model=index.model, image=item.image, payload=payload)
+        case "embedding":
+            return Upsert(item.item, unit(item.embedding, index), index.model, payload=payload)
+    return Upsert(item.item, payload=payload)
+
+
+def check_item(item: str) -> None:
+    """Raise InvalidItem where a client may not name an item so."""
+    size = len(item.encode())
+    if not 0 < size <= MAX_ITEM_BYTES:
+        raise InvalidItem(f"item id {item[:40]!r} has {size:,} bytes; it must have 1 to {MAX_ITEM_BYTES:,}")
+    if any(letter < " " or "\x7f" <= letter <= "\x9f" for letter in item):
+        raise InvalidItem(f"item id {item[:40]!r} holds control characters; leave them out")
+
+
+def payload_of(struct: Struct) -> dict[str, Any]:
+    """A payload as a JSON object; raises InvalidPayload."""
+    try:
+        payload: dict[str, Any] = json_format.MessageToDict(struct)
+    except (ValueError, json_format.Error, RecursionError) as error:
+        raise InvalidPayload(f"the payload is not a JSON object: {error}") from error
+    return payload

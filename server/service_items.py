@@ -1,0 +1,147 @@
+"""kinsight.v1.ItemService: requests to changes of catalogues and answers to responses, nothing else."""
+
+import asyncio
+import dataclasses
+import re
+from typing import Any
+
+import grpc
+from kinsight.v1 import item_service_pb2_grpc
+from kinsight.v1.item_service_pb2 import (
+    BatchDeleteItemsRequest,
+    BatchDeleteItemsResponse,
+    BatchUpsertItemsRequest,
+    BatchUpsertItemsResponse,
+    GetItemRequest,
+    Item,
+    ItemResult,
+    ListItemsRequest,
+    ListItemsResponse,
+)
+
+from indexer.pixels import PixelsError
+from indexer.records import Outcome, Refused, Upsert
+from server import errors, reading
+from server.admission import Admission
+from server.errors import BatchSizeOutOfRange, InvalidRequestId
+from server.indexes import ActiveIndex, Indexes
+from server.paging import Page
+from server.preparing import Batch, Prepared
+from server.workers import Workers
+from server.writing import ModelChanged, Write
+
+MAX_BATCH = 1000  # items of one request
+MAX_SWAPS = 10  # times that a request is embedded again because another model was activated in between
+
+_REQUEST_ID = re.compile(r"[ -~]{0,64}")
+_REFUSALS = {kind.reason: kind for kind in Refused.__subclasses__()}
+
+_Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class ItemService(item_service_pb2_grpc.ItemServiceServicer):
+    """The service over the catalogues of the active indexes."""
+
+    def __init__(self, indexes: Indexes, admission: Admission, workers: Workers) -> None:
+        self._indexes = indexes
+        self._admission = admission
+        self._workers = workers
+
+    async def BatchUpsertItems(  # noqa: N802 - gRPC's name
+        self, request: BatchUpsertItemsRequest, context: _Context
+    ) -> BatchUpsertItemsResponse:
+        """Answers ItemService.BatchUpsertItems; see the proto."""
+        try:
+            with self._admission.admit(request.ByteSize()):
+                _check_batch(len(request.items), request.request_id)
+                return BatchUpsertItemsResponse(results=await self._upsert(request))
+        except Exception as error:
+            await errors.abort(context, error)
+
+    async def BatchDeleteItems(  # noqa: N802 - gRPC's name
+        self, request: BatchDeleteItemsRequest, context: _Context
+    ) -> BatchDeleteItemsResponse:
+        """Answers ItemService.BatchDeleteItems; see the proto."""
+        try:
+            with self._admission.admit(0):
+                _check_batch(len(request.items), request.request_id)
+                index = self._indexes.get(request.index)
+                write = Write(index.name, index.model, request.request_id, deletes=list(request.items))
+                outcomes = await self._workers.writing.submit(write)
+                return BatchDeleteItemsResponse(results=map(_result, outcomes))
+        except Exception as error:
+            await errors.abort(context, error)
+
+    async def GetItem(self, request: GetItemRequest, context: _Context) -> Item:  # noqa: N802 - gRPC's name
+        """Answers ItemService.GetItem; see the proto."""
+        try:
+            with self._admission.admit(0):
+                return await asyncio.to_thread(reading.item, self._indexes.get(request.index), request.item)
+        except Exception as error:
+            await errors.abort(context, error)
+
+    async def ListItems(  # noqa: N802 - gRPC's name
+        self, request: ListItemsRequest, context: _Context
+    ) -> ListItemsResponse:
+        """Answers ItemService.ListItems; see the proto."""
+        try:
+            with self._admission.admit(0):
+                index = self._indexes.get(request.index)
+                page = Page.asked(request.page_size, request.page_token, index.name, request.filter)
+                found = await asyncio.to_thread(reading.page, index, page, request.filter)
+                return ListItemsResponse(items=found.entries, next_page_token=found.token)
+        except Exception as error:
+            await errors.abort(context, error)
+
+    async def _upsert(self, request: BatchUpsertItemsRequest) -> list[ItemResult]:
+        for _ in range(MAX_SWAPS):
+            index = self._indexes.get(request.index)
+            prepared = await self._embedded(index, await self._workers.preparing.submit(Batch(index, request.items)))
+            taken = [upsert for upsert in prepared if isinstance(upsert, Upsert)]
+            write = Write(index.name, index.model, request.request_id, upserts=taken)
+            try:
+                outcomes = iter(await self._workers.writing.submit(write) if taken else ())
+            except ModelChanged:
+                continue
+            return [
+                _result(next(outcomes)) if isinstance(one, Upsert) else _failed(item.item, one)
+                for item, one in zip(request.items, prepared, strict=True)
+            ]
+        raise ModelChanged
+
+    async def _embedded(self, index: ActiveIndex, prepared: Prepared) -> Prepared:
+        """Embed the images among upserts; one that can't be is the reason why in its place."""
+        if not any(isinstance(one, Upsert) and one.image is not None for one in prepared):
+            return prepared  # a thousand embeddings need no tasks of their own
+        return await asyncio.gather(*(self._with_embedding(index, one) for one in prepared))
+
+    async def _with_embedding(self, index: ActiveIndex, upsert: Upsert | Exception) -> Upsert | Exception:
+        if isinstance(upsert, Exception) or upsert.image is None:
+            return upsert
+        try:
+            embedding = await self._workers.embed(upsert.image, index.encoder)
+        except PixelsError as error:
+            return error
+        return dataclasses.replace(upsert, embedding=embedding)
+
+
+def _check_batch(count: int, request_id: str) -> None:
+    if not 1 <= count <= MAX_BATCH:
+        raise BatchSizeOutOfRange(f"the batch holds {count:,} items; it must be 1 to {MAX_BATCH:,}")
+    check_request_id(request_id)
+
+
+def check_request_id(request_id: str) -> None:
+    """Raise InvalidRequestId where it can't be one; empty is none."""
+    if not _REQUEST_ID.fullmatch(request_id):
+        raise InvalidRequestId(f"request_id is {request_id[:80]!r}; it must be 1 to 64 printable ASCII characters")
+
+
+def _result(outcome: Outcome) -> ItemResult:
+    if outcome.reason:
+        return _failed(outcome.item, _REFUSALS[outcome.reason](outcome.message))
+    return ItemResult(item=outcome.item, status={}, sequence=outcome.sequence)
+
+
+def _failed(item: str, error: Exception) -> ItemResult:
+    return ItemResult(item=item, status=errors.status_of(error))
