@@ -26,10 +26,14 @@ class Feed:
         size: side of the views, pixels.
         device: where batches are wanted.
         seed: of the views, the same in all processes: their state is `generator`'s.
+        label: (N,) int64 class of each image, -1 where unknown.
     """
 
-    def __init__(self, images: ImageCache, views: list[View], size: int, device: torch.device, seed: int):
+    def __init__(
+        self, images: ImageCache, views: list[View], size: int, device: torch.device, seed: int, label: Tensor
+    ):
         self._images, self._views, self._size, self._device = images.to(device), views, size, device
+        self._label = label
         self.generator = torch.Generator(device).manual_seed(seed)
 
     def batches(self, order: Tensor, waiting: Callable[[], AbstractContextManager[None]]) -> Iterator[Batch]:
@@ -48,8 +52,9 @@ class Feed:
                     coming = loader.submit(self._fetch, own_share(order[step + 1]))
                 with part("views"):
                     views = [draw_view(pixels, aspect, view, self._size, self.generator) for view in self._views]
-                index = own_share(batch).to(self._device, non_blocking=True)
-                yield Batch(views, index, torch.full_like(index, -1))
+                index = own_share(batch)
+                label = self._label[index].to(self._device, non_blocking=True)
+                yield Batch(views, index.to(self._device, non_blocking=True), label)
 
     @torch.no_grad()
     def embed_all(self, embed: Callable[[Tensor], Tensor], progress: Progress) -> Tensor:

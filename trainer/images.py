@@ -1,7 +1,4 @@
-"""The training set: images decoded once into a memory-mapped uint8 cache, and the labels that only judge.
-
-LabelsError   a labels table can't be used; the message names the column, the line or the path
-"""
+"""The training set: images decoded once into a memory-mapped uint8 cache."""
 
 import hashlib
 import json
@@ -24,16 +21,9 @@ from indexer.sources import (
     decode_all,
     find_duplicates,
     open_collection,
-    read_table,
 )
 
 Progress = Callable[[str, int, int], None]
-
-SPLITS = ("train", "test", "query", "gallery")
-
-
-class LabelsError(ValueError):
-    """A labels table can't be used to judge a model; the message names what is wrong."""
 
 
 @dataclass(frozen=True)
@@ -62,41 +52,6 @@ class ImageCache:
         if device.type != "cuda" or self.pixels.nbytes > torch.cuda.mem_get_info(device)[0] // 2:
             return self
         return replace(self, pixels=self.pixels.to(device), aspect=self.aspect.to(device))
-
-
-@dataclass(frozen=True)
-class Labels:
-    """What a labels table says of a collection.
-
-    Attributes:
-        class_of: item to class, 0 to C - 1, in order of first appearance.
-        class_names: what the table calls each class.
-        split_of: item to one of `SPLITS`; empty where the table has no split column.
-        unknown: paths of the table that are not in the collection.
-    """
-
-    class_of: dict[str, int]
-    class_names: tuple[str, ...]
-    split_of: dict[str, str]
-    unknown: tuple[str, ...]
-
-    def training(self, sources: Sequence[Source]) -> list[Source]:
-        """The sources to learn from: all that the table does not keep for judging."""
-        return [source for source in sources if self.split_of.get(source.item, "train") == "train"]
-
-    def judging(self, sources: Sequence[Source]) -> list[Source]:
-        """The labelled sources to judge on: all but the training split, or all where there is no split."""
-        return [s for s in sources if s.item in self.class_of and self.split_of.get(s.item) != "train"]
-
-    def classes(self, items: Sequence[str]) -> Tensor:
-        """The classes of items, (N,) int64, -1 where unknown."""
-        return torch.tensor([self.class_of.get(item, -1) for item in items], dtype=torch.int64)
-
-    def is_query(self, items: Sequence[str]) -> Tensor | None:
-        """Which items to judge on are searched among the others, (N,) bool; None where each is, among all others."""
-        if "query" not in self.split_of.values():
-            return None
-        return torch.tensor([self.split_of[item] == "query" for item in items], dtype=torch.bool)
 
 
 def open_collections(images: Sequence[Path]) -> Collection:
@@ -128,50 +83,6 @@ def open_collections(images: Sequence[Path]) -> Collection:
         ignored=sum(collection.ignored for collection in (first, *others)),
         warnings=tuple(warning for collection in (first, *others) for warning in collection.warnings),
     )
-
-
-def read_labels(table: Path, collection: Collection) -> Labels:
-    """The labels of a collection: columns `path`, `class_id` and, optionally, `split`.
-
-    A path is relative to the collection's root or to the table's folder, or absolute.
-
-    Raises:
-        LabelsError: an unknown split, two classes or splits for one image, no path that is in the collection, or
-            splits that can't be judged on: neither test alone nor both query and gallery.
-        SourceError: the table can't be read or lacks a column.
-    """
-    columns = read_table(table, ["path", "class_id"], optional=["split"])
-    splits = columns.get("split", [""] * len(columns["path"]))
-    by_path = {source.path.resolve(): source.item for source in collection.sources}
-    numbers: dict[str, int] = {}
-    class_of: dict[str, int] = {}
-    split_of: dict[str, str] = {}
-    unknown = []
-    for line, (path, name, split) in enumerate(
-        zip(columns["path"], columns["class_id"], splits, strict=True), start=2
-    ):
-        item = by_path.get((collection.root / path).resolve()) or by_path.get((table.parent / path).resolve())
-        if item is None:
-            unknown.append(path)
-            continue
-        number = numbers.setdefault(name, len(numbers))
-        if class_of.setdefault(item, number) != number:
-            raise LabelsError(f"{table}, line {line}: {path!r} has two classes; an image has one")
-        if "split" in columns:
-            if split not in SPLITS:
-                raise LabelsError(f"{table}, line {line}: split is {split!r}; it must be one of {', '.join(SPLITS)}")
-            if split_of.setdefault(item, split) != split:
-                raise LabelsError(f"{table}, line {line}: {path!r} has two splits; an image has one")
-    if not class_of:
-        example = f", for example {unknown[0]!r}" if unknown else ""
-        raise LabelsError(f"{table}: none of its {len(unknown):,} paths is in {collection.root}{example}")
-    judged = set(split_of.values()) - {"train"}
-    if split_of and judged not in ({"test"}, {"query", "gallery"}):
-        raise LabelsError(
-            f"{table}: {' and '.join(sorted(judged)) or 'train'} alone is nothing to judge on; use split test, where "
-            f"each image is searched among the others, or query and gallery, the one searched among the other"
-        )
-    return Labels(class_of, tuple(numbers), split_of, tuple(unknown))
 
 
 def cache_images(

@@ -177,8 +177,7 @@ def judge_start(
     start: Start, recipe: Recipe, shown: ImageCache, judge: Judge | None, device: torch.device, progress: Progress
 ) -> Before:
     """Embed the images that a run shows, and judge by them, with what it starts from and with its frozen backbone."""
-    encoder = start.encoder if start.encoder.head_is_trained else start.encoder.backbone
-    embeddings = embed_images(shown, torch_embed(encoder, device), progress)
+    embeddings = embed_images(shown, torch_embed(start.network, device), progress)
     measured = judge.measure(embeddings) if judge else None
     if judge is None or not recipe.encoder.from_model:
         return Before(embeddings=embeddings, frozen=measured)

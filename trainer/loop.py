@@ -23,6 +23,7 @@ from trainer.checkpoint import Checkpoint, Position
 from trainer.encoders import Encoder
 from trainer.feed import Feed
 from trainer.images import ImageCache, Progress
+from trainer.known import Known
 from trainer.log import Log
 from trainer.numerics import deterministic, training_dtype
 from trainer.objective import Batch, Objective
@@ -72,6 +73,7 @@ def train(
     *,
     device: torch.device,
     progress: Progress,
+    known: Known | None = None,
     on_epoch: OnEpoch | None = None,
     profile: bool = False,
 ) -> Outcome:
@@ -90,6 +92,7 @@ def train(
         directory: of the run: `checkpoints/`, `metrics.jsonl` and `tensorboard/` appear in it.
         device: where to train.
         progress: called with ("train", done, total) after each step, and ("embed", done, total).
+        known: what people have told of the images, for objectives that learn from that.
         on_epoch: called after each epoch, counted from 1, with the encoder as `Outcome` would have it; what it
             returns is logged.
         profile: find out where the time of this call's first steps goes, and write a trace of some.
@@ -102,7 +105,8 @@ def train(
     if len(images) < 2:
         raise TrainingError(f"one image can't teach a metric: the training set has {len(images)}; give at least two")
     profiler = Profiler(device, directory) if profile and distributed.is_main() else None
-    return _Training(objective, images, recipe, directory, device, progress, profiler).run(on_epoch)
+    known = known or Known(torch.full((len(images),), -1))
+    return _Training(objective, images, known, recipe, directory, device, progress, profiler).run(on_epoch)
 
 
 class _Training:
@@ -112,6 +116,7 @@ class _Training:
         self,
         objective: Objective,
         images: ImageCache,
+        known: Known,
         recipe: Recipe,
         directory: Path,
         device: torch.device,
@@ -121,8 +126,9 @@ class _Training:
         self.device, self.recipe, self.progress, self.profiler = device, recipe, progress, profiler
         self.count = len(images)
         views = [dataclasses.replace(view, **recipe.view) for view in objective.views]
-        self.feed = Feed(images, views, recipe.data.size, device, recipe.run.seed)
+        self.feed = Feed(images, views, recipe.data.size, device, recipe.run.seed, known.label)
         self.checkpoints = directory / "checkpoints"
+        objective.know(known)
         self.objective = objective.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.dtype = training_dtype(recipe.run.precision, device)
         self.averaged = _averaged(objective.encoder, recipe.run.averaging)
@@ -130,7 +136,7 @@ class _Training:
         self.base_lrs = [float(group["lr"]) for group in self.optimizer.param_groups]
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         torch.manual_seed(recipe.run.seed + distributed.rank())  # dropout differs between the processes' shares
-        self.position = Position(epoch=0, step=0, total_steps=0, images=_digest(images))
+        self.position = Position(epoch=0, step=0, total_steps=0, images=_digest(images, known))
         self.order: Tensor | None = None  # of the current epoch, (steps, B)
         self.warnings = self._restore()
         self.log = Log(directory if distributed.is_main() else None, self.position.total_steps)
@@ -307,8 +313,8 @@ class _Training:
             return warnings
         if found.position.images != self.position.images:
             raise TrainingError(
-                f"the images are not those that the run began with (now {self.count:,}); start a new run, or "
-                "restore the images"
+                f"the images, or the labels to learn from, are not those that the run began with (now {self.count:,} "
+                "images); start a new run, or restore them"
             )
         own = {name: value for name, value in found.weights.items() if not name.startswith(_AVERAGED)}
         self.objective.load_state_dict(own)
@@ -362,8 +368,10 @@ def _running_statistics(objective: Objective) -> list[Tensor]:
     return [statistic for statistic in found if statistic is not None]
 
 
-def _digest(images: ImageCache) -> str:
+def _digest(images: ImageCache, known: Known) -> str:
     digest = hashlib.sha256()
     for item in images.items:
         digest.update(f"{item}\n".encode())
+    if (known.label >= 0).any():
+        digest.update(known.label.numpy().tobytes())
     return digest.hexdigest()[:16]

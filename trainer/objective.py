@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from trainer.encoders import Encoder
+from trainer.known import Known
 
 # embed_all(module or function from images (B, 3, S, S) to (B, C)) -> (N, C) float32, on the loop's device: the whole
 # training set, in its order, without augmentation, in eval mode, without gradient.
@@ -89,6 +90,9 @@ class Objective(nn.Module):
     def __init__(self, encoder: Encoder):
         super().__init__()
         self.encoder = encoder
+
+    def know(self, known: Known) -> None:
+        """Called once before training with what people have told of the training set; most methods need nothing."""
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """The terms of the loss by name, scalars float32; the loop minimises their sum.

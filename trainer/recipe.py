@@ -5,7 +5,6 @@ RecipeError   an unknown section or key (the nearest name is given), or a value 
 
 import dataclasses
 import difflib
-import inspect
 import json
 import tomllib
 import types
@@ -17,7 +16,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import tomli_w
 
 from trainer.objective import View
-from trainer.objectives import objective_class
+from trainer.objectives import objective_keywords
 
 _FOLDER = Path(__file__).parent / "recipes"
 _ABOUT = ("description", "measured")  # what a file says of its recipe beside its values
@@ -268,6 +267,16 @@ def override(recipe: Recipe, *assignments: str) -> Recipe:
     return from_dict(fields)
 
 
+def with_objective(recipe: Recipe, name: str) -> Recipe:
+    """A recipe with another objective, which keeps the keywords that it knows too; raises RecipeError."""
+    known = to_dict(recipe)["objective"]
+    try:
+        shared = {key: known[key] for key in objective_keywords(name) if key in known}
+    except ValueError as error:
+        raise RecipeError(f"objective.name: {error}") from error
+    return from_dict({**to_dict(recipe), "objective": {"name": name, **shared}})
+
+
 def to_dict(recipe: Recipe) -> dict[str, dict[str, Any]]:
     """All sections and values, as `from_dict` and JSON take them."""
     fields = dataclasses.asdict(recipe)
@@ -308,13 +317,11 @@ def from_dict(fields: Mapping[str, Mapping[str, Any]]) -> Recipe:
 def _objective(values: Mapping[str, Any]) -> ObjectivePart:
     name = values.get("name", ObjectivePart.name)
     try:
-        kind = objective_class(name)
+        kinds = objective_keywords(name)
     except (ValueError, TypeError) as error:
         raise RecipeError(f"objective.name: {error}") from error
-    hints = get_type_hints(kind.__init__)
-    own = [p.name for p in inspect.signature(kind).parameters.values() if p.kind is p.KEYWORD_ONLY]
     keywords = {key: value for key, value in values.items() if key != "name"}
-    return ObjectivePart(name=name, keywords=_values("objective", keywords, {key: hints[key] for key in own}))
+    return ObjectivePart(name=name, keywords=_values("objective", keywords, kinds))
 
 
 def _values(section: str, values: Mapping[str, Any], kinds: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from indexer.encoder import Encoder as RuntimeEncoder
 from indexer.manifest import ModelManifest
 from indexer.pixels import Pixels, PixelSpec
-from indexer.sources import Collection, Duplicates, SourceError, decode_all
+from indexer.sources import Collection, Duplicates, decode_all
 from trainer import report
 from trainer.choice import Choice, neighbour_contrast
 from trainer.distributed import from_main, is_main, joined, wait_for_main
@@ -22,16 +22,8 @@ from trainer.encoders import Encoder
 from trainer.environment import choose_device, peak_memory, record_environment
 from trainer.evaluate import Metrics
 from trainer.export import PARITY_IMAGES, Origin, export
-from trainer.images import (
-    ImageCache,
-    Labels,
-    Progress,
-    all_the_same,
-    cache_images,
-    duplicates,
-    open_collections,
-    read_labels,
-)
+from trainer.given import Given, read_given
+from trainer.images import ImageCache, Progress, all_the_same, duplicates, open_collections
 from trainer.judging import (
     Judge,
     Score,
@@ -44,6 +36,7 @@ from trainer.judging import (
     spread,
     torch_embed,
 )
+from trainer.labels import Labels
 from trainer.log import Clock, read_log
 from trainer.loop import train as run_loop
 from trainer.memory import keep_freed_memory
@@ -54,6 +47,7 @@ from trainer.recipe import Recipe, to_dict
 from trainer.report_cases import Shown
 from trainer.run_directory import forget_pixels, new_run, recipe_of, resume_run, told_how_to_go_on
 from trainer.start import Start, begin
+from trainer.suspects import Suspect
 from trainer.torchvision_sets import named_set
 
 
@@ -74,6 +68,8 @@ class TrainReport:
         frozen: metrics of the backbone as it was before any training; None without labels.
         start: metrics of the model that the run started from; None where it started from pretrained weights.
         trained: metrics of the exported model; None without labels.
+        suspects: labels to learn from that disagree with what the run started from, the surest first.
+        compared: how many labelled images could agree or disagree.
         warnings: what went wrong and was dealt with: unreadable folders, damaged archives, a damaged checkpoint.
         images_per_s: images drawn a second while training.
         seconds: wall clock by stage.
@@ -92,6 +88,8 @@ class TrainReport:
     frozen: Metrics | None
     start: Metrics | None
     trained: Metrics | None
+    suspects: tuple[Suspect, ...]
+    compared: int
     warnings: tuple[str, ...]
     images_per_s: float
     seconds: Mapping[str, float]
@@ -106,9 +104,15 @@ class TrainReport:
     @property
     def beats_frozen(self) -> bool | None:
         """Whether training raised R@1 above the frozen backbone's; None without labels."""
-        if self.frozen is None or self.trained is None:
-            return None
-        return self.trained.recall_at_1 > self.frozen.recall_at_1
+        return self._beats(self.frozen)
+
+    @property
+    def beats_start(self) -> bool | None:
+        """Whether training raised R@1 above that of the model that it started from; None without labels or model."""
+        return self._beats(self.start)
+
+    def _beats(self, earlier: Metrics | None) -> bool | None:
+        return self.trained.recall_at_1 > earlier.recall_at_1 if earlier and self.trained else None
 
 
 def train(
@@ -119,6 +123,7 @@ def train(
     runs: Path,
     recipe: Recipe,
     labels: Path | None = None,
+    teach: bool = False,
     datasets: Path = Path("datasets"),
     device: str = "auto",
     name: str | None = None,
@@ -126,7 +131,7 @@ def train(
     profile: bool = False,
     progress: Progress,
 ) -> TrainReport:
-    """Learn a metric from a collection of unlabelled images and register the model.
+    """Learn a metric from a collection of images, most or all of them unlabelled, and register the model.
 
     In processes that torchrun started, all call this alike and train together; the main one does the rest.
 
@@ -137,6 +142,8 @@ def train(
         runs: the store's directory of runs.
         recipe: what to learn with; a resumed run goes on with its own.
         labels: a table `path,class_id[,split]`, used to judge and never to learn; a set of torchvision has its own.
+        teach: learn from the labels too, of the split `train` where there are splits, and judge with the others only;
+            they may also be pairs, see `trainer.known.read_taught`.
         datasets: where sets of torchvision are kept.
         device: auto, cpu or cuda.
         name: of the new run; made of the time, the objective and the seed where it is not given.
@@ -160,27 +167,26 @@ def train(
     with joined(choose_device(device)) as chosen:
         images, labels = from_main(partial(named_set, images, labels, datasets, progress))
         more = [from_main(partial(named_set, further, None, datasets, progress))[0] for further in also]
-        collection = open_collections([images, *more])
-        known = read_labels(labels, collection) if labels else None
+        given = read_given(open_collections([images, *more]), labels, teach)
         run = from_main(lambda: resume_run(runs, resume) if resume else new_run(runs, recipe, name))
         with told_how_to_go_on(run):
             if not is_main():
-                _assist(collection, known, run, models, chosen)
-            return from_main(lambda: _learn(collection, known, run, models, chosen, progress, profile))
+                _assist(given, run, models, chosen)
+            return from_main(lambda: _learn(given, run, models, chosen, progress, profile))
 
 
-def _assist(collection: Collection, known: Labels | None, run: Path, models: Path, chosen: torch.device) -> None:
+def _assist(given: Given, run: Path, models: Path, chosen: torch.device) -> None:
     """What a process does that is not the main one: train with it."""
     recipe = recipe_of(run)
     wait_for_main()  # until it has decoded the images
-    cache = _training_set(collection, known, recipe, run, lambda *_: None)
+    cache = given.training_set(recipe, run, lambda *_: None)
     objective = _objective(recipe, begin(recipe, models, chosen).encoder)
-    run_loop(objective, cache, recipe, run, device=chosen, progress=lambda *_: None)
+    known = given.known(cache.items)
+    run_loop(objective, cache, recipe, run, known=known, device=chosen, progress=lambda *_: None)
 
 
 def _learn(
-    collection: Collection,
-    known: Labels | None,
+    given: Given,
     run: Path,
     models: Path,
     chosen: torch.device,
@@ -191,7 +197,8 @@ def _learn(
     recipe = recipe_of(run)
     environment = record_environment(run, chosen, recipe.run.seed)
     spec = PixelSpec(size=recipe.data.size, fit=recipe.data.fit, crop_fraction=recipe.data.crop_fraction)
-    cache = _training_set(collection, known, recipe, run, progress)
+    collection, known = given.collection, given.judged
+    cache = given.training_set(recipe, run, progress)
     wait_for_main()  # what it decoded, the others read
     judge = judging_set(known, collection, spec, run / "judged.u8", chosen, progress) if known else None
     sample = sample_set(collection, cache, spec, run / "sample.u8", progress)
@@ -200,12 +207,21 @@ def _learn(
     start = begin(recipe, models, chosen)
     objective = _objective(recipe, start.encoder)  # before judging, which must not decide what it draws at random
     before = judge_start(start, recipe, shown, judge, chosen, progress)
+    suspects, compared = given.suspects(start, spec, run, chosen, progress)
     clock.lap("frozen")
 
     choice = Choice(run)
     after_epoch = partial(_after_epoch, recipe, objective.centred, choice, sample, judge, known, chosen, progress)
     outcome = run_loop(
-        objective, cache, recipe, run, device=chosen, progress=progress, on_epoch=after_epoch, profile=profile
+        objective,
+        cache,
+        recipe,
+        run,
+        device=chosen,
+        progress=progress,
+        known=given.known(cache.items),
+        on_epoch=after_epoch,
+        profile=profile,
     )
     if choice.epoch:
         choice.take(outcome.encoder)
@@ -228,12 +244,14 @@ def _learn(
         images=len(cache),
         skipped=cache.skipped + (judge.cache.skipped if judge else ()),
         duplicates=duplicates(cache, judge.cache if judge else None),
-        unknown_labels=known.unknown if known else (),
+        unknown_labels=given.unknown,
         frozen=before.frozen,
         start=before.start,
         trained=score.metrics,
+        suspects=tuple(suspects),
+        compared=compared,
         warnings=(
-            *collection.warnings,
+            *given.warnings,
             *all_the_same(cache),
             *start.warnings,
             *before.warnings,
@@ -275,20 +293,6 @@ def _after_epoch(
         logged["neighbour_precision"] = precision
     judged = judge.measure(embed_images(judge.cache, embed, progress), clusters=False).to_dict() if judge else {}
     return logged | judged
-
-
-def _training_set(
-    collection: Collection, known: Labels | None, recipe: Recipe, run: Path, progress: Progress
-) -> ImageCache:
-    sources = known.training(collection.sources) if known else collection.sources
-    cache = cache_images(sources, PixelSpec(size=recipe.data.cache_size), run / "images.u8", progress, "decode")
-    if len(cache) < 2:
-        example = f"; {cache.skipped[0][0]}: {cache.skipped[0][1]}" if cache.skipped else ""
-        raise SourceError(
-            f"{len(cache)} of the {len(sources):,} images to learn from in {collection.root} can be decoded; "
-            f"a metric needs at least two{example}"
-        )
-    return cache
 
 
 def _objective(recipe: Recipe, encoder: Encoder) -> Objective:

@@ -40,6 +40,11 @@ class Start:
     licence: str
     warnings: tuple[str, ...] = ()
 
+    @property
+    def network(self) -> nn.Module:
+        """What embeds before training: the encoder, or its backbone where the head is not trained."""
+        return self.encoder if self.encoder.head_is_trained else self.encoder.backbone
+
 
 def recipe_from(directory: Path) -> Recipe:
     """The recipe that a model was learned with, for a run that starts from that model.

@@ -6,6 +6,7 @@ import click
 
 from clients.cli.demo import demo
 from clients.cli.doctor import doctor
+from clients.cli.finetune import finetune
 from clients.cli.index import index
 from clients.cli.operations import operations
 from clients.cli.rebuild import rebuild
@@ -100,5 +101,5 @@ def kinsight(traceback: bool) -> None:
     """
 
 
-for verb in (train, recipes, evaluate, index, rebuild, operations, serve, search, demo, doctor):
+for verb in (train, finetune, recipes, evaluate, index, rebuild, operations, serve, search, demo, doctor):
     kinsight.add_command(verb)

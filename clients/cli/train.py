@@ -1,32 +1,18 @@
 """`kinsight train` and `kinsight evaluate`."""
 
-import dataclasses
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from clients.cli.options import PATH, device_option, json_option, labels_help, progress_option, store_option
-from clients.cli.output import (
-    named,
-    print_facts,
-    print_json,
-    print_table,
-    printable,
-    progress,
-    warn_duplicates,
-    warn_skipped,
-)
+from clients.cli.output import named, print_facts, print_json, progress, warn_skipped
+from clients.cli.training import followed, is_main, print_training, rounded, tell_problems, train_result
 
 if TYPE_CHECKING:
     from indexer.store import Store
-    from trainer.evaluate import Metrics
     from trainer.profiling import Profile
     from trainer.recipe import Recipe
-    from trainer.run import TrainReport
 
 # Options that are short for a recipe's keys.
 _KEY_OF = {
@@ -107,8 +93,9 @@ def train(
     JSON keys: model, run, report, epoch, images, images_per_s, skipped[].item, skipped[].reason,
     duplicates.copies, duplicates.groups[][], unknown_labels[], warnings[], seconds{};
     with --profile also profile.percent{}, profile.steps, profile.step_ms, profile.trace;
-    with --labels also beats_frozen, last_recall_at_1, and in each of frozen{}, trained{} and, with --from, start{}:
-    recall_at_1, recall_at_2, recall_at_4, recall_at_8, map_at_r, r_precision, knn_accuracy, nmi, ami, queries
+    with --labels also beats_frozen, last_recall_at_1, with --from beats_start, and in each of frozen{}, trained{}
+    and, with --from, start{}: recall_at_1, recall_at_2, recall_at_4, recall_at_8, map_at_r, r_precision,
+    knn_accuracy, nmi, ami, queries
     """
     given = [f"{_KEY_OF[name]}={value}" for name, value in shortcuts.items() if value is not None]
     if resume and (recipe or settings or given or from_model or name):
@@ -124,7 +111,7 @@ def train(
         cache_size = round(int(shortcuts["size"]) * chosen.data.cache_size / chosen.data.size)
         settings = (f"data.cache_size={cache_size}", *settings)
     chosen = recipes.override(chosen, *settings, *given)
-    with _resumable(place), progress(progress_style) if _is_main() else nullcontext(_tell_nothing) as report:
+    with followed(place, progress_style) as report:
         done = run(
             images[0],
             also=images[1:],
@@ -139,8 +126,15 @@ def train(
             profile=profile,
             progress=report,
         )
-    if _is_main():
-        _tell(done, images[0], labels, as_json)
+    if not is_main():
+        return
+    tell_problems(done, images[0], labels)
+    if done.profile:
+        _tell_profile(done.profile)
+    if as_json:
+        print_json(train_result(done))
+    else:
+        print_training(done)
 
 
 def _recipe(place: "Store", name: str | None, from_model: str | None) -> "Recipe":
@@ -154,30 +148,6 @@ def _recipe(place: "Store", name: str | None, from_model: str | None) -> "Recipe
     return starting_from(load(name), directory.name) if name else recipe_from(directory)
 
 
-def _is_main() -> bool:
-    """Whether this process tells what was done: torchrun numbers those that it starts."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def _tell_nothing(stage: str, done: int, total: int) -> None:
-    """Progress of a process that is not the main one."""
-
-
-def _tell(done: "TrainReport", images: Path, labels: Path | None, as_json: bool) -> None:
-    warn_skipped(done.skipped)
-    warn_duplicates(done.duplicates)
-    for warning in done.warnings:
-        click.echo(f"warning: {warning}", err=True)
-    if done.unknown_labels:
-        click.echo(f"{len(done.unknown_labels):,} paths of {labels} are not in {images}: left out", err=True)
-    if done.profile:
-        _tell_profile(done.profile)
-    if as_json:
-        print_json(_train_result(done))
-    else:
-        _print_training(done)
-
-
 def _tell_profile(profile: "Profile") -> None:
     if not profile.steps:
         click.echo("profile: the training ended within its first steps, which are not timed", err=True)
@@ -187,18 +157,6 @@ def _tell_profile(profile: "Profile") -> None:
         click.echo(f"{percent:5.1f} %  {name}", err=True)
     if profile.trace:
         click.echo(f"trace, for ui.perfetto.dev: {profile.trace}", err=True)
-
-
-@contextmanager
-def _resumable(place: "Store") -> Iterator[None]:
-    """Say on Ctrl-C how to go on."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        runs = sorted(place.runs.glob("*"), key=lambda run: run.stat().st_mtime)
-        if runs:
-            click.echo(f"go on with the newest run of this store by --resume {runs[-1].name}", err=True)
-        raise
 
 
 class _Numbers(click.ParamType[tuple[int, ...]]):
@@ -250,53 +208,4 @@ def evaluate(
     if as_json:
         print_json({"model": directory.name, **metrics.to_dict(), "skipped": named(skipped)})
     else:
-        print_facts({"model": directory.name, **_rounded(metrics)})
-
-
-def _train_result(done: "TrainReport") -> dict[str, object]:
-    result: dict[str, object] = {
-        "model": done.model.id,
-        "run": done.run,
-        "report": str(done.report) if done.report else None,
-        "epoch": done.epoch,
-        "images": done.images,
-        "images_per_s": done.images_per_s,
-        "skipped": named(done.skipped),
-        "duplicates": dataclasses.asdict(done.duplicates),
-        "unknown_labels": list(done.unknown_labels),
-        "warnings": list(done.warnings),
-        "seconds": dict(done.seconds),
-    }
-    if done.profile:
-        trace = done.profile.trace
-        result["profile"] = {**dataclasses.asdict(done.profile), "trace": str(trace) if trace else None}
-    if done.trained:
-        scores = {who: metrics.to_dict() for who, metrics in done.judged.items()}
-        result |= {"beats_frozen": done.beats_frozen, "last_recall_at_1": done.last_recall_at_1, **scores}
-    return result
-
-
-def _print_training(done: "TrainReport") -> None:
-    where = {"report": printable(str(done.report))} if done.report else {}  # a warning has said why there is none
-    facts = {"model": done.model.id, "run": done.run, "epoch": str(done.epoch), "images": f"{done.images:,}"}
-    print_facts({**facts, **where})
-    if not done.trained:
-        return
-    print_judged(done.judged)
-    if done.start and done.trained.recall_at_1 < done.start.recall_at_1:
-        click.echo(
-            "This training ends below the model that it started from: try fewer epochs or a lower optimizer.lr."
-        )
-    elif done.beats_frozen is False:
-        click.echo("This training does not beat the frozen backbone: try more epochs, other views, another backbone.")
-
-
-def print_judged(judged: Mapping[str, "Metrics"]) -> None:
-    """Print a table of metrics, a column for each that was judged."""
-    columns = {who: _rounded(metrics) for who, metrics in judged.items()}
-    rows = [(name, *(column[name] for column in columns.values())) for name in columns["trained"]]
-    print_table(["", *columns], rows)
-
-
-def _rounded(metrics: "Metrics") -> dict[str, str]:
-    return {name: f"{value:,}" if name == "queries" else f"{value:.4f}" for name, value in metrics.to_dict().items()}
+        print_facts({"model": directory.name, **rounded(metrics)})

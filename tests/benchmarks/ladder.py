@@ -41,8 +41,9 @@ from trainer.choice import neighbour_contrast
 from trainer.encoders import Encoder, make_backbone
 from trainer.environment import choose_device
 from trainer.evaluate import retrieval_metrics
-from trainer.images import ImageCache, cache_images, read_labels
+from trainer.images import ImageCache, cache_images
 from trainer.judging import centre, sample_set
+from trainer.labels import read_labels
 from trainer.log import read_log
 from trainer.loop import train
 from trainer.memory import keep_freed_memory

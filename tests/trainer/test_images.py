@@ -7,7 +7,8 @@ from PIL import Image
 
 from indexer.pixels import PixelSpec, decode
 from indexer.sources import Collection, SourceError, open_collection
-from trainer.images import LabelsError, cache_images, read_labels
+from trainer.images import cache_images
+from trainer.labels import LabelsError, read_labels
 
 SPEC = PixelSpec(size=16)
 

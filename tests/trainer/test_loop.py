@@ -17,10 +17,11 @@ from trainer import loop
 from trainer.checkpoint import CheckpointError
 from trainer.encoders import Encoder
 from trainer.images import ImageCache
+from trainer.known import Known
 from trainer.loop import TrainingError
 from trainer.objective import Batch, Objective
-from trainer.objectives import OBJECTIVES
-from trainer.recipe import Recipe
+from trainer.objectives import OBJECTIVES, make_objective
+from trainer.recipe import Recipe, with_objective
 
 ROOT = Path(__file__).parents[2]
 
@@ -173,7 +174,7 @@ def test_other_images_can_not_continue_a_run(tmp_path: Path) -> None:
     train(tmp_path)
     chosen = recipe()
     objective = build(chosen)
-    with pytest.raises(TrainingError, match="the images are not those"):
+    with pytest.raises(TrainingError, match="the images, or the labels to learn from, are not those"):
         loop.train(objective, images(41), chosen, tmp_path, device=CPU, progress=lambda *_: None)
 
 
@@ -223,12 +224,14 @@ def test_loss_that_is_no_number_names_step_term_and_images(
 @pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
 def test_losses_are_float32_under_autocast(name: str, precision: torch.dtype) -> None:
     """Whatever the backbone computes in, every term of every method is a float32 scalar."""
-    objective = build(recipe(f"objective.name={name}"))
+    objective = make_objective(name, encoder())
+    label = torch.arange(12) // 3
+    objective.know(Known(label))
     views = list(torch.rand(2, 12, 3, 32, 32, generator=torch.Generator().manual_seed(1)))
     seen = set()
     objective.encoder.backbone.register_forward_hook(lambda *call: seen.add(call[2].dtype))
     with torch.autocast("cpu", precision):
-        terms = objective.losses(Batch(views, torch.arange(12), torch.full((12,), -1)))
+        terms = objective.losses(Batch(views, torch.arange(12), label))
     assert seen == {precision}
     assert {(term.dtype, tuple(term.shape)) for term in terms.values()} == {(torch.float32, ())}
 
@@ -292,7 +295,7 @@ def test_heads_have_their_own_learning_rate(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", sorted(OBJECTIVES))
 def test_every_objective_learns_to_tell_toy_classes(tmp_path: Path, name: str) -> None:
-    """A short training finds the colour of unlabelled pictures under light that changes, which hides it at first."""
+    """A short training finds the colour of pictures under light that changes, which hides it at first."""
     generator = torch.Generator().manual_seed(0)
     classes = torch.arange(8).repeat_interleave(12)
     colours = torch.rand(8, 1, 1, 3, generator=generator)[classes]
@@ -307,8 +310,9 @@ def test_every_objective_learns_to_tell_toy_classes(tmp_path: Path, name: str) -
         "optimizer.lr=3e-3",
         "view.brightness=0.9",
     )
-    chosen = recipe(*changes)
+    chosen = with_objective(recipe(*changes), name)
     objective = build(chosen)
+    known = Known(torch.where(torch.arange(96) % 3 == 0, classes, -1))  # for the methods that learn from labels
 
     def recall() -> float:
         objective.eval()
@@ -318,5 +322,5 @@ def test_every_objective_learns_to_tell_toy_classes(tmp_path: Path, name: str) -
         return (classes[nearest] == classes).float().mean().item()
 
     before = recall()
-    loop.train(objective, cache, chosen, tmp_path, device=CPU, progress=lambda *_: None)
+    loop.train(objective, cache, chosen, tmp_path, device=CPU, known=known, progress=lambda *_: None)
     assert recall() > before + 0.1

@@ -14,7 +14,8 @@ from PIL import Image
 
 from indexer.pixels import PixelSpec
 from indexer.sources import Source, open_collection
-from trainer.images import ImageCache, all_the_same, cache_images, duplicates, read_labels
+from trainer.images import ImageCache, all_the_same, cache_images, duplicates
+from trainer.labels import read_labels
 from trainer.recipe import load, override
 from trainer.run import train
 

@@ -13,7 +13,7 @@ from torchvision.datasets.utils import calculate_md5
 
 from indexer.pixels import PixelSpec
 from indexer.sources import decode_all, open_collection
-from trainer.images import read_labels
+from trainer.labels import read_labels
 from trainer.torchvision_sets import DataSetError, image_table, named_set
 
 _LABEL_FILES = {part: Flowers102._file_dict[part] for part in ("label", "setid")}

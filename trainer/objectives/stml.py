@@ -180,6 +180,12 @@ class STML(Objective):
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """The three terms, weighted: their sum is the paper's total."""
+        f, g, z = self._embedded(batch)
+        with torch.autocast(f.device.type, enabled=False):
+            return self._terms(f, g, self._similarity(z, gather(batch.index).repeat(len(batch.views))))
+
+    def _embedded(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """The whole batch by heads f and g of the student and, at unit length, by the teacher: (V * B, ...) each."""
         images, views = torch.cat(batch.views), len(batch.views)
         with part("backbone"):
             features = self.encoder.backbone(images)
@@ -188,8 +194,7 @@ class STML(Objective):
         with torch.autocast(images.device.type, enabled=False):
             f, g = self.encoder.head(features.float()), self.background(features.float())
             z = F.normalize(self.teacher[1](taught.float()), dim=1)
-            f, g, z = (gather(rows, views) for rows in (f, g, z))
-            return self._terms(f, g, self._similarity(z, gather(batch.index).repeat(views)))
+            return gather(f, views), gather(g, views), gather(z, views)
 
     def _similarity(self, teacher: Tensor, index: Tensor) -> Tensor:
         """The batch's pseudo-labels, (N, N) in [0, 1]."""

@@ -1,0 +1,137 @@
+"""`kinsight finetune`: a model learns from a few labels, and from all images."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from clients.cli.options import PATH, device_option, json_option, progress_option, store_option
+from clients.cli.output import print_json, printable
+from clients.cli.training import followed, is_main, print_training, tell_problems, train_result
+
+if TYPE_CHECKING:
+    from trainer.run import TrainReport
+
+_METHODS = {"stml-semi": "stml_semi", "supervised": "supervised"}
+_SHOWN = 10  # labels that disagree: enough to look at
+_MANY = 0.5  # share of them from which the labels as a whole are doubted
+
+
+@click.command()
+@click.argument("model")
+@click.argument("images", type=PATH)
+@click.option("--labels", type=PATH, required=True, help="CSV or Parquet of a few classes or pairs, as below.")
+@store_option
+@click.option(
+    "--method",
+    type=click.Choice(list(_METHODS)),
+    default="stml-semi",
+    show_default=True,
+    help="stml-semi learns from all images; supervised, to compare with, from the labelled ones alone.",
+)
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="SECTION.KEY=VALUE",
+    help="Change one value of the recipe; repeatable.",
+)
+@click.option("--epochs", type=int, metavar="N", help="Passes over the images.")
+@click.option("--seed", type=int, metavar="N", help="Of everything random.")
+@device_option
+@click.option("--run", "name", metavar="NAME", help="What to call the run, for --resume.  [default: by the time]")
+@click.option("--resume", metavar="RUN", help="Go on with this unfinished run and its own recipe.")
+@progress_option
+@json_option
+def finetune(
+    model: str,
+    images: Path,
+    labels: Path,
+    store: Path,
+    method: str,
+    settings: tuple[str, ...],
+    epochs: int | None,
+    seed: int | None,
+    device: str,
+    name: str | None,
+    resume: str | None,
+    progress_style: str,
+    as_json: bool,
+) -> None:
+    """Learn on from MODEL with labels of a few IMAGES, and register the new model in the store.
+
+    MODEL is a model's id, or how it begins; its own recipe is learned on with. All IMAGES are learned from, labelled
+    or not.
+
+    \b
+    --labels is a table of one of two kinds
+      classes  path, class_id and, optionally, split: rows of train, or all where
+               there is no split, are learned from. On the others (test, or query
+               and gallery), which are not, the frozen backbone, MODEL and the new
+               model are judged. Rows without a class_id are left out.
+      pairs    path_a, path_b, relation: same or different
+
+    Labels that MODEL disagrees with are listed, the surest first: they may be wrong, or be what it has yet to learn.
+
+    \b
+    JSON keys: model, run, report, epoch, images, images_per_s, skipped[].item, skipped[].reason,
+    duplicates.copies, duplicates.groups[][], unknown_labels[], warnings[], seconds{}, compared,
+    suspects[].item, suspects[].like, suspects[].similarity, suspects[].own_similarity;
+    with a split to judge on also beats_frozen, beats_start, last_recall_at_1, and in each of frozen{}, start{} and
+    trained{}: recall_at_1, recall_at_2, recall_at_4, recall_at_8, map_at_r, r_precision, knn_accuracy, nmi, ami,
+    queries
+    """
+    given = [f"run.{key}={value}" for key, value in (("epochs", epochs), ("seed", seed)) if value is not None]
+    if resume and (settings or given or name):
+        raise click.UsageError("a resumed run goes on with its own recipe and name; leave out what would change them")
+    from indexer.store import Store
+    from trainer.recipe import override, with_objective
+    from trainer.run import train
+    from trainer.start import recipe_from
+
+    place = Store(store)
+    recipe = override(with_objective(recipe_from(place.model(model)), _METHODS[method]), *settings, *given)
+    with followed(place, progress_style) as report:
+        done = train(
+            images,
+            models=place.models,
+            runs=place.runs,
+            recipe=recipe,
+            labels=labels,
+            teach=True,
+            datasets=place.datasets,
+            device=device,
+            name=name,
+            resume=resume,
+            progress=report,
+        )
+    if not is_main():
+        return
+    tell_problems(done, images, labels)
+    if as_json:
+        print_json({**train_result(done), "compared": done.compared, "suspects": [vars(s) for s in done.suspects]})
+        return
+    print_training(done)
+    _tell_suspects(done)
+
+
+def _tell_suspects(done: "TrainReport") -> None:
+    if not done.suspects:
+        return
+    count, share = len(done.suspects), len(done.suspects) / done.compared
+    click.echo(
+        f"{count:,} of {done.compared:,} labelled images look most like one that is labelled as something else:",
+        err=True,
+    )
+    for suspect in done.suspects[:_SHOWN]:
+        click.echo(
+            f"  {printable(suspect.item)} is like {printable(suspect.like)} ({suspect.similarity:.2f}), and like its "
+            f"own at most {suspect.own_similarity:.2f}",
+            err=True,
+        )
+    if share > _MANY:
+        click.echo(
+            f"warning: the labels disagree with the model for {share:.0%} of these images: where they are right, it "
+            f"has much to learn; look at some, for many wrong labels make it worse",
+            err=True,
+        )

@@ -1,0 +1,108 @@
+"""What the verbs that train tell of a run, while it goes on and when it is done."""
+
+import dataclasses
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from clients.cli.output import (
+    Progress,
+    named,
+    print_facts,
+    print_table,
+    printable,
+    progress,
+    warn_duplicates,
+    warn_skipped,
+)
+
+if TYPE_CHECKING:
+    from indexer.store import Store
+    from trainer.evaluate import Metrics
+    from trainer.run import TrainReport
+
+
+def is_main() -> bool:
+    """Whether this process tells what was done: torchrun numbers those that it starts."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@contextmanager
+def followed(place: "Store", style: str) -> Iterator[Progress]:
+    """Show the progress of a run, where this process is the main one, and say on Ctrl-C how to go on."""
+    try:
+        with progress(style) if is_main() else nullcontext(_tell_nothing) as report:
+            yield report
+    except KeyboardInterrupt:
+        runs = sorted(place.runs.glob("*"), key=lambda run: run.stat().st_mtime)
+        if runs:
+            click.echo(f"go on with the newest run of this store by --resume {runs[-1].name}", err=True)
+        raise
+
+
+def _tell_nothing(stage: str, done: int, total: int) -> None:
+    """Progress of a process that is not the main one."""
+
+
+def tell_problems(done: "TrainReport", images: Path, labels: Path | None) -> None:
+    """Say on stderr what a run left out, and what went wrong and was dealt with."""
+    warn_skipped(done.skipped)
+    warn_duplicates(done.duplicates)
+    for warning in done.warnings:
+        click.echo(f"warning: {warning}", err=True)
+    if done.unknown_labels:
+        click.echo(f"{len(done.unknown_labels):,} paths of {labels} are not in {images}: left out", err=True)
+
+
+def train_result(done: "TrainReport") -> dict[str, object]:
+    """What a run did, as JSON has it."""
+    result: dict[str, object] = {
+        "model": done.model.id,
+        "run": done.run,
+        "report": str(done.report) if done.report else None,
+        "epoch": done.epoch,
+        "images": done.images,
+        "images_per_s": done.images_per_s,
+        "skipped": named(done.skipped),
+        "duplicates": dataclasses.asdict(done.duplicates),
+        "unknown_labels": list(done.unknown_labels),
+        "warnings": list(done.warnings),
+        "seconds": dict(done.seconds),
+    }
+    if done.profile:
+        trace = done.profile.trace
+        result["profile"] = {**dataclasses.asdict(done.profile), "trace": str(trace) if trace else None}
+    if done.trained:
+        scores = {who: metrics.to_dict() for who, metrics in done.judged.items()}
+        result |= {"beats_frozen": done.beats_frozen, "last_recall_at_1": done.last_recall_at_1, **scores}
+        if done.start:
+            result["beats_start"] = done.beats_start
+    return result
+
+
+def print_training(done: "TrainReport") -> None:
+    """Print what a run did, how good its model is beside what was there before, and whether it is any better."""
+    where = {"report": printable(str(done.report))} if done.report else {}  # a warning has said why there is none
+    facts = {"model": done.model.id, "run": done.run, "epoch": str(done.epoch), "images": f"{done.images:,}"}
+    print_facts({**facts, **where})
+    if not done.trained:
+        return
+    columns = {who: rounded(metrics) for who, metrics in done.judged.items()}
+    print_table(
+        ["", *columns], [(name, *(column[name] for column in columns.values())) for name in columns["trained"]]
+    )
+    if done.beats_start is False:
+        click.echo(
+            "This training does not beat the model that it started from: keep that one, or try a lower optimizer.lr."
+        )
+    elif done.beats_frozen is False:
+        click.echo("This training does not beat the frozen backbone: try more epochs, other views, another backbone.")
+
+
+def rounded(metrics: "Metrics") -> dict[str, str]:
+    """Metrics as tables show them."""
+    return {name: f"{value:,}" if name == "queries" else f"{value:.4f}" for name, value in metrics.to_dict().items()}

@@ -1,0 +1,113 @@
+"""Semi-supervised STML: all images teach as in STML, and the few that people have labelled teach what they show."""
+
+import random
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from trainer.distributed import gather
+from trainer.encoders import Encoder
+from trainer.known import Known
+from trainer.objective import Batch, EmbedAll
+from trainer.objectives.stml import STML
+from trainer.parts.labelled import balanced_batches
+from trainer.parts.multi_similarity import multi_similarity
+
+
+def with_known(similarity: Tensor, same: Tensor, different: Tensor) -> Tensor:
+    """Pseudo-labels with what is known in their place: 1 for pairs known to be the same, 0 for different ones.
+
+    Args:
+        similarity: (N, N) in [0, 1].
+        same: (N, N) bool.
+        different: (N, N) bool.
+    """
+    return similarity.masked_fill(same, 1).masked_fill(different, 0)
+
+
+def _of_each_view(rows: Tensor, views: int, images: slice) -> Tensor:
+    """(V * B, D) to the rows of some of the B images, in all views."""
+    return rows.view(views, -1, rows.shape[1])[:, images].flatten(0, 1)
+
+
+class STMLSemi(STML):
+    """Self-taught metric learning with a few labels (STML, table 5 of the paper, has such a variant).
+
+    The batches of STML, of nearest neighbours among all images, labelled or not; where both images of a pair are
+    labelled, what is known replaces the pseudo-label. Labelled images, as many of each class, join each batch: they
+    learn by the multi-similarity loss on head f. Without any label this is STML.
+
+    Source:
+        The authors have published neither code nor formulas of their variant; how the two losses are joined here is
+        Kinsight's own. Three images a class is what a sampler left in their code draws.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        classes: int = 8,
+        images: int = 3,
+        supervised_weight: float = 1.0,
+        **stml: Any,
+    ):
+        """All keywords but these are STML's.
+
+        Args:
+            encoder: as STML's.
+            classes: whose labelled images join a batch; at most as many as there are.
+            images: labelled ones of each class; a class that has fewer repeats them, in other views.
+            supervised_weight: of the multi-similarity loss beside STML's total.
+            **stml: keywords of `STML`.
+
+        Raises:
+            ValueError: a keyword is out of its range.
+        """
+        super().__init__(encoder, **stml)
+        if classes < 2 or images < 1:
+            raise ValueError(f"classes is {classes} and images {images}; they must be 2 and 1 or more")
+        if supervised_weight < 0:
+            raise ValueError(f"supervised_weight is {supervised_weight}; it must be 0 or more")
+        self.classes, self.images, self.supervised_weight = classes, images, supervised_weight
+        self.joined = 0  # labelled images at the end of each batch
+
+    def know(self, known: Known) -> None:
+        """Take what is known of the training set."""
+        self.known = known
+        self.joined = self.images * min(self.classes, len(known.classes))
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """STML's terms on the batch of neighbours, and the multi-similarity loss on the labelled images that join it.
+
+        The weights of STML's terms are the paper's.
+        """
+        views = len(batch.views)
+        f, g, z = self._embedded(batch)
+        index, label = gather(batch.index), gather(batch.label)
+        count = len(index) - self.joined
+        with torch.autocast(f.device.type, enabled=False):
+            near_f, near_g, near_z = (_of_each_view(rows, views, slice(count)) for rows in (f, g, z))
+            pseudo = self._similarity(near_z, index[:count].repeat(views))
+            near = label[:count].repeat(views)
+            terms = self._terms(near_f, near_g, with_known(pseudo, *self.known.relations(near, near)))
+            if self.joined:
+                rows = F.normalize(_of_each_view(f, views, slice(count, None)), dim=1)
+                joined = label[count:].repeat(views)
+                loss = multi_similarity(rows @ rows.T, *self.known.relations(joined, joined))
+                terms["multi_similarity"] = self.supervised_weight * loss
+        return terms
+
+    def before_epoch(self, embed_all: EmbedAll, batch_size: int) -> Tensor:
+        """Draw STML's batches of neighbours, and labelled images that join each.
+
+        Returns:
+            (steps, B + L) int64, the L labelled images last.
+        """
+        order = super().before_epoch(embed_all, batch_size)
+        if not self.joined:
+            return order
+        draw = random.Random(int(torch.randint(2**62, ())))  # noqa: S311  # of the loop's seeded generator
+        labelled = balanced_batches(self.known, len(order), self.joined // self.images, self.images, draw)
+        return torch.cat([order, labelled], 1)
