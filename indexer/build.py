@@ -36,7 +36,7 @@ from indexer.known import KnownRows
 from indexer.manifest import ManifestError, VersionManifest
 from indexer.plan import Plan
 from indexer.sources import Collection, open_collection
-from indexer.staging import sole_builder, staging_dir
+from indexer.staging import forget_unfinished, sole_builder, staging_dir, unfinished
 from indexer.store import Store
 from indexer.version import ITEMS, Version, VersionError
 
@@ -203,9 +203,10 @@ def evolve(job: Job, progress: Progress) -> BuildReport:
         collection = job.collection
         listing = list_entries(collection.sources if collection else (), catalog, mirror=job.mirror)
         judge = job.judge(listing)
-        known, damaged = KnownRows.of(job.index_dir, job.encoder.model)
-        warnings = (*job.warnings, *(collection.warnings if collection else ()), *unseeded, *damaged)
         staging = staging_dir(job.index_dir, job.encoder.model, listing.entries)
+        begun = unfinished(job.index_dir, job.encoder.model, staging)
+        known, damaged = KnownRows.of(job.index_dir, job.encoder.model, job.encoder.dim, begun)
+        warnings = (*job.warnings, *(collection.warnings if collection else ()), *unseeded, *damaged)
         with _whole_or_nothing(staging):
             with job.clock.stage("embed"):
                 maker = Maker(job.encoder, known, catalog)
@@ -225,6 +226,7 @@ def evolve(job: Job, progress: Progress) -> BuildReport:
             with job.clock.stage("judge"), closing(ItemTable(staging / ITEMS)) as items:
                 judgement = judge(Version(staging, draft, indexed.index, items))
             number = _publish(job, staging, draft, judgement)
+            forget_unfinished(job.index_dir)
         activated = job.activate and not judgement.refused
         if activated:
             with job.clock.stage("activate"):

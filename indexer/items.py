@@ -65,6 +65,10 @@ class ItemWriter:
         (count,) = self._connection.execute("SELECT count(*) FROM items").fetchone()
         return int(count)
 
+    def digests(self) -> list[str]:
+        """The SHA-256 of every row's image, by row; empty where there is none."""
+        return [sha256 for (sha256,) in self._connection.execute("SELECT sha256 FROM items ORDER BY row")]
+
     def skipped(self) -> tuple[tuple[str, str], ...]:
         """Every image left out, with the reason, sorted by item."""
         return tuple(self._connection.execute("SELECT item, reason FROM skipped ORDER BY item"))

@@ -1,49 +1,75 @@
 """Embeddings that versions of an index hold already, found by the SHA-256 of the image."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 
 from indexer import manifest, version
+from indexer.duplicates import Digests
+from indexer.items import ItemWriter
+from indexer.ivfpq import Rows
 from indexer.manifest import ManifestError
-from indexer.rows import Embeddings
-from indexer.version import Version, VersionError
+from indexer.rows import Embeddings, map_rows
+from indexer.version import ITEMS, ROWS, VersionError
 
 _NO_IMAGE = "0" * 64  # of rows that were given as embeddings: the digest of no image
 
 
-class KnownRows:
-    """The rows of some versions of one model; safe to ask from several threads at once."""
+@dataclass(frozen=True)
+class _Part:
+    """Rows by digest.
 
-    def __init__(self, versions: Iterable[Version]) -> None:
-        self._parts = [(opened, *_sorted_digests(opened)) for opened in versions]
+    Attributes:
+        row: the (D,) embedding of a row.
+        digests: (N,) bytes of 32, ascending.
+        rows: (N,) of each digest.
+    """
+
+    row: Callable[[int], Embeddings]
+    digests: Digests
+    rows: Rows
+
+
+class KnownRows:
+    """The rows of versions and unfinished builds of one model; safe to ask from several threads at once."""
+
+    def __init__(self, parts: Sequence[_Part]) -> None:
+        self._parts = parts
 
     @classmethod
-    def of(cls, index_dir: Path, model: str) -> tuple[Self, tuple[str, ...]]:
-        """The rows of the active version and of the newest one, as far as they are of this model.
+    def of(cls, index_dir: Path, model: str, dim: int, unfinished: Sequence[Path]) -> tuple[Self, tuple[str, ...]]:
+        """The rows of the active version and of the newest one, as far as they are of this model, and of builds.
+
+        Args:
+            index_dir: of the index.
+            model: id.
+            dim: D of its embeddings.
+            unfinished: staging directories of builds of this model that were interrupted.
 
         Returns:
             The rows, and what could not be used and why: rows of a damaged version are made anew.
         """
-        opened, warnings = [], []
+        parts, warnings = [], []
         for number in _candidates(index_dir, model):
             try:
-                opened.append(version.open_version(version.version_dir(index_dir, number)))
+                opened = version.open_version(version.version_dir(index_dir, number))
+                parts.append(_part(opened.embedding, opened.digests()))
             except ManifestError as error:
                 warnings.append(f"version {number} is damaged, so its embeddings are not used again: {error}")
-        return cls(opened), tuple(warnings)
+        return cls([*parts, *filter(None, (_unfinished(staging, dim) for staging in unfinished))]), tuple(warnings)
 
     def find(self, sha256: str) -> Embeddings | None:
         """The (D,) embedding of the image with this digest, or None where no version has it."""
         if not sha256:
             return None
         wanted = np.bytes_(bytes.fromhex(sha256))
-        for opened, digests, rows in self._parts:
-            place = int(np.searchsorted(digests, wanted))
-            if place < len(digests) and digests[place] == wanted:
-                return opened.embedding(int(rows[place]))
+        for part in self._parts:
+            place = int(np.searchsorted(part.digests, wanted))
+            if place < len(part.digests) and part.digests[place] == wanted:
+                return part.row(int(part.rows[place]))
         return None
 
 
@@ -67,8 +93,18 @@ def _model_of(index_dir: Path, number: int) -> str | None:
         return None
 
 
-def _sorted_digests(opened: Version) -> tuple[np.ndarray, np.ndarray]:
-    text = "".join(digest or _NO_IMAGE for digest in opened.digests())
-    digests = np.frombuffer(bytes.fromhex(text), "S32")
-    order = np.argsort(digests, kind="stable")
-    return digests[order], order
+def _unfinished(staging: Path, dim: int) -> _Part | None:
+    """The rows that an interrupted build has put on the disk; None where there are none."""
+    with ItemWriter(staging / ITEMS) as items:
+        digests = items.digests()
+    try:
+        rows = map_rows(staging / ROWS, len(digests), dim)
+    except (OSError, ValueError):  # no file, or shorter than its items say
+        return None
+    return _part(lambda row: np.array(rows[row]), digests)
+
+
+def _part(row: Callable[[int], Embeddings], digests: Sequence[str]) -> _Part:
+    known = np.frombuffer(bytes.fromhex("".join(digest or _NO_IMAGE for digest in digests)), "S32")
+    order = np.argsort(known, kind="stable")
+    return _Part(row, known[order], order)

@@ -54,23 +54,34 @@ def sole_learner(store: Path) -> Iterator[None]:
 
 
 def staging_dir(index_dir: Path, model: str, entries: Sequence[Entry]) -> Path:
-    """Where a version of these entries by this model grows; leftovers of other builds are removed.
+    """Where a version of these entries by this model grows; leftovers of builds with other models are removed.
 
-    The name is a digest of the model's id and of what each entry is made from: the same command finds the rows that
-    an interrupted run left, and a changed collection or catalogue starts anew.
+    The name holds a digest of what each entry is made from: the same command finds the rows that an interrupted run
+    left, as long as neither collection nor catalogue have changed; `unfinished` finds the others.
     """
-    digest = hashlib.sha256(model.encode())
+    digest = hashlib.sha256()
     for entry in entries:
         digest.update(entry.state())
-    wanted = index_dir / f"{_PREFIX}{digest.hexdigest()[: manifest.ID_LENGTH]}"
+    wanted = index_dir / f"{_PREFIX}{model}-{digest.hexdigest()[: manifest.ID_LENGTH]}"
     for leftover in index_dir.glob(f"{_PREFIX}*"):
-        if leftover != wanted:
+        if not leftover.name.startswith(f"{_PREFIX}{model}-"):
             manifest.discard(leftover)
     wanted.mkdir(exist_ok=True)
     for path in wanted.iterdir():
         if path.name not in _RESUMED:
             path.unlink()
     return wanted
+
+
+def unfinished(index_dir: Path, model: str, staging: Path) -> list[Path]:
+    """The directories of interrupted builds by a model, besides the one that goes on."""
+    return [leftover for leftover in sorted(index_dir.glob(f"{_PREFIX}{model}-*")) if leftover != staging]
+
+
+def forget_unfinished(index_dir: Path) -> None:
+    """Remove what interrupted builds left, once a version is published."""
+    for leftover in index_dir.glob(f"{_PREFIX}*"):
+        manifest.discard(leftover)
 
 
 @contextmanager

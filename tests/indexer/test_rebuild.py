@@ -1,0 +1,365 @@
+"""Rebuilding an index from its catalogue and new images: what is kept, what is refused, and what a crash costs."""
+
+import io
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from indexer import adopt, version
+from indexer.build import BuildReport, build
+from indexer.catalog import Catalog
+from indexer.live import LiveIndex, Snapshot
+from indexer.rebuild import LabelsError, NoActiveVersion, rebuild
+from indexer.records import Upsert
+from indexer.rows import Embeddings
+from indexer.staging import BuildInProgress, sole_builder
+from indexer.store import Store
+from tests.conftest import TINY_DIM
+
+NAME = "street"
+
+# A rebuild in a process of its own, made to save after each batch of 4, that hears of an upsert once all is embedded,
+# and is killed at a moment of its progress.
+CHILD = """
+import io, os, signal, sys
+from pathlib import Path
+from indexer import embedding
+from indexer.catalog import Catalog
+from indexer.rebuild import rebuild
+from indexer.records import Upsert
+from indexer.store import Store
+
+embedding.BATCH = embedding.SAVE_EVERY = 4
+store, model, image, stage, kill_at = Store(Path(sys.argv[1])), sys.argv[2], Path(sys.argv[3]), *sys.argv[4:]
+
+def progress(now, done, total):
+    if now == "embed" and done == total:
+        late = Upsert("late", image=image.read_bytes())
+        assert not Catalog(store.index("street")).upsert([late], dim=32)[0].reason
+    if now == stage and done >= int(kill_at):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+rebuild("street", store=store, model=model, progress=progress)
+"""
+
+
+def quiet(stage: str, done: int, total: int) -> None:
+    assert 0 <= done <= total, stage
+
+
+@pytest.fixture
+def index(store: Store, tiny_model: str, photos: Path) -> Path:
+    """The directory of an index of 60 pictures, version 1."""
+    build(NAME, photos, model=tiny_model, store=store, progress=quiet)
+    return store.index(NAME)
+
+
+@pytest.fixture
+def more(tmp_path: Path) -> Path:
+    """A folder of 20 other pictures."""
+    return pictures(tmp_path / "more", 20, seed=11)
+
+
+def pictures(folder: Path, count: int, seed: int) -> Path:
+    folder.mkdir()
+    for number in range(count):
+        (folder / f"new-{number:02d}.png").write_bytes(picture(seed * 1_000 + number))
+    return folder
+
+
+def picture(seed: int) -> bytes:
+    coarse = np.random.default_rng(seed).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    data = io.BytesIO()
+    Image.fromarray(coarse).resize((70, 60)).save(data, "PNG")
+    return data.getvalue()
+
+
+def unit(seed: int, dim: int = TINY_DIM) -> Embeddings:
+    vector = np.random.default_rng(seed).standard_normal(dim)
+    return np.asarray(vector / np.linalg.norm(vector), np.float32)
+
+
+def upsert(index_dir: Path, *upserts: Upsert, dim: int = TINY_DIM) -> None:
+    with closing(Catalog(index_dir)) as catalog:
+        assert {outcome.reason for outcome in catalog.upsert(upserts, dim=dim)} == {""}
+
+
+def delete(index_dir: Path, *items: str) -> None:
+    with closing(Catalog(index_dir)) as catalog:
+        assert {outcome.reason for outcome in catalog.delete(items)} == {""}
+
+
+def searched(index_dir: Path) -> set[str]:
+    """Every item that a search can find."""
+    snapshot = snapshot_of(index_dir)
+    query = np.eye(1, snapshot.version.manifest.dim, dtype=np.float32)
+    _, rows = snapshot.search(query, snapshot.count, exact=True)
+    return set(snapshot.items(rows[0]))
+
+
+def snapshot_of(index_dir: Path) -> Snapshot:
+    number = version.active_version(index_dir)
+    assert number is not None
+    opened = version.open_version(version.version_dir(index_dir, number))
+    with closing(adopt.open_catalog(index_dir)) as catalog:
+        return LiveIndex(opened, catalog).snapshot
+
+
+def items_of(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*.*") if path.is_file()}
+
+
+def figures(report: BuildReport) -> tuple[int, int, int, bool]:
+    return report.count, report.reused, report.decoded, report.activated
+
+
+def test_folding_takes_upserts_and_deletions_and_decodes_nothing(
+    store: Store, tiny_model: str, photos: Path, index: Path
+) -> None:
+    """A rebuild without images holds what was upserted, not what was deleted, and reads no image."""
+    upsert(index, Upsert("up", embedding=unit(1), model=tiny_model, image=picture(1)))
+    delete(index, "garden/01.jpg")
+    shutil.rmtree(photos)
+    report = rebuild(NAME, store=store, progress=quiet)
+    assert figures(report) == (60, 60, 0, True)
+    snapshot = snapshot_of(index)
+    assert (snapshot.count, snapshot.hidden, snapshot.delta.count) == (60, 0, 0)
+    np.testing.assert_array_equal(snapshot.embedding(snapshot.row_of("up")), unit(1))
+    assert "garden/01.jpg" not in searched(index)
+
+
+def test_only_new_images_are_decoded(store: Store, photos: Path, index: Path, more: Path) -> None:
+    """Images with known content are hashed, not decoded, under whatever name; changed ones are embedded anew."""
+    shutil.copy(photos / "garden" / "01.jpg", more / "copy.jpg")
+    first = rebuild(NAME, more, store=store, progress=quiet)
+    assert figures(first) == (81, 61, 20, True)
+    (more / "new-00.png").write_bytes(picture(77))
+    second = rebuild(NAME, more, store=store, progress=quiet)
+    assert figures(second) == (81, 80, 1, True)
+    assert searched(index) == items_of(photos) | items_of(more)
+
+
+def test_a_mirror_drops_what_left_and_keeps_what_people_did(
+    store: Store, tiny_model: str, photos: Path, index: Path, more: Path
+) -> None:
+    """Building from a folder again: files that left are gone and come back; upserts stay, deletions stay deleted."""
+    rebuild(NAME, more, store=store, progress=quiet)
+    upsert(index, Upsert("up", embedding=unit(1), model=tiny_model))
+    delete(index, "garden/01.jpg")
+    (photos / "street" / "00.png").rename(photos.parent / "away.png")
+    report = build(NAME, photos, model=tiny_model, store=store, progress=quiet)
+    assert (*figures(report), report.deleted) == (59, 59, 0, True, 1)
+    assert searched(index) == items_of(photos) - {"garden/01.jpg"} | {"up"}
+    (photos.parent / "away.png").rename(photos / "street" / "00.png")
+    build(NAME, photos, model=tiny_model, store=store, progress=quiet)
+    assert searched(index) == items_of(photos) - {"garden/01.jpg"} | {"up"}
+
+
+def test_what_was_upserted_wins_over_the_file_of_that_name(
+    store: Store, tiny_model: str, photos: Path, index: Path
+) -> None:
+    """A folder never takes back what was upserted under one of its ids."""
+    upsert(index, Upsert("garden/01.jpg", embedding=unit(5), model=tiny_model))
+    report = rebuild(NAME, photos, store=store, progress=quiet)
+    assert (report.upserted, report.count) == (1, 60)
+    snapshot = snapshot_of(index)
+    np.testing.assert_array_equal(snapshot.embedding(snapshot.row_of("garden/01.jpg")), unit(5))
+
+
+def test_another_model_embeds_everything_anew(
+    store: Store, make_model: Callable[..., str], tiny_model: str, photos: Path, tmp_path: Path
+) -> None:
+    """From files, archives and the catalogue; what is only an embedding of the old model is named."""
+    archive = tmp_path / "shard.tar"
+    with tarfile.open(archive, "w") as tar:
+        tar.add(photos, arcname=".")
+    build(NAME, archive, model=tiny_model, store=store, progress=quiet)
+    index_dir = store.index(NAME)
+    given = [Upsert("image", embedding=unit(1), model=tiny_model, image=picture(1))]
+    upsert(index_dir, *given, Upsert("only", embedding=unit(2), model=tiny_model))
+    other = make_model(store, seed=5)
+    report = rebuild(NAME, store=store, model=other, progress=quiet)
+    assert figures(report) == (61, 0, 61, True)
+    ((item, reason),) = report.skipped
+    assert item == "only"
+    assert "only an embedding of another model" in reason
+    assert len(searched(index_dir)) == 61
+    assert version.rollback(index_dir) == 1
+    assert len(searched(index_dir)) == 62
+
+
+def test_what_is_upserted_during_a_rebuild_is_found_after_it(
+    store: Store, make_model: Callable[..., str], tiny_model: str, index: Path
+) -> None:
+    """An item that came under the old model while the new one was embedding is beside the new version."""
+    other = make_model(store, seed=5)
+    late = Upsert("late", embedding=unit(3), model=tiny_model, image=picture(3))
+
+    def progress(stage: str, done: int, total: int) -> None:
+        if (stage, done) == ("embed", total):
+            upsert(index, late)
+            delete(index, "garden/01.jpg")
+
+    rebuild(NAME, store=store, model=other, progress=progress)
+    snapshot = snapshot_of(index)
+    assert (snapshot.version.manifest.model, snapshot.count, snapshot.hidden) == (other, 60, 1)
+    assert {"late"} == searched(index) - set(snapshot.version.items(range(60)))
+    assert "garden/01.jpg" not in searched(index)
+
+
+@pytest.mark.parametrize(
+    ("stage", "done", "kept"), [("embed", 20, 12), ("embed", 61, 57), ("catch up", 1, 61)], ids=str
+)
+def test_a_killed_rebuild_goes_on(
+    store: Store,
+    make_model: Callable[..., str],
+    tiny_model: str,
+    photos: Path,
+    index: Path,
+    stage: str,
+    done: int,
+    kept: int,
+) -> None:
+    """SIGKILL leaves the old version active; the same rebuild keeps the finished rows and loses no item."""
+    upsert(index, Upsert("up", embedding=unit(1), model=tiny_model, image=picture(1)))
+    before = searched(index)
+    other = make_model(store, seed=5)
+    words = [str(store.root), other, str(photos / "street" / "00.png"), stage, str(done)]
+    child = subprocess.run([sys.executable, "-c", CHILD, *words], capture_output=True, timeout=60, check=False)
+    assert child.returncode == -signal.SIGKILL, child.stderr
+    assert (version.active_version(index), searched(index)) == (1, before)
+    report = rebuild(NAME, store=store, model=other, progress=quiet)
+    late = set() if (stage, done) == ("embed", 20) else {"late"}
+    assert (report.activated, searched(index)) == (True, before | late)
+    # An item that came meanwhile makes another list of entries, into which the finished rows are taken.
+    assert report.resumed + report.reused >= kept
+    assert report.resumed + report.reused + report.decoded == 61 + len(late)
+
+
+def test_a_second_builder_is_refused(store: Store, index: Path) -> None:
+    """While one process builds an index, a rebuild of it is refused with that process's number."""
+    with sole_builder(index), pytest.raises(BuildInProgress, match=f"process {os.getpid()} "):
+        rebuild(NAME, store=store, progress=quiet)
+
+
+def test_an_index_without_a_catalogue_gets_one(store: Store, photos: Path, index: Path, more: Path) -> None:
+    """An index made before there were catalogues is rebuilt from its active version, decoding nothing of it."""
+    for file in index.glob("catalog.sqlite*"):
+        file.unlink()
+    assert figures(rebuild(NAME, more, store=store, progress=quiet)) == (80, 60, 20, True)
+    with closing(Catalog(index)) as catalog:
+        assert catalog.count() == 80
+    assert searched(index) == items_of(photos) | items_of(more)
+
+
+def test_too_low_a_recall_is_refused(store: Store, make_model: Callable[..., str], hard: Embeddings) -> None:
+    """A candidate below --min-recall is kept, named refused, and not searched; activating it by hand works."""
+    model = make_model(store, seed=2, dim=64)
+    index_dir = store.index(NAME)
+    upserts = [Upsert(f"{row:04d}", embedding=hard[row], model=model) for row in range(4_200)]
+    upsert(index_dir, *upserts[:50], dim=64)
+    assert figures(rebuild(NAME, store=store, model=model, progress=quiet)) == (50, 50, 0, True)
+    upsert(index_dir, *upserts[50:], dim=64)
+    report = rebuild(NAME, store=store, min_recall=1.0, progress=quiet)
+    assert (report.plan.kind, report.count, report.activated) == ("ivfpq", 4_200, False)
+    assert report.recall.recall_at_10 < 1
+    assert "recall@10 is 0.9" in report.refused
+    kept = version.open_version(version.version_dir(index_dir, 2)).manifest
+    assert (version.active_version(index_dir), kept.refused) == (1, report.refused)
+    adopt.activate(index_dir, 2)
+    assert version.active_version(index_dir) == 2
+
+
+@pytest.fixture
+def clusters(store: Store, tiny_model: str, make_model: Callable[..., str], tmp_path: Path) -> tuple[str, Path]:
+    """An index of 60 items that lie in 6 clusters; another model, under which they lie anywhere; and labels."""
+    index_dir, other = store.index(NAME), make_model(store, seed=5)
+    centres = [unit(100 + cluster) for cluster in range(6)]
+    near = [centres[row % 6] + 0.1 * unit(row) for row in range(60)]
+    upserts = [
+        Upsert(f"{row}", embedding=vector / np.linalg.norm(vector), model=tiny_model)
+        for row, vector in enumerate(near)
+    ]
+    upsert(index_dir, *upserts)
+    rebuild(NAME, store=store, model=tiny_model, progress=quiet)
+    with closing(Catalog(index_dir)) as catalog:
+        for row in range(60):
+            assert catalog.embed(catalog.get(f"{row}"), other, unit(1_000 + row))
+    labels = tmp_path / "labels.csv"
+    labels.write_text("path,class_id\n" + "".join(f"{row},{row % 6}\n" for row in range(60)))
+    return other, labels
+
+
+def test_a_worse_metric_is_refused(store: Store, clusters: tuple[str, Path], tiny_model: str) -> None:
+    """Where neighbours stand out less under the new model, or share their class less, the old version stays."""
+    other, labels = clusters
+    unlabelled = rebuild(NAME, store=store, model=other, progress=quiet)
+    assert (unlabelled.activated, version.active_version(store.index(NAME))) == (False, 1)
+    assert "neighbours stand out less: contrast is" in unlabelled.refused
+    labelled = rebuild(NAME, store=store, model=other, labels=labels, progress=quiet)
+    assert "R@1 on 60 labelled items is 0." in labelled.refused
+    assert labelled.comparison is not None
+    assert labelled.comparison.recall_at_1 is not None
+    assert labelled.comparison.recall_at_1.active == 1.0
+    adopt.activate(store.index(NAME), labelled.version)
+    better = rebuild(NAME, store=store, model=tiny_model, labels=labels, progress=quiet)
+    assert (better.refused, better.activated) == ("", True)
+
+
+def test_losing_items_is_refused(store: Store, make_model: Callable[..., str], photos: Path, index: Path) -> None:
+    """Where images can't be read for the new model, the old version stays, and each is named."""
+    shutil.rmtree(photos / "garden")
+    report = rebuild(NAME, store=store, model=make_model(store, seed=5), progress=quiet)
+    assert "30 of 60 items would be lost" in report.refused
+    assert (len(report.skipped), report.activated) == (30, False)
+    assert "can't be read: No such file" in report.skipped[0][1]
+    assert len(searched(index)) == 60
+
+
+def test_rows_of_a_damaged_version_are_not_used_again(store: Store, photos: Path, index: Path) -> None:
+    """A changed file of the active version is named, and the embeddings are made from the images again."""
+    rows = version.version_dir(index, 1) / "rows.faiss"
+    data = bytearray(rows.read_bytes())
+    data[-1] ^= 1
+    rows.write_bytes(data)
+    report = rebuild(NAME, store=store, progress=quiet)
+    assert figures(report) == (60, 0, 60, True)
+    assert [str(rows) in warning for warning in report.warnings] == [True, True]
+    assert searched(index) == items_of(photos)
+
+
+def test_what_can_not_be_rebuilt_says_why(store: Store, index: Path, tmp_path: Path) -> None:
+    """No index, labels that name nothing, and a recall beyond 1 are refused before any work."""
+    labels = tmp_path / "labels.csv"
+    labels.write_text("path,class_id\nnowhere.jpg,1\n")
+    with pytest.raises(NoActiveVersion, match=r"'other' has no active version.*: street"):
+        rebuild("other", store=store, progress=quiet)
+    with pytest.raises(LabelsError, match="names 0 items of the index"):
+        rebuild(NAME, store=store, labels=labels, progress=quiet)
+    with pytest.raises(ValueError, match=r"min_recall is 1\.5"):
+        rebuild(NAME, store=store, min_recall=1.5, progress=quiet)
+    assert version.list_versions(index) == [1]
+
+
+def test_rolling_back_goes_to_the_version_before_and_forth(store: Store, index: Path, more: Path) -> None:
+    """Rollback swaps the two last active versions; deletions hold in both; the active one can't be removed."""
+    rebuild(NAME, more, store=store, progress=quiet)
+    delete(index, "garden/01.jpg")
+    assert (version.rollback(index), len(searched(index))) == (1, 59)
+    assert (version.rollback(index), len(searched(index))) == (2, 79)
+    with pytest.raises(version.VersionError, match="version 2 of street is active"):
+        version.delete_version(index, 2)
+    version.delete_version(index, 1)
+    with pytest.raises(version.NoSuchVersion, match="no version that was active before"):
+        version.rollback(index)
+    assert (version.list_versions(index), version.active_version(index)) == ([2], 2)
