@@ -1,0 +1,118 @@
+"""What is measured of a candidate, against naive loops, and when it is refused."""
+
+import math
+
+import numpy as np
+import pytest
+
+from indexer.candidate import Comparison, Paired, contrasts, nearest_hits, objections, rank_correlation
+from indexer.rows import Embeddings
+
+RNG = np.random.default_rng(0)
+
+
+def unit(rows: np.ndarray) -> Embeddings:
+    return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), np.float32)
+
+
+SAMPLE = unit(RNG.standard_normal((40, 8)))
+OTHER = unit(SAMPLE[:, :5] + 0.3 * RNG.standard_normal((40, 5)))
+
+
+def others(embeddings: Embeddings, item: int) -> list[float]:
+    return [float(embeddings[item] @ embeddings[other]) for other in range(len(embeddings)) if other != item]
+
+
+def test_contrast_is_the_distance_of_the_nearest_from_the_rest() -> None:
+    """As a loop over items computes it; and 0 where all are equal."""
+    expected = []
+    for item in range(40):
+        values = sorted(others(SAMPLE, item))
+        mean = sum(values) / 39
+        spread = math.sqrt(sum((value - mean) ** 2 for value in values) / 38)
+        expected.append((sum(values[-10:]) / 10 - mean) / spread)
+    np.testing.assert_allclose(contrasts(SAMPLE), expected, rtol=1e-4)
+    assert contrasts(np.repeat(SAMPLE[:1], 5, axis=0)).tolist() == [0.0] * 5
+
+
+def test_contrast_is_the_trainers() -> None:
+    """Both rooms measure one thing: the mean over items is what training chooses epochs by."""
+    torch = pytest.importorskip("torch")
+    from trainer.choice import neighbour_contrast
+
+    assert float(contrasts(SAMPLE).mean()) == pytest.approx(neighbour_contrast(torch.from_numpy(SAMPLE)), rel=1e-4)
+
+
+def test_rank_correlation_is_spearmans() -> None:
+    """As Pearson's of ranks counted one by one, ties sharing their mean; 1 for the same order, 0 for none."""
+
+    def ranks(values: list[float]) -> list[float]:
+        return [
+            sum(other < value for other in values) + (sum(other == value for other in values) - 1) / 2
+            for value in values
+        ]
+
+    tied = np.round(SAMPLE * 2)  # whole numbers: their products are exact, so that equal ones are equal
+    expected = np.mean(
+        [np.corrcoef(ranks(others(tied, item)), ranks(others(OTHER, item)))[0, 1] for item in range(40)]
+    )
+    assert rank_correlation(tied, OTHER) == pytest.approx(expected, abs=1e-6)
+    assert rank_correlation(SAMPLE, SAMPLE) == pytest.approx(1)
+    line = np.linspace(0, 1, 7)
+    fan = np.asarray(np.column_stack([np.cos(line), np.sin(line)]), np.float32)
+    assert rank_correlation(fan, np.repeat(fan[:1], 7, axis=0)) == 0
+
+
+def test_r_at_1_takes_the_nearest_other_item() -> None:
+    """As a loop over items; an item is never its own neighbour."""
+    classes = RNG.integers(0, 4, 40)
+    expected = []
+    for item in range(40):
+        nearest = max((other for other in range(40) if other != item), key=lambda other: SAMPLE[item] @ SAMPLE[other])
+        expected.append(float(classes[nearest] == classes[item]))
+    assert nearest_hits(SAMPLE, classes).tolist() == expected
+
+
+def comparison(contrast: Paired, recall_at_1: Paired | None = None) -> Comparison:
+    return Comparison(
+        active=1,
+        model="old",
+        compared=1_000,
+        overlap_at_10=0.5,
+        rank_correlation=0.5,
+        contrast=contrast,
+        recall_at_1=recall_at_1,
+        labelled=200 if recall_at_1 else 0,
+    )
+
+
+SAME = Paired(3.0, 3.0, -0.01, 0.01)
+FALLEN = Paired(3.0, 2.5, -0.55, -0.45)
+A_LITTLE = Paired(3.0, 2.9, -0.15, -0.05)  # 3 % lower, for certain
+BETTER = Paired(0.5, 0.6, 0.05, 0.15)
+WORSE = Paired(0.5, 0.4, -0.15, -0.05)
+UNSURE = Paired(0.5, 0.48, -0.07, 0.03)
+
+
+@pytest.mark.parametrize(
+    ("model", "recall_at_10", "compared", "lost", "expected"),
+    [
+        ("new", 0.97, comparison(SAME), 0, []),
+        ("new", 0.93, comparison(SAME), 0, ["recall@10 is 0.9300, below 0.95"]),
+        ("new", 0.97, comparison(FALLEN), 0, ["contrast is 2.500, down from 3.000"]),
+        ("new", 0.97, comparison(A_LITTLE), 0, []),
+        ("old", 0.97, comparison(FALLEN), 0, []),
+        ("new", 0.97, comparison(FALLEN, BETTER), 0, []),
+        ("new", 0.97, comparison(SAME, WORSE), 0, ["R@1 on 200 labelled items is 0.4000, down from 0.5000"]),
+        ("new", 0.97, comparison(SAME, UNSURE), 0, []),
+        ("new", 0.97, None, 10, []),
+        ("new", 0.97, None, 11, ["11 of 1,000 items would be lost"]),
+        ("new", 0.5, comparison(SAME, WORSE), 11, ["recall@10", "11 of 1,000", "R@1"]),
+    ],
+)
+def test_a_candidate_is_refused_for_a_reason(
+    model: str, recall_at_10: float, compared: Comparison | None, lost: int, expected: list[str]
+) -> None:
+    """Low recall, lost items, R@1 down beyond chance, or contrast down clearly; labels outrank contrast."""
+    found = objections(recall_at_10, model, compared, min_recall=0.95, lost=lost, searched=1_000)
+    assert [reason in sentence for reason, sentence in zip(expected, found, strict=True)] == [True] * len(expected)

@@ -1,0 +1,158 @@
+"""Records of long work: who works on what, and what a crash or a cancel leaves."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from indexer import operations
+from indexer.operations import (
+    NoSuchOperation,
+    OperationEnded,
+    OperationRunning,
+    cancel,
+    delete,
+    find,
+    list_operations,
+    queue,
+    running,
+)
+
+# Works on an operation until it is killed or interrupted; says so once it has begun.
+WORKER = """
+import sys, time
+from pathlib import Path
+from indexer.operations import running
+
+with running(Path(sys.argv[1]), sys.argv[2]) as recorder:
+    recorder.progress("embed", 5, 100)
+    print("begun", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def worker(tmp_path: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """An operation, and the process that works on it."""
+    identity = queue(tmp_path, "rebuild", "street", ["rebuild", "street"]).id
+    # SIGINT may be ignored here, in the background of a script; what a child inherits is the default.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    command = [sys.executable, "-c", WORKER, str(tmp_path), identity]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        signal.signal(signal.SIGINT, before)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begun\n"
+        yield identity, process
+        process.kill()
+
+
+def test_an_operation_ends_as_its_block_does(tmp_path: Path) -> None:
+    """Queued, running, then done with a result, failed with the error's words and types, or cancelled."""
+    done = queue(tmp_path, "build", "street", ["index", "build"], request_id="r1")
+    assert (done.state, find(tmp_path, done.id)) == ("queued", done)
+    with running(tmp_path, done.id) as recorder:
+        assert (find(tmp_path, done.id).state, find(tmp_path, done.id).pid) == ("running", os.getpid())
+        recorder.finish({"version": 3})
+    ended = find(tmp_path, done.id)
+    assert (ended.state, ended.result, ended.arguments, ended.request_id) == (
+        "done",
+        {"version": 3},
+        ("index", "build"),
+        "r1",
+    )
+    for error, state in ((FileNotFoundError("no such folder"), "failed"), (KeyboardInterrupt(), "cancelled")):
+        identity = queue(tmp_path, "build", "street", []).id
+        with pytest.raises(type(error)), running(tmp_path, identity):
+            raise error
+        found = find(tmp_path, identity)
+        assert (found.state, found.error) == (state, str(error) or "KeyboardInterrupt")
+        assert found.error_types[0] == type(error).__name__
+    assert "OSError" in find(tmp_path, list_operations(tmp_path)[1].id).error_types
+
+
+def test_progress_tells_rate_and_time_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rate counts what was done since the stage began, not what an earlier process did."""
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    with running(tmp_path, queue(tmp_path, "build", "street", []).id) as recorder:
+        recorder.progress("embed", 500, 1_000)
+        now = 110.0
+        recorder.progress("embed", 600, 1_000)
+        found = find(tmp_path, recorder.operation.id)
+        assert (found.stage, found.done, found.total, found.rate, found.eta_s) == ("embed", 600, 1_000, 10.0, 40.0)
+        recorder.progress("train", 0, 1)
+        found = find(tmp_path, recorder.operation.id)
+        assert (found.stage, found.rate, found.eta_s) == ("train", 0.0, None)
+
+
+def test_a_killed_operation_is_interrupted_and_goes_on(
+    tmp_path: Path, worker: tuple[str, subprocess.Popen[str]]
+) -> None:
+    """While its process lives nobody else may work on it; after SIGKILL it reads interrupted, and may be taken up."""
+    identity, process = worker
+    found = find(tmp_path, identity)
+    assert (found.state, found.pid, found.done) == ("running", process.pid, 5)
+    with pytest.raises(OperationRunning, match=f"process {process.pid} works on"), running(tmp_path, identity):
+        pass
+    with pytest.raises(OperationRunning, match="is running; cancel it first"):
+        delete(tmp_path, identity)
+    process.kill()
+    process.wait()
+    assert [one.state for one in list_operations(tmp_path)] == ["interrupted"]
+    with running(tmp_path, identity):
+        assert find(tmp_path, identity).state == "running"
+    assert find(tmp_path, identity).state == "done"
+
+
+def test_cancelling_interrupts_the_process(tmp_path: Path, worker: tuple[str, subprocess.Popen[str]]) -> None:
+    """A running operation gets SIGINT and ends cancelled; what nobody works on is marked; what ended is refused."""
+    identity, process = worker
+    assert cancel(tmp_path, identity).state == "running"
+    process.wait(10)
+    assert find(tmp_path, identity).state == "cancelled"
+    with pytest.raises(OperationEnded, match="is cancelled already"):
+        cancel(tmp_path, identity)
+    with pytest.raises(OperationEnded, match="is cancelled: start it anew"), running(tmp_path, identity):
+        pass
+    queued = queue(tmp_path, "build", "street", [])
+    assert cancel(tmp_path, queued.id).state == find(tmp_path, queued.id).state == "cancelled"
+    delete(tmp_path, queued.id)
+    assert [one.id for one in list_operations(tmp_path)] == [identity]
+
+
+@pytest.mark.parametrize("identity", ["nosuch", "", "../catalog", "a/b", "A", "\0"])
+def test_an_unknown_id_is_refused(tmp_path: Path, identity: str) -> None:
+    """Whatever an id holds, it names a record of this store or nothing."""
+    for function in (find, cancel, delete):
+        with pytest.raises(NoSuchOperation):
+            function(tmp_path, identity)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"state": "sleeping"}'])
+def test_a_damaged_record_is_named_and_hides_no_other(tmp_path: Path, text: str) -> None:
+    """A record that is none is an error by name; the list shows the others."""
+    kept, damaged = queue(tmp_path, "build", "a", []), queue(tmp_path, "build", "b", [])
+    path = tmp_path / f"{damaged.id}.json"
+    fields = json.loads(path.read_text())
+    path.write_text(json.dumps(fields | json.loads(text)) if "state" in text else text)
+    with pytest.raises(NoSuchOperation, match=f"{damaged.id}.json"):
+        find(tmp_path, damaged.id)
+    assert list_operations(tmp_path) == [kept]
+
+
+def test_old_records_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The newest ended ones stay, and every unfinished one."""
+    monkeypatch.setattr(operations, "KEPT", 2)
+    unfinished = queue(tmp_path, "build", "street", []).id
+    ended = []
+    for _ in range(4):
+        ended.append(queue(tmp_path, "build", "street", []).id)
+        cancel(tmp_path, ended[-1])
+    last = queue(tmp_path, "build", "street", []).id
+    assert [one.id for one in list_operations(tmp_path)] == [unfinished, *ended[-2:], last]

@@ -1,0 +1,109 @@
+"""Copies of an index: whole, verified, and restored only where nothing is."""
+
+import json
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from indexer import adopt, version
+from indexer.live import LiveIndex
+from indexer.rebuild import rebuild
+from indexer.records import Upsert
+from indexer.snapshot import DamagedSnapshot, NotEmpty, restore, snapshot
+from indexer.stats import read_stats
+from indexer.store import Store
+
+
+def quiet(stage: str, done: int, total: int) -> None:
+    assert 0 <= done <= total, stage
+
+
+@pytest.fixture
+def copied(store: Store, built: Path, tiny_model: str, tmp_path: Path) -> Path:
+    """A snapshot of an index of 60 pictures, one of them deleted, and one upserted item."""
+    vector = np.eye(1, 32, dtype=np.float32)[0]
+    with closing(adopt.open_catalog(store.index("street"))) as catalog:
+        catalog.upsert([Upsert("up", embedding=vector, model=tiny_model, payload={"colour": "red"})], dim=32)
+        catalog.delete(["garden/01.jpg"])
+    taken = snapshot(store, "street", tmp_path / "copy", quiet)
+    assert (taken.index, taken.version, taken.model, taken.items) == ("street", 1, tiny_model, 60)
+    return tmp_path / "copy"
+
+
+def test_a_restored_index_is_the_index(store: Store, copied: Path, tmp_path: Path) -> None:
+    """Under another name in another store: the same items, payloads and deletions, searchable and rebuildable."""
+    target = Store(tmp_path / "other")
+    taken = restore(target, copied, "street2", quiet)
+    assert (taken.index, taken.items, version.active_version(target.index("street2"))) == ("street2", 60, 1)
+    opened = version.open_version(version.version_dir(target.index("street2"), 1))
+    assert opened.manifest.index == "street2"
+    with closing(adopt.open_catalog(target.index("street2"))) as catalog:
+        found = LiveIndex(opened, catalog).snapshot
+        assert catalog.get("up").payload == {"colour": "red"}
+    assert (found.count, found.hidden, found.items([found.row_of("up")])) == (60, 1, ["up"])
+    report = rebuild("street2", store=target, progress=quiet)
+    assert (report.count, report.reused, report.decoded) == (60, 60, 0)
+    assert read_stats(store.index("street"), 1).version == 1
+
+
+def test_a_copy_is_not_the_original(store: Store, copied: Path, tmp_path: Path) -> None:
+    """What happens to the index after the snapshot is not in it."""
+    with closing(adopt.open_catalog(store.index("street"))) as catalog:
+        catalog.delete(["up"])
+    target = Store(tmp_path / "other")
+    restore(target, copied, None, quiet)
+    with closing(adopt.open_catalog(target.index("street"))) as catalog:
+        assert catalog.get("up").item == "up"
+
+
+def test_every_damaged_file_is_refused_by_name(copied: Path, tmp_path: Path) -> None:
+    """A flipped bit, a missing end or a missing file of any part stops a restore before anything is written."""
+    target = Store(tmp_path / "other")
+    files = sorted(path for path in copied.rglob("*") if path.is_file())
+    assert len(files) == 9
+    for path in files:
+        whole = path.read_bytes()
+        path.unlink()  # not through the link into the store
+        middle = len(whole) // 2
+        flipped = whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]
+        for damaged in (flipped, whole[:-1], None):
+            if damaged is not None:
+                path.write_bytes(damaged)
+            else:
+                path.unlink()
+            if path.name == "snapshot.json" and damaged == whole[:-1]:
+                continue  # without the last line's end it is whole still
+            with pytest.raises(DamagedSnapshot, match=path.name):
+                restore(target, copied, None, quiet)
+        path.write_bytes(whole)
+    assert not target.root.exists()
+    restore(target, copied, None, quiet)
+
+
+def test_nothing_is_overwritten(store: Store, copied: Path, tmp_path: Path) -> None:
+    """Neither a folder with files by a snapshot, nor an index by a restore; an empty folder is fine."""
+    with pytest.raises(NotEmpty, match="is there already and not empty"):
+        snapshot(store, "street", copied, quiet)
+    with pytest.raises(NotEmpty, match="index 'street' is in"):
+        restore(store, copied, None, quiet)
+    (tmp_path / "empty").mkdir()
+    assert snapshot(store, "street", tmp_path / "empty", quiet).items == 60
+
+
+@pytest.mark.parametrize("name", ["../evil", "/etc/passwd", "version/../../evil", "model/a/b", "version/.."])
+def test_a_receipt_names_no_file_elsewhere(copied: Path, tmp_path: Path, name: str) -> None:
+    """A receipt that leads out of its directory is refused."""
+    receipt = json.loads((copied / "snapshot.json").read_text())
+    receipt["files"][name] = {"bytes": 0, "sha256": ""}
+    (copied / "snapshot.json").write_text(json.dumps(receipt))
+    with pytest.raises(DamagedSnapshot, match="which is no file of a snapshot"):
+        restore(Store(tmp_path / "other"), copied, None, quiet)
+
+
+def test_a_file_that_nobody_named_is_refused(copied: Path, tmp_path: Path) -> None:
+    """What lies in a snapshot beside its files is not taken along."""
+    (copied / "version" / "extra").touch()
+    with pytest.raises(DamagedSnapshot, match="extra is not one of the snapshot's files"):
+        restore(Store(tmp_path / "other"), copied, None, quiet)
