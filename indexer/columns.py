@@ -115,6 +115,12 @@ class Columns:
             codes[codes == ungrouped] = _ABSENT
         return codes
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the columns in memory; of texts, what each takes in an array."""
+        with self._lock:
+            return sum(column.nbytes for column in self._columns.values())
+
     def _views(self, wanted: set[Field], count: int) -> "dict[Field, _View]":
         with self._lock:
             # Out of the table while they are read, so that a column that failed in the middle is forgotten.
@@ -229,6 +235,11 @@ class _Column:
         self._numbers = np.zeros(0, np.float64)
         self._texts = np.zeros(0, StringDType())
         self._elements = 0
+
+    @property
+    def nbytes(self) -> int:
+        arrays = (self._codes, self._element_rows, self._element_codes, self._numbers, self._texts)
+        return sum(array.nbytes for array in arrays)
 
     def append(self, part: _Part, rows: int) -> None:
         """Add what was read of the rows from the last one seen to `rows`."""

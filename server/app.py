@@ -1,6 +1,7 @@
 """The server: listens, watches the store, and shuts down without losing a request.
 
 CannotListen   the address is malformed, not of this machine, or taken
+StoreServed    another process serves the store
 """
 
 import asyncio
@@ -8,25 +9,38 @@ import contextlib
 import ipaddress
 import logging
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import grpc
 import uvloop
+from google.longrunning import operations_pb2, operations_pb2_grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from kinsight.v1 import item_service_pb2, item_service_pb2_grpc, search_service_pb2, search_service_pb2_grpc
+from kinsight.v1 import (
+    index_service_pb2,
+    index_service_pb2_grpc,
+    item_service_pb2,
+    item_service_pb2_grpc,
+    search_service_pb2,
+    search_service_pb2_grpc,
+)
 
+from indexer.locks import Held, hold
 from indexer.store import Store
 from server import reflection
 from server.admission import Admission
+from server.folders import Folders
 from server.indexes import Indexes
+from server.jobs import Jobs
+from server.service_index import IndexService
 from server.service_items import ItemService
+from server.service_operations import OperationsService
 from server.service_search import SearchService
 from server.workers import Workers
 
 SERVICES = tuple(
     service.full_name
-    for file in (search_service_pb2, item_service_pb2)
+    for file in (search_service_pb2, item_service_pb2, index_service_pb2, operations_pb2)
     for service in file.DESCRIPTOR.services_by_name.values()
 )
 MAX_MESSAGE_BYTES = 32 * 2**20  # a 100-megapixel JPEG fits; gRPC answers RESOURCE_EXHAUSTED beyond it
@@ -35,12 +49,17 @@ WATCH_INTERVAL_S = 1.0
 NOTICE_S = 0.2  # between saying NOT_SERVING and closing the door, so that who watches health hears it
 DRAIN_TIMEOUT_S = 10.0  # requests in progress may take this long; then they are cancelled
 HARD_STOP_S = 5.0  # on top of it, should the cancelled ones hang
+NO_FOLDERS = Folders()
 
 log = logging.getLogger(__name__)
 
 
 class CannotListen(OSError):
     """The address can't be listened on; the message names it."""
+
+
+class StoreServed(OSError):
+    """Another process serves the store; the message names it."""
 
 
 @dataclass(frozen=True)
@@ -53,15 +72,20 @@ class Running:
     indexes: Indexes
     admission: Admission
     workers: Workers
+    jobs: Jobs
     watch: asyncio.Task[None]
 
 
-def run(store: Store, *, listen: str, index: str | None, ready: Callable[[int], None]) -> None:
+def run(
+    store: Store, *, listen: str, index: str | None, ready: Callable[[int], None], folders: Folders = NO_FOLDERS
+) -> None:
     """`serve` on an event loop of its own, uvloop's, which answers more queries with less of the processor."""
-    uvloop.run(serve(store, listen=listen, index=index, ready=ready))
+    uvloop.run(serve(store, listen=listen, index=index, ready=ready, folders=folders))
 
 
-async def serve(store: Store, *, listen: str, index: str | None, ready: Callable[[int], None]) -> None:
+async def serve(
+    store: Store, *, listen: str, index: str | None, ready: Callable[[int], None], folders: Folders
+) -> None:
     """Serve the active versions of a store's indexes until SIGTERM or SIGINT, then drain.
 
     Args:
@@ -69,25 +93,34 @@ async def serve(store: Store, *, listen: str, index: str | None, ready: Callable
         listen: `host:port`; port 0 takes a free one.
         index: serve only this index; all when None.
         ready: called with the port once requests are answered.
+        folders: that requests may read from and write to.
 
     Raises:
         CannotListen: the address is malformed, not of this machine, or taken.
+        StoreServed: another process serves the store.
     """
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
-    running = await start(store, listen=listen, index=index)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopped.set)
-    ready(running.port)
-    await stopped.wait()
-    await drain(running)
+    with _sole_server(store):
+        running = await start(store, listen=listen, index=index, folders=folders)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stopped.set)
+        await asyncio.to_thread(running.jobs.resume)
+        ready(running.port)
+        await stopped.wait()
+        await drain(running)
 
 
 async def start(
-    store: Store, *, listen: str, index: str | None = None, admission: Admission | None = None
+    store: Store,
+    *,
+    listen: str,
+    index: str | None = None,
+    admission: Admission | None = None,
+    folders: Folders = NO_FOLDERS,
 ) -> Running:
     """Open the indexes and answer requests on this event loop; `drain` ends it. See `serve` for the rest."""
-    indexes, admission = Indexes(store, index), admission or Admission()
+    indexes, admission, jobs = Indexes(store, index), admission or Admission(), Jobs(store)
     server = grpc.aio.server(
         options=[
             ("grpc.so_reuseport", 0),  # a second server on the port must fail, not take half of the requests
@@ -98,15 +131,47 @@ async def start(
     _warn_if_open(listen)
     await asyncio.to_thread(indexes.refresh)
     workers, checks = Workers.start(indexes), health.aio.HealthServicer()
-    search, items = SearchService(indexes, admission, workers), ItemService(indexes, admission, workers)
-    search_service_pb2_grpc.add_SearchServiceServicer_to_server(search, server)  # type: ignore[no-untyped-call]
-    item_service_pb2_grpc.add_ItemServiceServicer_to_server(items, server)  # type: ignore[no-untyped-call]
+    _add_services(server, indexes, admission, workers, jobs, folders)
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
     reflection.enable(server, [*SERVICES, health.SERVICE_NAME])
     await _tell(checks, indexes)
     await server.start()
     watch = asyncio.create_task(_watch(indexes, checks))
-    return Running(server, port, checks, indexes, admission, workers, watch)
+    return Running(server, port, checks, indexes, admission, workers, jobs, watch)
+
+
+def _add_services(
+    server: grpc.aio.Server,
+    indexes: Indexes,
+    admission: Admission,
+    workers: Workers,
+    jobs: Jobs,
+    folders: Folders,
+) -> None:
+    # The generated functions have no types.
+    search_service_pb2_grpc.add_SearchServiceServicer_to_server(  # type: ignore[no-untyped-call]
+        SearchService(indexes, admission, workers), server
+    )
+    item_service_pb2_grpc.add_ItemServiceServicer_to_server(  # type: ignore[no-untyped-call]
+        ItemService(indexes, admission, workers), server
+    )
+    index_service_pb2_grpc.add_IndexServiceServicer_to_server(  # type: ignore[no-untyped-call]
+        IndexService(indexes, admission, jobs, folders), server
+    )
+    operations_pb2_grpc.add_OperationsServicer_to_server(OperationsService(indexes, admission, jobs), server)
+
+
+@contextlib.contextmanager
+def _sole_server(store: Store) -> Iterator[None]:
+    """Hold a store: two servers would each search without what the other was just given."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(hold(store.root / ".server"))
+        except Held as error:
+            raise StoreServed(
+                f"process {error.pid} serves {store.root} already; end it first, or serve another store"
+            ) from error
+        yield
 
 
 async def drain(running: Running) -> None:
@@ -119,6 +184,7 @@ async def drain(running: Running) -> None:
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(running.grpc.stop(DRAIN_TIMEOUT_S), DRAIN_TIMEOUT_S + HARD_STOP_S)
     await running.workers.close()
+    await running.jobs.close()
     running.indexes.close()
 
 

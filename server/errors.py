@@ -14,7 +14,7 @@
     ├── IndexNotFound, IndexNameInvalid, IndexExists
     ├── NoIndex                   the server has nothing to search yet
     ├── VersionNotFound, VersionInUse, NothingToRollBack, StaleEtag
-    ├── BuildInProgress, LearningInProgress, MinRecallOutOfRange
+    ├── BuildInProgress, LearningInProgress, MinRecallOutOfRange, ModelNotFound
     ├── InvalidPath, PathNotAllowed, PathNotFound, PathExists
     ├── OperationFailed           the process of an operation was killed
     ├── Overloaded
@@ -25,7 +25,7 @@ table. Whatever it lacks is INTERNAL: logged with its stack, answered without.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -41,6 +41,9 @@ from indexer.filters import FilterSyntaxError, UnknownField
 from indexer.manifest import ManifestError
 from indexer.operations import NoSuchOperation, OperationRunning
 from indexer.pixels import ImageTooLarge, UndecodableImage
+from indexer.plan import BudgetTooSmall
+from indexer.rebuild import LabelsError, NoActiveVersion
+from indexer.snapshot import DamagedSnapshot, NotEmpty
 from indexer.source import SourceError
 from indexer.store import NotFound
 from indexer.version import UnknownItem, VersionError
@@ -172,6 +175,10 @@ class LearningInProgress(RequestError):
     """A model is being trained in the store already."""
 
 
+class ModelNotFound(RequestError):
+    """The store has no model of that id."""
+
+
 class MinRecallOutOfRange(RequestError):
     """min_recall is not in [0, 1]."""
 
@@ -270,12 +277,18 @@ TABLE: Mapping[type[Exception], Answer] = {
     StaleEtag: Answer(_ABORTED, "STALE_ETAG"),
     BuildInProgress: Answer(_ABORTED, "BUILD_IN_PROGRESS"),
     LearningInProgress: Answer(_ABORTED, "LEARNING_IN_PROGRESS"),
+    ModelNotFound: Answer(_NOT_FOUND, "MODEL_NOT_FOUND"),
     MinRecallOutOfRange: Answer(_INVALID, "MIN_RECALL_OUT_OF_RANGE", field="min_recall"),
     InvalidPath: Answer(_INVALID, "INVALID_PATH", field="path"),
     PathNotAllowed: Answer(grpc.StatusCode.PERMISSION_DENIED, "PATH_NOT_ALLOWED"),
     PathNotFound: Answer(_NOT_FOUND, "PATH_NOT_FOUND"),
     PathExists: Answer(_EXISTS, "PATH_EXISTS"),
     SourceError: Answer(_INVALID, "INVALID_COLLECTION", field="path"),
+    LabelsError: Answer(_INVALID, "INVALID_LABELS", field="labels"),
+    NoActiveVersion: Answer(_UNMET, "NO_ACTIVE_VERSION", subject="index"),
+    BudgetTooSmall: Answer(grpc.StatusCode.RESOURCE_EXHAUSTED, "MEMORY_BUDGET_TOO_SMALL"),
+    NotEmpty: Answer(_EXISTS, "PATH_EXISTS"),
+    DamagedSnapshot: Answer(_LOST, "SNAPSHOT_CORRUPT"),
     NoSuchOperation: Answer(_NOT_FOUND, "OPERATION_NOT_FOUND"),
     OperationRunning: Answer(_UNMET, "OPERATION_RUNNING", subject="operation"),
     OperationFailed: Answer(grpc.StatusCode.INTERNAL, "OPERATION_FAILED"),
@@ -291,15 +304,28 @@ TABLE: Mapping[type[Exception], Answer] = {
     ProbeMismatch: Answer(_LOST, "MODEL_PROBE_MISMATCH"),
 }
 
+# Other processes record their errors by name; the table has those of the indexer, or twins of them.
+_BY_NAME = {kind.__name__: answer for kind, answer in TABLE.items()}
 _INTERNAL = Answer(grpc.StatusCode.INTERNAL, "INTERNAL")
 
 
 def status_of(error: Exception) -> status_pb2.Status:
     """The google.rpc.Status that answers an exception, with ErrorInfo and what else fits its code."""
     answer = _answer(error)
-    told = answer is not _INTERNAL
-    text = _shortened(str(error)) if told else "the server failed on this request; its log says why"
-    metadata = {name: _shortened(value) for name, value in getattr(error, "metadata", {}).items()}
+    text = (
+        _shortened(str(error)) if answer is not _INTERNAL else "the server failed on this request; its log says why"
+    )
+    return _status(answer, text, getattr(error, "metadata", {}))
+
+
+def status_by_name(types: Sequence[str], text: str) -> status_pb2.Status:
+    """The status that answers an exception of another process, by the names of its class and of those above it."""
+    known = (_BY_NAME[name] for name in types if name in _BY_NAME)
+    return _status(next(known, TABLE[OperationFailed]), _shortened(text), {})
+
+
+def _status(answer: Answer, text: str, more: Mapping[str, str]) -> status_pb2.Status:
+    metadata = {name: _shortened(value) for name, value in more.items()}
     info = error_details_pb2.ErrorInfo(reason=answer.reason, domain=DOMAIN, metadata=metadata)
     details: list[message.Message] = [info]
     if answer.field:

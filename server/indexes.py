@@ -7,7 +7,7 @@ was committed before a swap is in what is swapped in.
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -121,10 +121,30 @@ class Indexes:
         if name in failures:
             # without the traceback, which would grow with every request that raises this one object
             raise failures[name].error.with_traceback(None)
-        if not known:
-            raise NoIndex("the server has no index yet; build one with `kinsight index build`")
-        problem = f"no index {name!r} is served" if name else "several indexes are served: name one"
-        raise IndexNotFound(f"{problem}; there are: {', '.join(known)}", indexes=",".join(known))
+        raise _not_found(name, known)
+
+    def served(self, name: str) -> ActiveIndex | None:
+        """The index of exactly this name, if a version of it is open."""
+        return self._active.get(name)
+
+    def resolve(self, name: str) -> str:
+        """The name of an index of the store, served or not; the only one there is where none is given.
+
+        Raises:
+            NoIndex, IndexNotFound: as of `get`.
+        """
+        names = self.names()
+        if not name and len(names) == 1:
+            return names[0]
+        if name not in names:
+            raise _not_found(name, names)
+        return name
+
+    def serve(self, name: str) -> None:
+        """Open the version of an index that is active by now; raises what kept it from being opened."""
+        self.refresh()
+        if name in self._failures:
+            raise self._failures[name].error.with_traceback(None)
 
     @contextmanager
     def unswapped(self, name: str) -> Iterator[ActiveIndex]:
@@ -148,7 +168,7 @@ class Indexes:
                 catalog.close()
 
     def _refresh(self) -> None:
-        names = self._names()
+        names = self.names()
         for name in names:
             failure = self._follow(name)
             self._failures = {key: known for key, known in self._failures.items() if key != name}
@@ -166,7 +186,8 @@ class Indexes:
         # Not closed: searches that are in progress may still read them.
         self._catalogs = {key: one for key, one in self._catalogs.items() if key not in names}
 
-    def _names(self) -> list[str]:
+    def names(self) -> list[str]:
+        """The names of all indexes that may be served, with a version or more; reads the disk."""
         names = self._store.index_names()
         return names if self._only is None else [name for name in names if name == self._only]
 
@@ -236,6 +257,13 @@ class Indexes:
         if model not in self._encoders:
             self._encoders[model] = Encoder.open(self._store.model(model))
         return self._encoders[model]
+
+
+def _not_found(name: str, known: Sequence[str]) -> Exception:
+    if not known:
+        return NoIndex("the server has no index yet; build one with `kinsight index build`")
+    problem = f"no index {name!r} is served" if name else "several indexes are served: name one"
+    return IndexNotFound(f"{problem}; there are: {', '.join(known)}", indexes=",".join(known))
 
 
 def _catch_up(index: ActiveIndex) -> None:

@@ -28,6 +28,11 @@ class ItemIds:
         self._starts = np.cumsum(ends)
         self._text = b"".join(parts)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory."""
+        return self._starts.nbytes + len(self._text)
+
     def of(self, rows: npt.NDArray[np.int64]) -> list[str]:
         """The ids of (k,) rows, in their order."""
         starts: Any = self._starts[rows].tolist()

@@ -37,7 +37,8 @@ def page(index: ActiveIndex, wanted: Page, condition: str) -> Part[item_service_
     shown = found[: wanted.size]
     token = wanted.token(shown[-1].item) if len(found) > len(shown) else ""
     if expression is not None:
-        shown = [one for one, holds in zip(shown, matching(expression, shown), strict=True) if holds]
+        holds = matching(expression, [(one.item, json.dumps(one.payload or {})) for one in shown])
+        shown = [one for one, matches in zip(shown, holds, strict=True) if matches]
     return Part([_message(one, snapshot) for one in shown], token)
 
 
@@ -53,13 +54,13 @@ def with_payloads(index: ActiveIndex, response: SearchResponse) -> SearchRespons
     return response
 
 
-def matching(expression: Expression, items: Sequence[Item]) -> Mask:
-    """For which of some items a filter holds."""
+def matching(expression: Expression, known: Sequence[tuple[str, str]]) -> Mask:
+    """For which of some (id, payload as JSON text) a filter holds; a payload may be empty."""
     columns = Columns(
-        lambda first, end: ((row, json.dumps(items[row].payload)) for row in range(first, end) if items[row].payload),
-        lambda first, end: ((row, items[row].item) for row in range(first, end)),
+        lambda first, end: ((row, known[row][1]) for row in range(first, end) if known[row][1]),
+        lambda first, end: ((row, known[row][0]) for row in range(first, end)),
     )
-    return columns.mask(expression, len(items))
+    return columns.mask(expression, len(known))
 
 
 def struct(payload: Payload) -> Struct:

@@ -17,8 +17,10 @@ import grpc
 import numpy as np
 import numpy.typing as npt
 import pytest
+from google.longrunning import operations_pb2, operations_pb2_grpc
 from google.rpc import code_pb2, error_details_pb2
 from grpc_status import rpc_status
+from kinsight.v1.index_service_pb2_grpc import IndexServiceStub
 from kinsight.v1.item_service_pb2 import BatchDeleteItemsRequest, BatchUpsertItemsRequest, ItemUpsert
 from kinsight.v1.item_service_pb2_grpc import ItemServiceStub
 from kinsight.v1.search_service_pb2 import SearchRequest
@@ -26,6 +28,7 @@ from kinsight.v1.search_service_pb2_grpc import SearchServiceStub
 from PIL import Image
 
 from indexer import ivfpq, manifest, pixels
+from indexer.build import build
 from indexer.encoder import Encoder
 from indexer.items import ItemWriter
 from indexer.manifest import VersionManifest
@@ -36,6 +39,7 @@ from indexer.store import Store
 from indexer.version import CODES, ITEMS, ROWS, activate, version_dir
 from server import app
 from server.admission import Admission
+from server.folders import Folders
 from tests.conftest import TINY_SIZE, publish_tiny_model
 
 Floats = npt.NDArray[np.float32]
@@ -43,6 +47,16 @@ Floats = npt.NDArray[np.float32]
 SPEC = PixelSpec(size=TINY_SIZE)
 
 make_model = publish_tiny_model
+
+
+def build_photos(root: Path, count: int = 24) -> Store:
+    """A store whose index `photos` was built from the files of `photo(0)` to `photo(count - 1)` in `root/images`."""
+    images, store = root / "images", Store(root / "store")
+    images.mkdir(parents=True)
+    for seed in range(count):
+        (images / f"{seed:03}.png").write_bytes(photo(seed))
+    build("photos", images, model=make_model(store), store=store, device="cpu", progress=lambda *_: None)
+    return store
 
 
 def photo(seed: int, side: int = 48) -> bytes:
@@ -136,14 +150,20 @@ class Served:
 
 @contextmanager
 def serving(
-    store: Store, *, index: str | None = None, admission: Admission | None = None, port: int = 0
+    store: Store,
+    *,
+    index: str | None = None,
+    admission: Admission | None = None,
+    port: int = 0,
+    folders: Folders = app.NO_FOLDERS,
 ) -> Iterator[Served]:
     """A real server in this process, drained at the end."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
     try:
-        start = app.start(store, listen=f"127.0.0.1:{port}", index=index, admission=admission)
+        listen = f"127.0.0.1:{port}"
+        start = app.start(store, listen=listen, index=index, admission=admission, folders=folders)
         running = asyncio.run_coroutine_threadsafe(start, loop).result(30)
         try:
             yield Served(f"127.0.0.1:{running.port}", running, loop)
@@ -194,6 +214,8 @@ class Stubs:
         self._channel = grpc.insecure_channel(target)
         self.search: Any = SearchServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self.items: Any = ItemServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        self.indexes: Any = IndexServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        self.operations: Any = operations_pb2_grpc.OperationsStub(self._channel)
 
     def found(self, **request: Any) -> list[str]:
         """The ids of a search's hits."""
@@ -208,6 +230,14 @@ class Stubs:
         """The results of a batch."""
         answer = self.items.BatchDeleteItems(BatchDeleteItemsRequest(items=items, **request), timeout=30)
         return list(answer.results)
+
+    def ended(self, operation: Any, timeout_s: float = 60) -> Any:
+        """An operation once it is done."""
+        request = operations_pb2.WaitOperationRequest(name=operation.name)
+        request.timeout.FromMilliseconds(int(timeout_s * 1000))
+        done = self.operations.WaitOperation(request, timeout=timeout_s + 10)
+        assert done.done, done
+        return done
 
     def __enter__(self) -> Self:
         return self

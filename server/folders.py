@@ -1,0 +1,57 @@
+"""Which paths of this machine requests may name."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from server.errors import InvalidPath, PathExists, PathNotAllowed, PathNotFound
+
+
+@dataclass(frozen=True)
+class Folders:
+    """The folders that requests may read from and write to; none unless whoever starts the server says so."""
+
+    read: tuple[Path, ...] = ()
+    write: tuple[Path, ...] = ()
+
+    def to_read(self, path: str) -> Path:
+        """A path that is to be read.
+
+        Raises:
+            InvalidPath, PathNotAllowed: see `_inside`.
+            PathNotFound: there is nothing.
+        """
+        found = _inside(path, self.read, "--allow-read")
+        if "{" not in found.name and not found.exists():  # a brace pattern stands for several
+            raise PathNotFound(f"there is no {path} on the server's machine")
+        return found
+
+    def to_write(self, path: str) -> Path:
+        """A path that is to be made.
+
+        Raises:
+            InvalidPath, PathNotAllowed: see `_inside`.
+            PathExists: there is something.
+        """
+        found = _inside(path, self.write, "--allow-write")
+        if os.path.lexists(found):
+            raise PathExists(f"{path} is there already; name another one")
+        return found
+
+
+def _inside(path: str, folders: Sequence[Path], option: str) -> Path:
+    """A path in one of some folders, symbolic links followed.
+
+    Raises:
+        InvalidPath: it is not absolute.
+        PathNotAllowed: it is in none of them.
+    """
+    wanted = Path(path)
+    if "\0" in path or not wanted.is_absolute():
+        raise InvalidPath(f"{path!r} is not an absolute path; name one on the server's machine")
+    resolved = wanted.resolve()
+    if not any(resolved.is_relative_to(folder.resolve()) for folder in folders):
+        allowed = ", ".join(map(str, folders)) or "none"
+        raise PathNotAllowed(f"{path} is in no folder that this server may use for this (serve {option}): {allowed}")
+    return Path(os.path.normpath(wanted))

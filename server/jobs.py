@@ -1,0 +1,177 @@
+"""Long work: child processes of the `kinsight` command, which outlive no server but can be gone on with by the next.
+
+A child writes the record of its operation in the store (`indexer.operations`); a server only starts children, and
+says what became of one that could not say it itself. What a child does never touches serving.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import uuid
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import IO
+
+from indexer import operations
+from indexer.catalog import RequestReused
+from indexer.locks import is_held
+from indexer.operations import Operation, OperationError
+from indexer.store import Store
+from server.errors import BuildInProgress, LearningInProgress, OperationFailed
+
+NICENESS = 10  # of children: searches come first
+END_TIMEOUT_S = 5.0  # until a child that was asked to end is killed
+BUILDS = ("build", "rebuild")
+_TOLD_CHARACTERS = 500  # of what a child that failed wrote last
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Job:
+    """Something long to do.
+
+    Attributes:
+        kind: of the operation.
+        index: what it is about.
+        words: of the `kinsight` command, without --store.
+    """
+
+    kind: str
+    index: str
+    words: tuple[str, ...]
+
+    @property
+    def learns(self) -> bool:
+        """Whether it trains a model."""
+        return "--learn" in self.words
+
+
+class Jobs:
+    """The operations of a store, and the processes that this server started for them."""
+
+    def __init__(self, store: Store) -> None:
+        self.directory = store.operations
+        self.store = store
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}  # by operation
+        self._cancelled = set[str]()
+        self._starting = threading.Lock()
+        self._ending = False
+
+    async def start(self, job: Job, request_id: str = "") -> Operation:
+        """Start a job, or find the operation that the same request started before.
+
+        Raises:
+            RequestReused: the request id came with another job before.
+            BuildInProgress: a version of that index is being built.
+            LearningInProgress: a model is being trained.
+        """
+        return await asyncio.to_thread(self._start, job, request_id)
+
+    def resume(self) -> None:
+        """Go on with what an earlier server of this store started and did not see the end of."""
+        for operation in operations.list_operations(self.directory):
+            # Only servers give request ids: what somebody started by hand is theirs to go on with.
+            if operation.state in ("queued", "interrupted") and operation.request_id:
+                log.info("going on with %s", operation.id)
+                self._spawn(operation)
+
+    async def cancel(self, identity: str) -> None:
+        """Ask the process of an operation to end; nothing happens to one that has ended.
+
+        Raises:
+            NoSuchOperation: there is no such one.
+        """
+        self._cancelled.add(identity)
+        with suppress(operations.OperationEnded):
+            await asyncio.to_thread(operations.cancel, self.directory, identity)
+
+    async def close(self) -> None:
+        """End all processes as if they had been killed, so that the next server goes on with what they did."""
+        self._ending = True
+        await asyncio.to_thread(self._end)
+
+    def _start(self, job: Job, request_id: str) -> Operation:
+        arguments = (*job.words, "--store", str(self.store.root.absolute()), "--json")
+        with self._starting:
+            known = operations.list_operations(self.directory)
+            for operation in known:
+                if request_id and operation.request_id == request_id:
+                    return _same(operation, arguments)
+            self._check_alone(job, known)
+            asked = request_id or str(uuid.uuid4())
+            operation = operations.queue(self.directory, job.kind, job.index, arguments, request_id=asked)
+            self._spawn(operation)
+            return operation
+
+    def _check_alone(self, job: Job, known: Sequence[Operation]) -> None:
+        at_work = [one for one in known if one.state == "running" or one.id in self._processes]
+        if job.kind in BUILDS:
+            busy = [one.id for one in at_work if one.kind in BUILDS and one.index == job.index]
+            if busy or is_held(self.store.index(job.index) / ".builder"):
+                doing = f"operations/{busy[0]}" if busy else "another process"
+                raise BuildInProgress(f"{doing} is building index {job.index} already; wait for it or cancel it")
+        if job.learns:
+            busy = [one.id for one in at_work if "--learn" in one.arguments]
+            if busy or is_held(self.store.root / ".learner"):
+                doing = f"operations/{busy[0]}" if busy else "another process"
+                raise LearningInProgress(f"{doing} is learning in this store already; wait for it or cancel it")
+
+    def _spawn(self, operation: Operation) -> None:
+        words = [sys.executable, "-m", "clients.cli", *operation.arguments, "--operation", operation.id]
+        told = tempfile.TemporaryFile()  # noqa: SIM115  closed by who follows the process
+        nothing = subprocess.DEVNULL
+        process = subprocess.Popen(words, stdin=nothing, stdout=nothing, stderr=told)  # noqa: S603  our own command
+        with suppress(ProcessLookupError):  # it has ended already
+            os.setpriority(os.PRIO_PROCESS, process.pid, NICENESS)
+        self._processes[operation.id] = process
+        threading.Thread(target=self._follow, args=(operation.id, process, told), daemon=True).start()
+
+    def _follow(self, identity: str, process: subprocess.Popen[bytes], told: IO[bytes]) -> None:
+        with told:
+            code = process.wait()
+            if not self._ending:
+                self._settle(identity, code, told)
+        del self._processes[identity]
+
+    def _settle(self, identity: str, code: int, told: IO[bytes]) -> None:
+        """Write how an operation ended where its process did not."""
+        with suppress(OperationFailed, OperationError):  # the first is ours; the other: it did write it
+            if identity in self._cancelled:
+                operations.cancel(self.directory, identity)
+                return
+            with operations.running(self.directory, identity):
+                raise OperationFailed(f"{_ended(code, told)}; the same request again goes on where it was")
+
+    def _end(self) -> None:
+        processes = list(self._processes.values())
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            try:
+                process.wait(END_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def _same(operation: Operation, arguments: Sequence[str]) -> Operation:
+    if operation.arguments != tuple(arguments):
+        raise RequestReused(
+            f"request id {operation.request_id!r} came before with another request, operations/{operation.id}; "
+            "use a new id"
+        )
+    return operation
+
+
+def _ended(code: int, told: IO[bytes]) -> str:
+    if code < 0:
+        return f"its process was killed by {signal.Signals(-code).name}"
+    told.seek(0)
+    last = told.read().decode(errors="replace").strip()[-_TOLD_CHARACTERS:]
+    return f"its process ended with exit code {code}: {last or 'it said nothing'}"

@@ -1,0 +1,121 @@
+"""Records of operations as google.longrunning.Operation."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from google.longrunning import operations_pb2
+from google.protobuf import duration_pb2  # type: ignore[import-untyped]
+from google.protobuf.message import Message  # type: ignore[import-untyped]
+from google.rpc import code_pb2, status_pb2
+from kinsight.v1 import index_service_pb2, item_service_pb2
+from kinsight.v1.operation_metadata_pb2 import OperationMetadata
+
+from indexer.operations import UNFINISHED, NoSuchOperation, Operation
+from indexer.store import Store
+from server import descriptions, errors
+from server.errors import VersionNotFound
+from server.indexes import Indexes
+
+PREFIX = "operations/"
+
+_STATES = {
+    "queued": OperationMetadata.STATE_QUEUED,
+    "running": OperationMetadata.STATE_RUNNING,
+    "interrupted": OperationMetadata.STATE_INTERRUPTED,
+    "done": OperationMetadata.STATE_SUCCEEDED,
+    "failed": OperationMetadata.STATE_FAILED,
+    "cancelled": OperationMetadata.STATE_CANCELLED,
+}
+KINDS = {
+    "import": OperationMetadata.KIND_IMPORT,
+    "export": OperationMetadata.KIND_EXPORT,
+    "build": OperationMetadata.KIND_BUILD,
+    "rebuild": OperationMetadata.KIND_BUILD,
+    "evaluate": OperationMetadata.KIND_EVALUATE,
+    "snapshot": OperationMetadata.KIND_SNAPSHOT,
+    "restore": OperationMetadata.KIND_RESTORE,
+}
+
+
+def identity_of(name: str) -> str:
+    """The id in the name of an operation; raises NoSuchOperation."""
+    if not name.startswith(PREFIX):
+        raise NoSuchOperation(f"{name!r} is not the name of an operation; they are called {PREFIX}ID")
+    return name.removeprefix(PREFIX)
+
+
+def message(indexes: Indexes, store: Store, operation: Operation) -> operations_pb2.Operation:
+    """An operation with how far it is, and its response or error once it ended; reads disks."""
+    told = operations_pb2.Operation(name=PREFIX + operation.id, done=operation.state not in UNFINISHED)
+    told.metadata.Pack(metadata(operation))
+    if operation.state == "done":
+        told.response.Pack(_response(indexes, store, operation))
+    elif operation.state == "failed":
+        told.error.CopyFrom(errors.status_by_name(operation.error_types, operation.error))
+    elif operation.state == "cancelled":
+        told.error.CopyFrom(status_pb2.Status(code=code_pb2.CANCELLED, message="the operation was cancelled"))
+    return told
+
+
+def is_ours(operation: Operation) -> bool:
+    """Whether it is of a kind that this service knows; a training by hand, say, is not."""
+    return operation.kind in KINDS
+
+
+def metadata(operation: Operation) -> OperationMetadata:
+    """How far an operation is."""
+    eta = None
+    if operation.eta_s is not None:
+        eta = duration_pb2.Duration()
+        eta.FromMilliseconds(int(operation.eta_s * 1000))
+    return OperationMetadata(
+        kind=KINDS[operation.kind],
+        index=operation.index,
+        state=_STATES[operation.state],
+        stage=operation.stage,
+        done=operation.done,
+        total=operation.total,
+        rate=operation.rate,
+        eta=eta,
+        start_time=descriptions.timestamp(operation.started),
+        update_time=descriptions.timestamp(operation.updated),
+        end_time=None if operation.state in UNFINISHED else descriptions.timestamp(operation.updated),
+    )
+
+
+def _response(indexes: Indexes, store: Store, operation: Operation) -> Message:
+    result = operation.result
+    match operation.kind:
+        case "import":
+            known = _of(result, "imported", "unchanged", "failed", "failures", "warnings")
+            return item_service_pb2.ImportItemsResponse(**known)
+        case "export":
+            return item_service_pb2.ExportItemsResponse(**_of(result, "path", "items", "bytes", "model", "sequence"))
+        case "snapshot":
+            known = _of(result, "directory", "version", "sequence", "bytes")
+            return index_service_pb2.SnapshotIndexResponse(**known)
+        case "restore":
+            return descriptions.index(store, indexes, result["index"])
+        case "evaluate":
+            return descriptions.evaluation(result["version"], result["recall"], result["comparison"])
+    return _built(store, operation)
+
+
+def _built(store: Store, operation: Operation) -> index_service_pb2.BuildVersionResponse:
+    result = operation.result
+    try:
+        built = descriptions.one_version(store, operation.index, result["version"])
+    except VersionNotFound:  # deleted since
+        built = index_service_pb2.Version(index=operation.index, version=result["version"], model=result["model"])
+    return index_service_pb2.BuildVersionResponse(
+        version=built,
+        evaluation=descriptions.evaluation(result["version"], result["recall"], result["comparison"]),
+        reused=result["reused"],
+        embedded=result["decoded"],
+        failed=len(result["skipped"]),
+        warnings=result["warnings"],
+    )
+
+
+def _of(result: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: result[name] for name in names}

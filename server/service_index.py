@@ -1,0 +1,263 @@
+"""kinsight.v1.IndexService: requests to operations and swaps, and answers to responses, nothing else."""
+
+import asyncio
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import grpc
+from google.longrunning import operations_pb2
+from google.protobuf import empty_pb2  # type: ignore[import-untyped]
+from kinsight.v1 import index_service_pb2 as pb
+from kinsight.v1 import index_service_pb2_grpc
+
+from indexer import adopt, version
+from indexer.store import NotFound
+from server import descriptions, errors, progress
+from server.admission import Admission
+from server.errors import (
+    IndexExists,
+    IndexNameInvalid,
+    MinRecallOutOfRange,
+    ModelNotFound,
+    NothingToRollBack,
+    StaleEtag,
+    VersionInUse,
+)
+from server.folders import Folders
+from server.indexes import Indexes
+from server.jobs import Job, Jobs
+from server.paging import Page, part
+from server.service_items import check_request_id
+
+_Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class IndexService(index_service_pb2_grpc.IndexServiceServicer):
+    """The service over the versions of a store's indexes."""
+
+    def __init__(self, indexes: Indexes, admission: Admission, jobs: Jobs, folders: Folders) -> None:
+        self._store = jobs.store
+        self._indexes = indexes
+        self._admission = admission
+        self._jobs = jobs
+        self._folders = folders
+        self._pointing = threading.Lock()  # an etag is compared and the pointer moved in one step
+
+    async def ListIndexes(  # noqa: N802 - gRPC's name
+        self, request: pb.ListIndexesRequest, context: _Context
+    ) -> pb.ListIndexesResponse:
+        """Answers IndexService.ListIndexes; see the proto."""
+        try:
+            with self._admission.admit(0):
+                page = Page.asked(request.page_size, request.page_token, "indexes")
+                return await asyncio.to_thread(self._list_indexes, page)
+        except Exception as error:
+            await errors.abort(context, error)
+
+    async def GetIndex(self, request: pb.GetIndexRequest, context: _Context) -> pb.Index:  # noqa: N802 - gRPC's name
+        """Answers IndexService.GetIndex; see the proto."""
+        try:
+            with self._admission.admit(0):
+                return await asyncio.to_thread(self._index, request.index)
+        except Exception as error:
+            await errors.abort(context, error)
+
+    async def GetIndexStats(  # noqa: N802 - gRPC's name
+        self, request: pb.GetIndexStatsRequest, context: _Context
+    ) -> pb.IndexStats:
+        """Answers IndexService.GetIndexStats; see the proto."""
+        try:
+            with self._admission.admit(0):
+                served = self._indexes.get(request.index)
+                return await asyncio.to_thread(descriptions.index_stats, self._store, served)
+        except Exception as error:
+            await errors.abort(context, error)
+
+    async def BuildVersion(  # noqa: N802 - gRPC's name
+        self, request: pb.BuildVersionRequest, context: _Context
+    ) -> operations_pb2.Operation:
+        """Answers IndexService.BuildVersion; see the proto."""
+        try:
+            with self._admission.admit(0):
+                return await self._start(await asyncio.to_thread(self._build, request), request.request_id)
+        except Exception as error:
+            await errors.abort(context, error)
+
+    async def ActivateVersion(  # noqa: N802 - gRPC's name
+        self, request: pb.ActivateVersionRequest, context: _Context
+    ) -> pb.Index:
+        """Answers IndexService.ActivateVersion; see the proto."""
+        try:
+            with self._admission.admit(0):
+                return await asyncio.to_thread(self._activate, request)
+        except Exception as error:
+            await errors.abort(context, error)
+
+    async def RollbackIndex(  # noqa: N802 - gRPC's name
+        self, request: pb.RollbackIndexRequest, context: _Context
+    ) -> pb.Index:
+        """Answers IndexService.RollbackIndex; see the proto."""
+        try:
+            with self._admission.admit(0):
+                return await asyncio.to_thread(self._roll_back, request)
+        except Exception as error:
+            await errors.abort(context, error)
+
+    async def ListVersions(  # noqa: N802 - gRPC's name
+        self, request: pb.ListVersionsRequest, context: _Context
+    ) -> pb.ListVersionsResponse:
+        """Answers IndexService.ListVersions; see the proto."""
+        try:
+            with self._admission.admit(0):
+                return await asyncio.to_thread(self._list_versions, request)
+        except Exception as error:
+            await errors.abort(context, error)
+
+    async def DeleteVersion(  # noqa: N802 - gRPC's name
+        self, request: pb.DeleteVersionRequest, context: _Context
+    ) -> empty_pb2.Empty:
+        """Answers IndexService.DeleteVersion; see the proto."""
+        try:
+            with self._admission.admit(0):
+                await asyncio.to_thread(self._delete, request)
+                return empty_pb2.Empty()
+        except Exception as error:
+            await errors.abort(context, error)
+
+    async def EvaluateVersion(  # noqa: N802 - gRPC's name
+        self, request: pb.EvaluateVersionRequest, context: _Context
+    ) -> operations_pb2.Operation:
+        """Answers IndexService.EvaluateVersion; see the proto."""
+        try:
+            with self._admission.admit(0):
+                return await self._start(await asyncio.to_thread(self._evaluate, request))
+        except Exception as error:
+            await errors.abort(context, error)
+
+    async def SnapshotIndex(  # noqa: N802 - gRPC's name
+        self, request: pb.SnapshotIndexRequest, context: _Context
+    ) -> operations_pb2.Operation:
+        """Answers IndexService.SnapshotIndex; see the proto."""
+        try:
+            with self._admission.admit(0):
+                return await self._start(await asyncio.to_thread(self._snapshot, request), request.request_id)
+        except Exception as error:
+            await errors.abort(context, error)
+
+    async def RestoreIndex(  # noqa: N802 - gRPC's name
+        self, request: pb.RestoreIndexRequest, context: _Context
+    ) -> operations_pb2.Operation:
+        """Answers IndexService.RestoreIndex; see the proto."""
+        try:
+            with self._admission.admit(0):
+                return await self._start(await asyncio.to_thread(self._restore, request), request.request_id)
+        except Exception as error:
+            await errors.abort(context, error)
+
+    async def _start(self, job: Job, request_id: str = "") -> operations_pb2.Operation:
+        check_request_id(request_id)
+        started = await self._jobs.start(job, request_id)
+        return await asyncio.to_thread(progress.message, self._indexes, self._store, started)
+
+    def _index(self, name: str) -> pb.Index:
+        return descriptions.index(self._store, self._indexes, self._indexes.resolve(name))
+
+    def _list_indexes(self, page: Page) -> pb.ListIndexesResponse:
+        shown = part([(name, name) for name in self._indexes.names()], page)
+        return pb.ListIndexesResponse(indexes=map(self._index, shown.entries), next_page_token=shown.token)
+
+    def _list_versions(self, request: pb.ListVersionsRequest) -> pb.ListVersionsResponse:
+        name = self._indexes.resolve(request.index)
+        page = Page.asked(request.page_size, request.page_token, name)
+        newest_first = reversed(version.list_versions(self._store.index(name)))
+        # Numbers that ascend where versions descend, as pages go by ascending keys.
+        shown = part([(f"{2**63 - number:019}", number) for number in newest_first], page)
+        versions = [descriptions.one_version(self._store, name, number) for number in shown.entries]
+        return pb.ListVersionsResponse(versions=versions, next_page_token=shown.token)
+
+    def _activate(self, request: pb.ActivateVersionRequest) -> pb.Index:
+        name = self._indexes.resolve(request.index)
+        descriptions.one_version(self._store, name, request.version)
+        with self._pointing:
+            self._check_etag(name, request.etag)
+            adopt.activate(self._store.index(name), request.version)
+        self._indexes.serve(name)
+        return self._index(name)
+
+    def _roll_back(self, request: pb.RollbackIndexRequest) -> pb.Index:
+        name = self._indexes.resolve(request.index)
+        with self._pointing:
+            self._check_etag(name, request.etag)
+            if version.previous_version(self._store.index(name)) is None:
+                raise NothingToRollBack(f"index {name} has no version that was active before; activate one by number")
+            version.rollback(self._store.index(name))
+        self._indexes.serve(name)
+        return self._index(name)
+
+    def _check_etag(self, name: str, etag: str) -> None:
+        now = self._index(name)
+        if etag and etag != now.etag:
+            raise StaleEtag(
+                f"index {name} has changed since etag {etag!r}: version {now.active_version} is active, "
+                f"{now.previous_version or 'none'} was before; read it again and decide anew"
+            )
+
+    def _delete(self, request: pb.DeleteVersionRequest) -> None:
+        name = self._indexes.resolve(request.index)
+        descriptions.one_version(self._store, name, request.version)
+        index_dir = self._store.index(name)
+        with self._pointing:
+            if request.version in version.pointed(index_dir):
+                raise VersionInUse(
+                    f"version {request.version} of index {name} is active, or what a rollback goes back to; activate "
+                    "another one first"
+                )
+            version.delete_version(index_dir, request.version)
+
+    def _build(self, request: pb.BuildVersionRequest) -> Job:
+        name = self._indexes.resolve(request.index)
+        words = ["rebuild", name, *self._path("--images", request.images), *self._path("--labels", request.labels)]
+        if request.model:
+            words += ["--model", self._model(request.model)]
+        if request.learn:
+            words += ["--learn"]
+        if request.HasField("min_recall"):
+            if not 0 <= request.min_recall <= 1:
+                raise MinRecallOutOfRange(f"min_recall is {request.min_recall:g}; it must be 0 to 1")
+            words += ["--min-recall", repr(request.min_recall)]
+        if request.HasField("activate") and not request.activate:
+            words += ["--no-activate"]
+        return Job("rebuild", name, tuple(words))
+
+    def _evaluate(self, request: pb.EvaluateVersionRequest) -> Job:
+        name = self._indexes.resolve(request.index)
+        words = ["index", "evaluate", name, *self._path("--labels", request.labels)]
+        if request.version:
+            descriptions.one_version(self._store, name, request.version)
+            words += ["--version", str(request.version)]
+        return Job("evaluate", name, tuple(words))
+
+    def _snapshot(self, request: pb.SnapshotIndexRequest) -> Job:
+        name = self._indexes.resolve(request.index)
+        directory = self._folders.to_write(request.directory)
+        return Job("snapshot", name, ("index", "snapshot", name, str(directory)))
+
+    def _restore(self, request: pb.RestoreIndexRequest) -> Job:
+        try:
+            index_dir = self._store.index(request.index)
+        except ValueError as error:
+            raise IndexNameInvalid(str(error)) from error
+        if index_dir.exists():
+            raise IndexExists(f"index {request.index} is there already; restore under another name")
+        directory = self._folders.to_read(request.directory)
+        return Job("restore", request.index, ("index", "restore", str(directory), "--name", request.index))
+
+    def _path(self, option: str, path: str) -> Sequence[str]:
+        return [option, str(self._folders.to_read(path))] if path else []
+
+    def _model(self, model: str) -> str:
+        try:
+            return self._store.model(model).name
+        except NotFound as error:
+            raise ModelNotFound(str(error)) from error
