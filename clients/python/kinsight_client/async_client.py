@@ -1,23 +1,157 @@
 """The client for asyncio."""
 
-from pathlib import Path
+import math
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from functools import wraps
 from types import TracebackType
-from typing import Self
+from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 
 import grpc
-from kinsight.v1 import search_service_pb2 as pb
-from kinsight.v1.search_service_pb2_grpc import SearchServiceStub
 
-from kinsight_client import messages
+from kinsight_client import channel
+from kinsight_client.calls import Call, Pages, Progress
 from kinsight_client.errors import from_rpc
-from kinsight_client.messages import Embedding, SearchResult
+from kinsight_client.indexes import IndexCalls
+from kinsight_client.items import ItemCalls
+from kinsight_client.operations import Operation, OperationCalls, out_of_time, result_of
+from kinsight_client.search import SearchCalls
+
+C = TypeVar("C")
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
 
 
-class AsyncClient:
-    """Searches on a Kinsight server, on one event loop.
+class Service(Generic[C]):
+    """Makes the calls of one of a server's services, and awaits the answers."""
+
+    def __init__(self, calls: C, timeout_s: float) -> None:
+        self._calls = calls
+        self._timeout_s = timeout_s
+
+    async def _answer(self, call: Call[T]) -> T:
+        try:
+            response = await call.method(call.request, timeout=self._timeout_s)
+        except grpc.RpcError as error:
+            raise from_rpc(error) from error
+        return call.read(response)
+
+
+def _answered(
+    make: Callable[Concatenate[C, P], Call[T]],
+) -> Callable[Concatenate[Service[C], P], Coroutine[Any, Any, T]]:
+    """The method that makes a call and returns its answer."""
+
+    @wraps(make)
+    async def method(self: Service[C], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return await self._answer(make(self._calls, *args, **kwargs))
+
+    return method
+
+
+def _gathered(
+    make: Callable[Concatenate[C, P], Iterator[Call[list[T]]]],
+) -> Callable[Concatenate[Service[C], P], Coroutine[Any, Any, list[T]]]:
+    """The method that makes several calls, one after the other, and returns all their answers."""
+
+    @wraps(make)
+    async def method(self: Service[C], /, *args: P.args, **kwargs: P.kwargs) -> list[T]:
+        return [result for call in make(self._calls, *args, **kwargs) for result in await self._answer(call)]
+
+    return method
+
+
+def _paged(make: Callable[Concatenate[C, P], Pages[T]]) -> Callable[Concatenate[Service[C], P], AsyncIterator[T]]:
+    """The method that goes through all pages, each asked for when it is needed."""
+
+    @wraps(make)
+    async def method(self: Service[C], /, *args: P.args, **kwargs: P.kwargs) -> AsyncIterator[T]:
+        pages, token = make(self._calls, *args, **kwargs), ""
+        while True:
+            results, token = await self._answer(pages.after(token))
+            for result in results:
+                yield result
+            if not token:
+                return
+
+    return method
+
+
+class AsyncItems(Service[ItemCalls]):
+    """The items of the server's indexes."""
+
+    upsert = _answered(ItemCalls.upsert)
+    upsert_many = _gathered(ItemCalls.upsert_many)
+    delete = _answered(ItemCalls.delete)
+    delete_many = _gathered(ItemCalls.delete_many)
+    get = _answered(ItemCalls.get)
+    list = _paged(ItemCalls.list)
+    import_from = _answered(ItemCalls.import_from)
+    export_to = _answered(ItemCalls.export_to)
+
+
+class AsyncIndexes(Service[IndexCalls]):
+    """The server's indexes and their versions."""
+
+    list = _paged(IndexCalls.list)
+    get = _answered(IndexCalls.get)
+    stats = _answered(IndexCalls.stats)
+    versions = _paged(IndexCalls.versions)
+    build = _answered(IndexCalls.build)
+    activate = _answered(IndexCalls.activate)
+    rollback = _answered(IndexCalls.rollback)
+    delete_version = _answered(IndexCalls.delete_version)
+    evaluate = _answered(IndexCalls.evaluate)
+    snapshot = _answered(IndexCalls.snapshot)
+    restore = _answered(IndexCalls.restore)
+
+
+class AsyncOperations(Service[OperationCalls]):
+    """The server's long work."""
+
+    list = _paged(OperationCalls.list)
+    get = _answered(OperationCalls.get)
+    cancel = _answered(OperationCalls.cancel)
+    delete = _answered(OperationCalls.delete)
+
+    async def wait(
+        self, operation: Operation[R], *, progress: Progress | None = None, timeout_s: float | None = None
+    ) -> R:
+        """Wait until an operation has ended.
+
+        Args:
+            operation: as the call that began it, or `get`, returned it.
+            progress: called with stage, done and total, twice a second.
+            timeout_s: most to wait; None for as long as it takes. The operation goes on all the same.
+
+        Returns:
+            Its result.
+
+        Raises:
+            KinsightError: it failed or was cancelled, or the wait did; see `kinsight_client.errors`.
+        """
+        until = math.inf if timeout_s is None else time.monotonic() + timeout_s
+        while not operation.is_done:
+            if time.monotonic() >= until:
+                raise out_of_time(operation)
+            operation = await self._answer(self._calls.wait_briefly(operation.id))
+            if progress is not None:
+                progress(operation.stage, operation.done, operation.total)
+        return result_of(operation)
+
+
+class AsyncClient(Service[SearchCalls]):
+    """A Kinsight server, on one event loop; every method is that of `Client`, to be awaited.
 
     async with AsyncClient("127.0.0.1:50051") as client:
-        result = await client.search(image=Path("shoe.jpg"))
+        await client.items.upsert("shoe", image=Path("shoe.jpg"))
+        result = await client.search(image=Path("another shoe.jpg"))
+
+    Attributes:
+        items: to upsert, delete, read, import and export them.
+        indexes: to build, measure, activate and roll back their versions.
+        operations: to wait for what takes long.
     """
 
     def __init__(self, target: str, *, timeout_s: float = 10.0) -> None:
@@ -27,71 +161,23 @@ class AsyncClient:
             target: `host:port` of a server.
             timeout_s: for each call, retries included.
         """
-        self._timeout_s = timeout_s
-        self._channel = grpc.aio.insecure_channel(target, options=messages.CHANNEL_OPTIONS)
-        self._stub = SearchServiceStub(self._channel)  # type: ignore[no-untyped-call] # generated without types
-        self._health: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(
-            messages.HEALTH_CHECK
-        )
+        self._channel = grpc.aio.insecure_channel(target, options=channel.OPTIONS)
+        super().__init__(SearchCalls(self._channel), timeout_s)
+        self.items = AsyncItems(ItemCalls(self._channel), timeout_s)
+        self.indexes = AsyncIndexes(IndexCalls(self._channel), timeout_s)
+        self.operations = AsyncOperations(OperationCalls(self._channel), timeout_s)
+        self._health: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(channel.HEALTH_CHECK)
 
-    async def search(
-        self,
-        *,
-        image: bytes | Path | None = None,
-        embedding: Embedding | None = None,
-        item: str | None = None,
-        top_k: int = 10,
-        index: str = "",
-        nprobe: int | None = None,
-        exact: bool = False,
-    ) -> SearchResult:
-        """The items nearest to exactly one of an image, an embedding and an item.
-
-        Args:
-            image: the bytes of an image file, or its path.
-            embedding: made by the model of the index.
-            item: id of an item of the index; it is itself among the hits.
-            top_k: most hits, 1 to 1000.
-            index: its name; empty for the server's default.
-            nprobe: inverted lists to scan; None for what the index was measured with.
-            exact: compare with every item.
-
-        Returns:
-            The hits, nearest first, with the index, version and model that they come from.
-
-        Raises:
-            KinsightError: see `kinsight_client.errors`.
-            TypeError: not exactly one query is given.
-            OSError: the image's path can't be read.
-        """
-        request = messages.search_request(
-            image=image, embedding=embedding, item=item, top_k=top_k, index=index, nprobe=nprobe, exact=exact
-        )
-        try:
-            return messages.search_result(await self._stub.Search(request, timeout=self._timeout_s))
-        except grpc.RpcError as error:
-            raise from_rpc(error) from error
-
-    async def embed(self, image: bytes | Path, *, index: str = "") -> Embedding:
-        """The embedding of an image under the model of an index, to keep and search with later.
-
-        Raises:
-            KinsightError: see `kinsight_client.errors`.
-            OSError: the image's path can't be read.
-        """
-        request = pb.EmbedRequest(index=index, image=messages.image_bytes(image))
-        try:
-            return messages.embedding_of(await self._stub.Embed(request, timeout=self._timeout_s))
-        except grpc.RpcError as error:
-            raise from_rpc(error) from error
+    search = _answered(SearchCalls.search)
+    embed = _answered(SearchCalls.embed)
 
     async def ready(self) -> bool:
         """Whether a server answers at the target and has an index to search."""
         try:
-            status = await self._health(messages.HEALTH_REQUEST, timeout=self._timeout_s)
+            status = await self._health(channel.HEALTH_REQUEST, timeout=self._timeout_s)
         except grpc.RpcError:  # not there, or not a server of ours: not ready either way
             return False
-        return bool(status == messages.HEALTH_SERVING)
+        return bool(status == channel.HEALTH_SERVING)
 
     async def close(self) -> None:
         """Close the connection; calls in progress end."""

@@ -1,9 +1,14 @@
-"""What a call can raise.
+"""What a call can raise, and what an item of a batch or an operation can fail with.
 
 KinsightError             any failed call; carries the code, the stable reason and the message
-├── InvalidArgument       the request is wrong in itself: the image, the embedding, top_k, nprobe
-├── NotFound              no such index or item
-├── FailedPrecondition    the embedding was made by another model than the index's
+├── InvalidArgument       the request is wrong in itself: the image, the embedding, the filter, a page, a path
+├── NotFound              no such index, item, version or operation
+├── AlreadyExists         the file, the directory or the index to make is there already
+├── PermissionDenied      the path is in no folder that the server was allowed to use
+├── FailedPrecondition    the embedding was made by another model than the index's, or a version is in use
+├── Aborted               the index was changed since its etag was read, or is being built by someone else
+├── Cancelled             the operation was cancelled
+├── DataLoss              a file of the server is damaged; the message names it
 ├── ResourceExhausted     the server is busy, or the message is too large
 ├── Unavailable           no server there, or one that starts, stops or has no index yet; retries were made
 └── DeadlineExceeded      no answer within timeout_s
@@ -13,7 +18,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 import grpc
-from google.rpc import error_details_pb2, status_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 _DETAILS_KEY = "grpc-status-details-bin"
 
@@ -39,15 +44,35 @@ class KinsightError(Exception):
 
 
 class InvalidArgument(KinsightError):
-    """The request is wrong in itself: the image, the embedding, top_k or nprobe."""
+    """The request is wrong in itself: the image, the embedding, the filter, a page token or a path."""
 
 
 class NotFound(KinsightError):
-    """The server has no such index, or the index no such item."""
+    """The server has no such index, item, version or operation."""
+
+
+class AlreadyExists(KinsightError):
+    """The file, the directory or the index that was to be made is there already."""
+
+
+class PermissionDenied(KinsightError):
+    """The path lies in no folder that the server was allowed to read or write."""
 
 
 class FailedPrecondition(KinsightError):
-    """The embedding was made by another model than the index's."""
+    """The embedding was made by another model than the index's, or the version is in use."""
+
+
+class Aborted(KinsightError):
+    """The index was changed since its etag was read, or somebody else is building it."""
+
+
+class Cancelled(KinsightError):
+    """The operation was cancelled."""
+
+
+class DataLoss(KinsightError):
+    """A file of the server is damaged; the message names it."""
 
 
 class ResourceExhausted(KinsightError):
@@ -62,29 +87,41 @@ class DeadlineExceeded(KinsightError):
     """No answer came within timeout_s."""
 
 
-_BY_CODE: Mapping[grpc.StatusCode, type[KinsightError]] = {
-    grpc.StatusCode.INVALID_ARGUMENT: InvalidArgument,
-    grpc.StatusCode.NOT_FOUND: NotFound,
-    grpc.StatusCode.FAILED_PRECONDITION: FailedPrecondition,
-    grpc.StatusCode.RESOURCE_EXHAUSTED: ResourceExhausted,
-    grpc.StatusCode.UNAVAILABLE: Unavailable,
-    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
+_BY_CODE: Mapping[str, type[KinsightError]] = {
+    "INVALID_ARGUMENT": InvalidArgument,
+    "NOT_FOUND": NotFound,
+    "ALREADY_EXISTS": AlreadyExists,
+    "PERMISSION_DENIED": PermissionDenied,
+    "FAILED_PRECONDITION": FailedPrecondition,
+    "ABORTED": Aborted,
+    "CANCELLED": Cancelled,
+    "DATA_LOSS": DataLoss,
+    "RESOURCE_EXHAUSTED": ResourceExhausted,
+    "UNAVAILABLE": Unavailable,
+    "DEADLINE_EXCEEDED": DeadlineExceeded,
 }
 
 
 def from_rpc(error: grpc.RpcError) -> KinsightError:
     """The error of a failed gRPC call, with what the server's google.rpc.ErrorInfo says."""
     code: grpc.StatusCode = error.code()
-    info = _error_info(error)
-    kind = _BY_CODE.get(code, KinsightError)
-    return kind(code.name, info.reason, error.details() or "", MappingProxyType(dict(info.metadata)))
-
-
-def _error_info(error: grpc.RpcError) -> error_details_pb2.ErrorInfo:
-    info = error_details_pb2.ErrorInfo()
     # pairs of key and value, which the type stubs do not know
     trailing: dict[str, bytes] = dict(error.trailing_metadata() or ())  # type: ignore[arg-type]
-    for detail in status_pb2.Status.FromString(trailing.get(_DETAILS_KEY, b"")).details:
+    status = status_pb2.Status.FromString(trailing.get(_DETAILS_KEY, b""))
+    return _error(code.name, error.details() or "", status)
+
+
+def from_status(status: status_pb2.Status) -> KinsightError | None:
+    """The error of one item of a batch, or of an operation; None where the status is OK."""
+    if status.code == code_pb2.OK:
+        return None
+    return _error(code_pb2.Code.Name(status.code), status.message, status)
+
+
+def _error(code: str, message: str, status: status_pb2.Status) -> KinsightError:
+    info = error_details_pb2.ErrorInfo()
+    for detail in status.details:
         if detail.Unpack(info):
             break
-    return info
+    kind = _BY_CODE.get(code, KinsightError)
+    return kind(code, info.reason, message, MappingProxyType(dict(info.metadata)))

@@ -1,74 +1,20 @@
-"""What both clients share: requests from arguments, results from responses, and how the channel behaves."""
+"""What searches and items are made of: the typed forms of the messages, and how they are read and written."""
 
-import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from kinsight.v1 import search_service_pb2 as pb
+from google.protobuf import json_format, struct_pb2  # type: ignore[import-untyped]
+from kinsight.v1 import item_service_pb2, search_service_pb2
 
-HEALTH_CHECK = "/grpc.health.v1.Health/Check"
-# The two messages of a health check that matter, as bytes: an empty HealthCheckRequest asks for the whole server,
-# and a HealthCheckResponse is one enum. It spares every user of the client one more package.
-HEALTH_REQUEST = b""
-HEALTH_SERVING = b"\x08\x01"
+from kinsight_client.errors import KinsightError, from_status
 
-# gRPC's own retries: UNAVAILABLE only, the one code that says that the request was not worked on. Searches change
-# nothing, so a repeated one is harmless. Five attempts wait 3 s together, enough for a server that restarts.
-_SERVICE_CONFIG = {
-    "methodConfig": [
-        {
-            "name": [{"service": "kinsight.v1.SearchService"}],
-            "retryPolicy": {
-                "maxAttempts": 5,
-                "initialBackoff": "0.2s",
-                "maxBackoff": "2s",
-                "backoffMultiplier": 2,
-                "retryableStatusCodes": ["UNAVAILABLE"],
-            },
-        }
-    ]
-}
-CHANNEL_OPTIONS = (
-    ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
-    # A request is only retried while a copy is kept; gRPC's 256 KiB would leave out most photographs.
-    ("grpc.per_rpc_retry_buffer_size", 64 * 2**20),
-    # Reconnect as quickly as the retries come; gRPC's 1 s to 120 s would fail them all on one refused connection.
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 2000),
-)
+Payload = Mapping[str, Any]
 
-
-@dataclass(frozen=True)
-class Hit:
-    """One item that was found.
-
-    Attributes:
-        item: its id in the index.
-        similarity: cosine between the query and the item, -1 to 1; higher is nearer.
-    """
-
-    item: str
-    similarity: float
-
-
-@dataclass(frozen=True)
-class SearchResult:
-    """The answer to a search.
-
-    Attributes:
-        hits: nearest first.
-        index: name of the index that was searched.
-        version: its version.
-        model: id of the model whose metric the similarities are in.
-    """
-
-    hits: tuple[Hit, ...]
-    index: str
-    version: int
-    model: str
+_EXACT = 2**53  # integers up to here are exact as the float64 that payloads travel as
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,35 +30,135 @@ class Embedding:
     values: npt.NDArray[np.float32]
 
 
-def search_request(
-    *,
-    image: bytes | Path | None,
-    embedding: Embedding | None,
-    item: str | None,
-    top_k: int,
-    index: str,
-    nprobe: int | None,
-    exact: bool,
-) -> pb.SearchRequest:
-    """The request of a search.
+@dataclass(frozen=True)
+class Hit:
+    """One item that was found.
+
+    Attributes:
+        item: its id in the index.
+        similarity: cosine between the query and the item, -1 to 1; higher is nearer.
+        payload: what is kept with the item; None where it was not asked for, or there is none.
+    """
+
+    item: str
+    similarity: float
+    payload: Payload | None = None
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """The answer to a search.
+
+    Attributes:
+        hits: nearest first; with `diversity`, in the order in which they were chosen.
+        index: name of the index that was searched.
+        version: its version.
+        model: id of the model whose metric the similarities are in.
+    """
+
+    hits: tuple[Hit, ...]
+    index: str
+    version: int
+    model: str
+
+
+@dataclass(frozen=True, eq=False)
+class Upsert:
+    """An item to put into an index: an image, an embedding, or neither to change only the payload of an item there.
+
+    Attributes:
+        item: its id, 1 to 1024 bytes of UTF-8 without control characters.
+        image: the bytes of an image file, or its path, which is read when it is sent.
+        embedding: made by the model of the index.
+        payload: a JSON object to keep with it, at most 64 KiB; empty for none, None for the one that the item has.
 
     Raises:
-        TypeError: not exactly one of image, embedding and item is given.
-        OSError: the image's path can't be read.
+        TypeError: there are an image and an embedding.
+        ValueError: the payload is not a JSON object, or has an integer beyond 2^53.
     """
-    if sum(query is not None for query in (image, embedding, item)) != 1:
-        raise TypeError("search by exactly one of image, embedding and item")
-    request = pb.SearchRequest(index=index, top_k=top_k)
-    if nprobe is not None or exact:
-        request.params.CopyFrom(pb.SearchParams(nprobe=nprobe, exact=exact))
-    if embedding is not None:
-        request.embedding.model = embedding.model
-        request.embedding.values.extend(np.asarray(embedding.values, np.float32).tolist())
-    if image is not None:
-        request.image = image_bytes(image)
-    if item is not None:
-        request.item = item
-    return request
+
+    item: str
+    image: bytes | Path | None = None
+    embedding: Embedding | None = None
+    payload: Payload | None = None
+
+    def __post_init__(self) -> None:
+        if self.image is not None and self.embedding is not None:
+            raise TypeError(f"item {self.item!r} has an image and an embedding; an upsert takes one of them")
+        if self.payload is not None:
+            _check_payload(self.item, self.payload)
+
+
+@dataclass(frozen=True)
+class ItemResult:
+    """What became of one item of a batch.
+
+    Attributes:
+        item: its id.
+        sequence: the number of this change; 0 where it failed, and where nothing had to change.
+        error: why the item was left as it was; None where it was taken.
+    """
+
+    item: str
+    sequence: int
+    error: KinsightError | None
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing that can be found in an index.
+
+    Attributes:
+        item: its id.
+        payload: what is kept with it; None for nothing.
+        sequence: the number of its last change in the index; the higher, the later.
+        sha256: of the image file's bytes, in hexadecimal; empty for an item that was upserted by its embedding.
+        searchable: False while only an embedding of another model than the index's is known.
+    """
+
+    item: str
+    payload: Payload | None
+    sequence: int
+    sha256: str
+    searchable: bool
+
+
+@dataclass(frozen=True)
+class ImportResult:
+    """What an import did.
+
+    Attributes:
+        imported: how many items are new or changed.
+        unchanged: how many were there already, with the same bytes and payload.
+        failed: how many images were left out.
+        failures: why, by item; the first 1000 of them.
+        warnings: what could not be used as a whole, each a sentence.
+    """
+
+    imported: int
+    unchanged: int
+    failed: int
+    failures: Mapping[str, str] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What an export wrote.
+
+    Attributes:
+        path: the file, on the server's machine.
+        items: how many it holds.
+        bytes: its size.
+        model: id of the model that made its embeddings.
+        sequence: it holds every change up to this one.
+    """
+
+    path: str
+    items: int
+    bytes: int
+    model: str
+    sequence: int
 
 
 def image_bytes(image: bytes | Path) -> bytes:
@@ -120,12 +166,75 @@ def image_bytes(image: bytes | Path) -> bytes:
     return image.read_bytes() if isinstance(image, Path) else image
 
 
-def search_result(response: pb.SearchResponse) -> SearchResult:
+def embedding_message(embedding: Embedding) -> search_service_pb2.Embedding:
+    """The message of an embedding."""
+    values = np.asarray(embedding.values, np.float32)
+    return search_service_pb2.Embedding(model=embedding.model, values=values.tolist())
+
+
+def embedding_of(response: search_service_pb2.EmbedResponse) -> Embedding:
     """The typed form of a response."""
-    hits = tuple(Hit(hit.item, hit.similarity) for hit in response.hits)
+    return Embedding(response.embedding.model, np.array(response.embedding.values, np.float32))
+
+
+def search_result(response: search_service_pb2.SearchResponse) -> SearchResult:
+    """The typed form of a response."""
+    hits = tuple(Hit(hit.item, hit.similarity, _payload_of(hit)) for hit in response.hits)
     return SearchResult(hits, response.index, response.version, response.model)
 
 
-def embedding_of(response: pb.EmbedResponse) -> Embedding:
+def upsert_message(upsert: Upsert) -> item_service_pb2.ItemUpsert:
+    """The message of an upsert; raises OSError where the image's path can't be read."""
+    message = item_service_pb2.ItemUpsert(item=upsert.item)
+    if upsert.image is not None:
+        message.image = image_bytes(upsert.image)
+    if upsert.embedding is not None:
+        message.embedding.CopyFrom(embedding_message(upsert.embedding))
+    if upsert.payload is not None:
+        message.payload.CopyFrom(struct_pb2.Struct())  # set, even if there is nothing in it
+        message.payload.update(upsert.payload)
+    return message
+
+
+def item_of(message: item_service_pb2.Item) -> Item:
+    """The typed form of a message."""
+    return Item(message.item, _payload_of(message), message.sequence, message.sha256, message.searchable)
+
+
+def item_results(
+    response: item_service_pb2.BatchUpsertItemsResponse | item_service_pb2.BatchDeleteItemsResponse,
+) -> list[ItemResult]:
     """The typed form of a response."""
-    return Embedding(response.embedding.model, np.array(response.embedding.values, np.float32))
+    return [ItemResult(result.item, result.sequence, from_status(result.status)) for result in response.results]
+
+
+def import_result(response: item_service_pb2.ImportItemsResponse) -> ImportResult:
+    """The typed form of a response."""
+    failures = {failure.item: failure.reason for failure in response.failures}
+    return ImportResult(response.imported, response.unchanged, response.failed, failures, tuple(response.warnings))
+
+
+def export_result(response: item_service_pb2.ExportItemsResponse) -> ExportResult:
+    """The typed form of a response."""
+    return ExportResult(response.path, response.items, response.bytes, response.model, response.sequence)
+
+
+def _payload_of(message: Any) -> Payload | None:
+    # Integers come back as int: a Struct knows float64 only, and MessageToDict makes 3.0 a 3.
+    return json_format.MessageToDict(message.payload) if message.payload.fields else None
+
+
+def _check_payload(item: str, payload: object) -> None:
+    if not isinstance(payload, Mapping):
+        raise ValueError(f"the payload of item {item!r} is {type(payload).__name__}, not a JSON object")
+    rest: list[object] = [dict(payload)]
+    while rest:
+        value = rest.pop()
+        if isinstance(value, dict) and all(isinstance(name, str) for name in value):
+            rest += value.values()
+        elif isinstance(value, list | tuple):
+            rest += value
+        elif isinstance(value, int) and abs(value) > _EXACT:
+            raise ValueError(f"{value} in the payload of item {item!r} is beyond 2^53; write it as text")
+        elif not isinstance(value, str | float | int | None):
+            raise ValueError(f"{value!r} in the payload of item {item!r} can't be written as JSON")

@@ -1,0 +1,55 @@
+"""Calls as values: the same ones are made by the blocking client and by the one for asyncio."""
+
+import uuid
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeAlias, TypeVar
+
+import grpc
+
+Channel: TypeAlias = grpc.Channel | grpc.aio.Channel
+Progress: TypeAlias = Callable[[str, int, int], None]  # of a stage, so much is done of a total
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Call(Generic[T]):
+    """One call of a server.
+
+    Attributes:
+        method: of a gRPC stub.
+        request: its message.
+        read: makes the typed result of the response.
+    """
+
+    method: Callable[..., Any]
+    request: Any
+    read: Callable[[Any], T]
+
+
+@dataclass(frozen=True)
+class Pages(Generic[T]):
+    """Calls of a method that answers page by page (https://google.aip.dev/158), as many as there are pages.
+
+    Attributes:
+        method: of a gRPC stub.
+        request: its message, without a page token.
+        read: makes the typed results of one response.
+    """
+
+    method: Callable[..., Any]
+    request: Any
+    read: Callable[[Any], Iterable[T]]
+
+    def after(self, token: str) -> Call[tuple[list[T], str]]:
+        """The call for the page of a token: its results, and the token of the next page."""
+        request = type(self.request)()
+        request.CopyFrom(self.request)
+        request.page_token = token
+        return Call(self.method, request, lambda response: (list(self.read(response)), response.next_page_token))
+
+
+def unique() -> str:
+    """A request id that no other request has."""
+    return str(uuid.uuid4())

@@ -1,0 +1,41 @@
+"""How a channel to a server behaves: what is retried, how soon it reconnects, and how its health is asked for."""
+
+import json
+
+HEALTH_CHECK = "/grpc.health.v1.Health/Check"
+# The two messages of a health check that matter, as bytes: an empty HealthCheckRequest asks for the whole server,
+# and a HealthCheckResponse is one enum. It spares every user of the client one more package.
+HEALTH_REQUEST = b""
+HEALTH_SERVING = b"\x08\x01"
+
+# gRPC's own retries: UNAVAILABLE only, which says that the server is not there, and not that the request is wrong.
+# Five attempts wait 3 s together, enough for a server that restarts.
+_RETRY = {
+    "maxAttempts": 5,
+    "initialBackoff": "0.2s",
+    "maxBackoff": "2s",
+    "backoffMultiplier": 2,
+    "retryableStatusCodes": ["UNAVAILABLE"],
+}
+# Most requests read, or carry a request id by which the server knows them again. These do not, and the connection may
+# have been lost after the server did what they ask for: doing it again would undo it, fail, or do it twice.
+_NOT_RETRIED = ("RollbackIndex", "ActivateVersion", "DeleteVersion", "EvaluateVersion")
+_INDEX_SERVICE = "kinsight.v1.IndexService"
+_RETRIED = ("kinsight.v1.SearchService", "kinsight.v1.ItemService", _INDEX_SERVICE, "google.longrunning.Operations")
+_SERVICE_CONFIG = {
+    "methodConfig": [
+        {"name": [{"service": service} for service in _RETRIED], "retryPolicy": _RETRY},
+        {"name": [{"service": _INDEX_SERVICE, "method": method} for method in _NOT_RETRIED]},
+    ]
+}
+OPTIONS = (
+    ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
+    # A request is only retried while a copy is kept; gRPC's 256 KiB would leave out most photographs.
+    ("grpc.per_rpc_retry_buffer_size", 64 * 2**20),
+    # Reconnect as quickly as the retries come; gRPC's 1 s to 120 s would fail them all on one refused connection.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2000),
+    # 1,000 items with payloads of 64 KiB each pass any small bound, and answers are only as long as was asked for.
+    ("grpc.max_receive_message_length", -1),
+)

@@ -1,0 +1,148 @@
+"""The calls of IndexService."""
+
+from os import PathLike, fspath
+
+from kinsight.v1 import index_service_pb2 as pb
+from kinsight.v1.index_service_pb2_grpc import IndexServiceStub
+
+from kinsight_client import versions
+from kinsight_client.calls import Call, Channel, Pages, unique
+from kinsight_client.operations import Operation, operation_of
+from kinsight_client.versions import BuildResult, Evaluation, Index, IndexStats, SnapshotResult, Version
+
+PAGE_SIZE = 1000
+
+
+class IndexCalls:
+    """Builds versions of indexes, measures them, and chooses the one that is searched.
+
+    Paths are absolute ones on the server's machine, in folders that it was allowed to use. `index` is the name of an
+    index, empty for the server's default. Every method may raise `KinsightError`: see `kinsight_client.errors`.
+    """
+
+    def __init__(self, channel: Channel) -> None:
+        self._stub = IndexServiceStub(channel)  # type: ignore[no-untyped-call] # generated without types
+
+    def list(self) -> Pages[Index]:
+        """Go through the indexes of the server in the order of their names."""
+        request = pb.ListIndexesRequest(page_size=PAGE_SIZE)
+        return Pages(self._stub.ListIndexes, request, lambda response: map(versions.index_of, response.indexes))
+
+    def get(self, index: str = "") -> Call[Index]:
+        """Which version of an index is searched, and its etag."""
+        return Call(self._stub.GetIndex, pb.GetIndexRequest(index=index), versions.index_of)
+
+    def stats(self, index: str = "") -> Call[IndexStats]:
+        """What an index holds and takes, as it is now."""
+        return Call(self._stub.GetIndexStats, pb.GetIndexStatsRequest(index=index), versions.index_stats)
+
+    def versions(self, index: str = "") -> Pages[Version]:
+        """Go through the versions of an index, newest first."""
+        request = pb.ListVersionsRequest(index=index, page_size=PAGE_SIZE)
+        return Pages(self._stub.ListVersions, request, lambda response: map(versions.version_of, response.versions))
+
+    def build(
+        self,
+        index: str = "",
+        *,
+        images: "str | PathLike[str]" = "",
+        model: str = "",
+        learn: bool = False,
+        min_recall: float | None = None,
+        activate: bool = True,
+        labels: "str | PathLike[str]" = "",
+        request_id: str = "",
+    ) -> Call[Operation[BuildResult]]:
+        """Begin to build the next version of all that is live, which is measured, and activated if it is good enough.
+
+        Args:
+            index: its name; empty for the server's default.
+            images: a collection of new images that becomes part of the index; empty for none.
+            model: id of the model to embed everything with; empty for the active version's.
+            learn: train on from the active version's model on all images, and embed them with what comes of it.
+            min_recall: the recall@10 that it must have to be activated, 0 to 1; None for the server's, 0.95.
+            activate: whether to activate it when it is good enough.
+            labels: a table with the columns path and class_id, only to judge with; empty for none.
+            request_id: marks repetitions, which get the same operation; one of its own if empty.
+
+        Raises:
+            TypeError: both a model and `learn`.
+        """
+        if model and learn:
+            raise TypeError("learning goes on from the index's own model; leave out model")
+        request = pb.BuildVersionRequest(
+            index=index,
+            request_id=request_id or unique(),
+            images=fspath(images),
+            model=model or None,
+            learn=learn or None,
+            min_recall=min_recall,
+            activate=activate,
+            labels=fspath(labels),
+        )
+        return Call(self._stub.BuildVersion, request, operation_of)
+
+    def activate(self, version: int, *, index: str = "", etag: str = "") -> Call[Index]:
+        """Make a version the one that is searched. Not retried.
+
+        Args:
+            version: its number; one that was refused is activated all the same.
+            index: its name; empty for the server's default.
+            etag: of the `Index` that this was decided on: `Aborted` if it has changed since. Empty for in any case.
+        """
+        request = pb.ActivateVersionRequest(index=index, version=version, etag=etag)
+        return Call(self._stub.ActivateVersion, request, versions.index_of)
+
+    def rollback(self, index: str = "", *, etag: str = "") -> Call[Index]:
+        """Make the version that was active before the one that is searched; again, and it is back. Not retried.
+
+        Args:
+            index: its name; empty for the server's default.
+            etag: as for `activate`.
+        """
+        request = pb.RollbackIndexRequest(index=index, etag=etag)
+        return Call(self._stub.RollbackIndex, request, versions.index_of)
+
+    def delete_version(self, version: int, *, index: str = "") -> Call[None]:
+        """Delete a version that is neither active nor the one to roll back to. Not retried."""
+        request = pb.DeleteVersionRequest(index=index, version=version)
+        return Call(self._stub.DeleteVersion, request, lambda _: None)
+
+    def evaluate(
+        self, version: int = 0, *, index: str = "", labels: "str | PathLike[str]" = ""
+    ) -> Call[Operation[Evaluation]]:
+        """Begin to measure a version, as `build` does before it activates one. Not retried.
+
+        Args:
+            version: its number; 0 for the active one.
+            index: its name; empty for the server's default.
+            labels: as for `build`.
+        """
+        request = pb.EvaluateVersionRequest(index=index, version=version, labels=fspath(labels))
+        return Call(self._stub.EvaluateVersion, request, operation_of)
+
+    def snapshot(
+        self, directory: "str | PathLike[str]", *, index: str = "", request_id: str = ""
+    ) -> Call[Operation[SnapshotResult]]:
+        """Begin to copy an index with its model to a directory that is made.
+
+        Args:
+            directory: where to; one that is there already is `AlreadyExists`.
+            index: its name; empty for the server's default.
+            request_id: as for `build`.
+        """
+        request = pb.SnapshotIndexRequest(index=index, request_id=request_id or unique(), directory=fspath(directory))
+        return Call(self._stub.SnapshotIndex, request, operation_of)
+
+    def restore(
+        self, directory: "str | PathLike[str]", *, index: str, request_id: str = ""
+    ) -> Call[Operation[Index]]:
+        """Begin to make an index of a snapshot.
+
+        Args:
+            directory: of the snapshot.
+            index: name of the index to make; one that is there already is `AlreadyExists`.
+            request_id: as for `build`.
+        """
+        request = pb.RestoreIndexRequest(index=index, request_id=request_id or unique(), directory=fspath(directory))
+        return Call(self._stub.RestoreIndex, request, operation_of)

@@ -1,0 +1,166 @@
+"""The calls of google.longrunning.Operations, and what an operation is."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Generic, TypeVar
+
+from google.longrunning import operations_pb2 as pb
+from google.longrunning.operations_pb2_grpc import OperationsStub
+from kinsight.v1 import index_service_pb2, item_service_pb2
+from kinsight.v1.operation_metadata_pb2 import OperationMetadata
+
+from kinsight_client import messages, versions
+from kinsight_client.calls import Call, Channel, Pages
+from kinsight_client.errors import DeadlineExceeded, KinsightError, from_status
+
+R = TypeVar("R")
+
+PAGE_SIZE = 1000
+LOOK_EVERY = timedelta(seconds=0.5)  # while waiting: as often as the server's records are written
+
+_PREFIX = "operations/"
+_RESULTS: Mapping[type[Any], Callable[[Any], Any]] = {
+    item_service_pb2.ImportItemsResponse: messages.import_result,
+    item_service_pb2.ExportItemsResponse: messages.export_result,
+    index_service_pb2.BuildVersionResponse: versions.build_result,
+    index_service_pb2.Evaluation: versions.evaluation_of,
+    index_service_pb2.SnapshotIndexResponse: versions.snapshot_result,
+    index_service_pb2.Index: versions.index_of,
+}
+
+
+@dataclass(frozen=True)
+class Operation(Generic[R]):
+    """Long work of a server, as it was when it was looked at.
+
+    Attributes:
+        id: its id.
+        kind: import, export, build, evaluate, snapshot or restore.
+        index: name of the index that it is about.
+        state: queued, running, interrupted (its process was killed; the server resumes it), succeeded, failed or
+            cancelled.
+        stage: what it is doing, for people.
+        done: how much of the stage is done.
+        total: how much the stage has to do, in its own unit; 0 where that is not known.
+        rate: done a second, over the last seconds.
+        eta_s: until the stage is done; None where that is not known.
+        started: when it was started.
+        updated: when it last told how far it is.
+        ended: when it ended; None until then.
+        is_done: whether it has ended.
+        result: of one that succeeded.
+        error: why one failed, `Cancelled` where it was cancelled.
+    """
+
+    id: str
+    kind: str
+    index: str
+    state: str
+    stage: str
+    done: int
+    total: int
+    rate: float
+    eta_s: float | None
+    started: datetime
+    updated: datetime
+    ended: datetime | None
+    is_done: bool
+    result: R | None
+    error: KinsightError | None
+
+
+class OperationCalls:
+    """Reads, awaits and ends the long work of a server."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._stub = OperationsStub(channel)
+
+    def get(self, id: str) -> Call[Operation[Any]]:  # noqa: A002  as the attribute of an operation
+        """How far an operation is.
+
+        Raises:
+            KinsightError: see `kinsight_client.errors`.
+        """
+        return Call(self._stub.GetOperation, pb.GetOperationRequest(name=_PREFIX + id), operation_of)
+
+    def list(self) -> Pages[Operation[Any]]:
+        """Go through the operations that the server knows, page by page.
+
+        Raises:
+            KinsightError: see `kinsight_client.errors`.
+        """
+        request = pb.ListOperationsRequest(name=_PREFIX.rstrip("/"), page_size=PAGE_SIZE)
+        return Pages(self._stub.ListOperations, request, lambda response: map(operation_of, response.operations))
+
+    def wait_briefly(self, id: str) -> Call[Operation[Any]]:  # noqa: A002  as the attribute of an operation
+        """How far an operation is once it has ended, or `LOOK_EVERY` later."""
+        request = pb.WaitOperationRequest(name=_PREFIX + id)
+        request.timeout.FromTimedelta(LOOK_EVERY)
+        return Call(self._stub.WaitOperation, request, operation_of)
+
+    def cancel(self, id: str) -> Call[None]:  # noqa: A002  as the attribute of an operation
+        """Ask an operation to end; `wait` for it to see when and how it did.
+
+        Raises:
+            KinsightError: see `kinsight_client.errors`.
+        """
+        return Call(self._stub.CancelOperation, pb.CancelOperationRequest(name=_PREFIX + id), lambda _: None)
+
+    def delete(self, id: str) -> Call[None]:  # noqa: A002  as the attribute of an operation
+        """Let the server forget an operation that has ended.
+
+        Raises:
+            KinsightError: see `kinsight_client.errors`.
+        """
+        return Call(self._stub.DeleteOperation, pb.DeleteOperationRequest(name=_PREFIX + id), lambda _: None)
+
+
+def operation_of(message: pb.Operation) -> Operation[Any]:
+    """The typed form of a message."""
+    metadata = OperationMetadata()
+    message.metadata.Unpack(metadata)
+    return Operation(
+        id=message.name.removeprefix(_PREFIX),
+        kind=_word(OperationMetadata.Kind.Name(metadata.kind)),
+        index=metadata.index,
+        state=_word(OperationMetadata.State.Name(metadata.state)),
+        stage=metadata.stage,
+        done=metadata.done,
+        total=metadata.total,
+        rate=metadata.rate,
+        eta_s=metadata.eta.ToTimedelta().total_seconds() if metadata.HasField("eta") else None,
+        started=metadata.start_time.ToDatetime(UTC),
+        updated=metadata.update_time.ToDatetime(UTC),
+        ended=metadata.end_time.ToDatetime(UTC) if metadata.HasField("end_time") else None,
+        is_done=message.done,
+        result=_response_of(message) if message.HasField("response") else None,
+        error=from_status(message.error) if message.HasField("error") else None,
+    )
+
+
+def result_of(operation: Operation[R]) -> R:
+    """The result of an operation that is done; raises the error of one that failed."""
+    if operation.error is not None:
+        raise operation.error
+    assert operation.result is not None  # noqa: S101  what is done has one of the two
+    return operation.result
+
+
+def out_of_time(operation: Operation[Any]) -> DeadlineExceeded:
+    """What waiting for too long raises."""
+    message = f"operation {operation.id} is still {operation.state}, and goes on; wait for it again"
+    return DeadlineExceeded("DEADLINE_EXCEEDED", "", message)
+
+
+def _response_of(message: pb.Operation) -> Any:
+    for kind, read in _RESULTS.items():
+        response = kind()
+        if message.response.Unpack(response):
+            return read(response)
+    raise TypeError(f"{message.response.type_url}: of a newer server than this client")
+
+
+def _word(name: str) -> str:
+    """`KIND_BUILD` as `build`."""
+    return name.partition("_")[2].lower()
