@@ -1,0 +1,241 @@
+"""`kinsight rebuild`, `kinsight operations`, and what `kinsight index` does with versions, as users call them."""
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from clients.cli.command import INTERRUPTED, kinsight
+from indexer import operations
+from indexer.catalog import Catalog
+from indexer.records import Upsert
+from indexer.store import Store
+from indexer.version import active_version, list_versions
+
+Run = Callable[..., Result]
+
+SMALL = [
+    *("--backbone", "test_resnet", "--weights", "none", "--size", "32", "--dim", "16", "--epochs", "1"),
+    *("--set", "run.batch_size=20", "--device", "cpu"),
+]
+
+
+@pytest.fixture
+def run(store: Store) -> Run:
+    """Runs the command in this process, on `store`."""
+
+    def invoke(*words: object) -> Result:
+        return CliRunner().invoke(kinsight, [*map(str, words), "--store", str(store.root)])
+
+    return invoke
+
+
+@pytest.fixture
+def index(run: Run, photos: Path, tiny_model: str, store: Store) -> Path:
+    """The directory of the index `photos`, version 1 of 60 pictures."""
+    assert run("index", "build", "photos", photos, "--model", tiny_model).exit_code == 0
+    return store.index("photos")
+
+
+@pytest.fixture
+def more(photos: Path, tmp_path: Path) -> Path:
+    """A folder with 30 of the photos, and a new one."""
+    folder = tmp_path / "more"
+    shutil.copytree(photos / "garden", folder)
+    (folder / "new.png").write_bytes((photos / "street" / "00.png").read_bytes())
+    return folder
+
+
+@contextmanager
+def started(*words: object) -> Iterator["subprocess.Popen[str]"]:
+    """The command in a process of its own, which takes Ctrl-C also where this one ignores it; killed at the end."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    command = [sys.executable, "-m", "clients.cli", *map(str, words)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        signal.signal(signal.SIGINT, before)
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < deadline, "waited for a minute"
+        time.sleep(0.05)
+
+
+def output_of(result: Result) -> dict[str, object]:
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert isinstance(found, dict)
+    return found
+
+
+def test_a_rebuild_adds_images_and_is_recorded(run: Run, index: Path, more: Path) -> None:
+    """The JSON says what was reused; the operation's record holds the same, and words that call it again."""
+    found = output_of(run("rebuild", "photos", "--images", more, "--json"))
+    assert [found[key] for key in ("version", "count", "reused", "decoded", "activated", "refused")] == [
+        *(2, 91, 91, 0),
+        True,
+        "",
+    ]
+    listed = output_of(run("operations", "list", "--json"))["operations"]
+    assert isinstance(listed, list)
+    assert [(one["kind"], one["state"]) for one in listed] == [("build", "done"), ("rebuild", "done")]
+    shown = output_of(run("operations", "show", listed[1]["id"], "--json"))
+    assert shown["result"] == found
+    assert shown["arguments"][:4] == ["rebuild", "photos", "--images", str(more)]  # type: ignore[index]
+    again = CliRunner().invoke(kinsight, [*shown["arguments"]])  # type: ignore[misc]
+    assert output_of(again)["version"] == 3
+    assert "rebuild" in run("operations", "list").stdout
+
+
+def test_a_refused_candidate_exits_with_1(
+    run: Run, index: Path, photos: Path, make_model: Callable[..., str], store: Store
+) -> None:
+    """It says why on stderr and in JSON, is listed, and can be activated, measured and rolled back by hand."""
+    shutil.rmtree(photos / "garden")
+    result = run("rebuild", "photos", "--model", make_model(store, seed=5), "--json")
+    assert result.exit_code == 1
+    assert "not activated: 30 of 60 items would be lost" in result.stderr
+    assert json.loads(result.stdout)["activated"] is False
+    assert output_of(run("index", "inspect", "photos", "--version", 2, "--json"))["refused"]
+    measured = output_of(run("index", "evaluate", "photos", "--version", 2, "--json"))
+    assert (measured["recall_at_10"], measured["labelled"]) == (1.0, 0)
+    assert measured["comparison"]["compared"] == 30  # type: ignore[index]
+    assert run("index", "activate", "photos", 2).exit_code == 0
+    assert output_of(run("index", "rollback", "photos", "--json"))["version"] == 1
+    assert output_of(run("index", "delete-version", "photos", 2, "--json"))["versions"] == [1]
+
+
+def test_labels_measure_a_version(run: Run, index: Path, tmp_path: Path, photos: Path) -> None:
+    """R@1 by a table of item ids, or of paths; what it names of the split train is left out."""
+    labels = tmp_path / "labels.csv"
+    items = sorted(path.relative_to(photos).as_posix() for path in photos.rglob("*.*g"))
+    split = ["train" if number < 20 else "test" for number in range(60)]
+    rows = [f"{item},{item[:2]},{part}\n" for item, part in zip(items, split, strict=True)]
+    labels.write_text("path,class_id,split\n" + "".join(rows))
+    by_item = output_of(run("index", "evaluate", "photos", "--labels", labels, "--json"))
+    (photos / "labels.csv").write_text(labels.read_text().replace("garden/", f"{photos}/garden/"))
+    by_path = output_of(run("index", "evaluate", "photos", "--labels", photos / "labels.csv", "--json"))
+    assert by_item["labelled"] == by_path["labelled"] == 40
+    assert 0 <= float(str(by_item["recall_at_1"])) <= 1
+    assert "recall_at_1" in run("index", "evaluate", "photos", "--labels", labels).stdout
+
+
+def test_stats_tell_what_a_rebuild_would_fold_in(run: Run, index: Path, tiny_model: str) -> None:
+    """Items beside the version, hidden ones, ones without an embedding of the model; none of it after a fold."""
+    with closing(Catalog(index)) as catalog:
+        vector = np.eye(1, 32, dtype=np.float32)[0]
+        catalog.upsert([Upsert("up", embedding=vector, model=tiny_model)], dim=32)
+        catalog.upsert([Upsert("of another", embedding=vector, model="other")], dim=32)
+        catalog.delete(["garden/01.jpg"])
+    keys = ("items", "delta_items", "hidden_items", "pending_items", "sequence")
+    before = output_of(run("index", "stats", "photos", "--json"))
+    assert [before[key] for key in keys] == [60, 1, 1, 1, 63]
+    assert run("rebuild", "photos").exit_code == 0
+    after = output_of(run("index", "stats", "photos", "--json"))
+    assert [after[key] for key in keys] == [60, 0, 0, 1, 63]
+    assert set(after["disk_bytes"]) == {"catalog", "version/1", "version/2"}  # type: ignore[call-overload]
+
+
+def test_a_snapshot_is_restored_elsewhere(run: Run, index: Path, tmp_path: Path) -> None:
+    """Two commands copy an index into another store; a third call is refused, as it is there."""
+    assert output_of(run("index", "snapshot", "photos", tmp_path / "copy", "--json"))["items"] == 60
+    words = ["index", "restore", str(tmp_path / "copy"), "--store", str(tmp_path / "other"), "--json"]
+    assert output_of(CliRunner().invoke(kinsight, words))["index"] == "photos"
+    refused = CliRunner().invoke(kinsight, words)
+    assert refused.exit_code == 1
+    assert "error: index 'photos' is in" in refused.stderr
+
+
+def test_a_killed_rebuild_is_resumed_by_its_operation(
+    store: Store, run: Run, index: Path, make_model: Callable[..., str]
+) -> None:
+    """SIGKILL leaves an interrupted operation, which `operations resume` brings to its end under the same id."""
+    model = make_model(store, seed=5)
+    place = ["--store", store.root]
+    with started("rebuild", "photos", "--model", model, *place) as process:
+        wait_until(lambda: bool(list(index.glob(".staging-*"))))
+        process.kill()
+        process.wait()
+    last = operations.list_operations(store.operations)[-1]
+    if last.state == "interrupted":  # else it was faster than the signal, and resuming it must be refused
+        with started("operations", "resume", last.id, *place) as process:
+            _, stderr = process.communicate(timeout=60)
+            assert process.returncode == 0, stderr
+    assert operations.find(store.operations, last.id).state == "done"
+    refused = run("operations", "resume", last.id)
+    assert (refused.exit_code, active_version(index)) == (1, 2)
+    assert f"{last.id} is done; call it anew: rebuild photos" in refused.stderr
+
+
+def test_following_a_folder_rebuilds_when_it_changes(store: Store, index: Path, more: Path) -> None:
+    """A new image in the folder is in the next version; old versions do not pile up; Ctrl-C ends it."""
+    words = ["rebuild", "photos", "--images", more, "--follow", "--interval", "0.1", "--keep", "0", "--json"]
+    with started(*words, "--store", store.root) as process:
+        wait_until(lambda: active_version(index) == 2)
+        shutil.copy(more / "new.png", more / "newer.png")
+        wait_until(lambda: active_version(index) == 3)
+        wait_until(lambda: list_versions(index) == [2, 3])
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=30)
+    assert process.returncode == INTERRUPTED, stderr
+    assert [json.loads(line)["count"] for line in stdout.splitlines()] == [91, 92]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--learn", "--model", "m"], "leave out --model"),
+        (["--epochs", "2"], "are of --learn"),
+        (["--follow"], "--follow needs --images"),
+        (["--min-recall", "2"], "is not in the range"),
+    ],
+    ids=["model", "epochs", "follow", "recall"],
+)
+def test_a_wrong_call_of_rebuild_exits_with_2(run: Run, words: list[str], said: str) -> None:
+    """Options that contradict one another are refused before any work."""
+    result = run("rebuild", "photos", *words)
+    assert result.exit_code == 2
+    assert said in re.sub(r"\s+", " ", result.stderr)
+
+
+@pytest.mark.slow
+def test_learning_trains_on_and_embeds_anew(run: Run, store: Store, photos: Path, more: Path) -> None:
+    """`--learn` makes a model from the index's model, and a version by it; killed while training, it goes on."""
+    model = output_of(run("train", photos, *SMALL, "--json"))["model"]
+    run("index", "build", "photos", photos, "--model", model)
+    index_dir = store.index("photos")
+    words = ["rebuild", "photos", "--images", more, "--learn", "--epochs", 1, "--device", "cpu"]
+    with started(*words, "--store", store.root) as process:
+        wait_until(lambda: bool(list((index_dir / ".learning").glob("lesson.json"))))
+        wait_until(lambda: len(list(store.runs.glob("*/recipe.toml"))) == 2)
+        process.kill()
+        process.wait()
+    assert active_version(index_dir) == 1
+    found = output_of(run(*words, "--json"))
+    assert (found["version"], found["count"], found["decoded"]) == (2, 91, 91)
+    assert found["model"] != model
+    assert (len(list(store.runs.iterdir())), (index_dir / ".learning").exists()) == (2, False)
+
+
+@pytest.mark.slow
+def test_a_training_that_fails_touches_nothing(run: Run, index: Path) -> None:
+    """Its own message is the error; the index is as it was."""
+    result = run("rebuild", "photos", "--learn")
+    assert result.exit_code == 1
+    assert "error: learning failed, exit code 1: " in result.stderr
+    assert (active_version(index), list_versions(index)) == (1, [1])
