@@ -1,0 +1,162 @@
+"""Semi-supervised STML and the supervised baseline: what they promise beside STML's own promises."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tests.trainer import small
+from trainer.encoders import Encoder, make_backbone
+from trainer.known import Known
+from trainer.loop import TrainingError
+from trainer.loop import train as run_loop
+from trainer.objective import Batch
+from trainer.objectives.stml import STML
+from trainer.objectives.stml_semi import STMLSemi, with_known
+from trainer.objectives.supervised import Supervised
+from trainer.parts.multi_similarity import multi_similarity
+from trainer.recipe import with_objective
+
+LABEL = torch.tensor([0, 0, 1, 1, 2, -1, -1, -1, 2, -1] * 4)
+
+
+def encoder() -> Encoder:
+    torch.manual_seed(0)
+    backbone = make_backbone("test_resnet", "none", size=32)
+    return Encoder(backbone, nn.Linear(backbone.channels, 8))
+
+
+def semi(label: Tensor = LABEL, apart: Tensor | None = None, **keywords: Any) -> STMLSemi:
+    objective = STMLSemi(encoder(), background_dim=16, classes=2, images=2, **keywords)
+    objective.know(Known(label, apart))
+    return objective.eval()  # BatchNorm would mix the images of a batch
+
+
+def batch_of(index: Tensor, label: Tensor = LABEL) -> Batch:
+    draw = torch.Generator().manual_seed(1)
+    pictures = torch.rand(len(LABEL), 3, 32, 32, generator=draw)
+    noise = torch.rand(2, len(index), 3, 32, 32, generator=draw)
+    return Batch([0.8 * pictures[index] + 0.2 * view for view in noise], index, label[index])
+
+
+def naive_override(similarity: Tensor, label: list[int]) -> Tensor:
+    found = similarity.clone()
+    for i, one in enumerate(label):
+        for j, other in enumerate(label):
+            if one >= 0 and other >= 0:
+                found[i, j] = 1.0 if one == other else 0.0
+    return found
+
+
+def test_what_is_known_replaces_pseudo_labels_and_nothing_else() -> None:
+    """1 for pairs of one class, 0 for pairs of two; what has no label keeps its pseudo-label."""
+    similarity = torch.rand(40, 40, generator=torch.Generator().manual_seed(0))
+    found = with_known(similarity, *Known(LABEL).relations(LABEL, LABEL))
+    assert torch.equal(found, naive_override(similarity, LABEL.tolist()))
+
+
+def test_without_labels_it_is_stml() -> None:
+    """The same order is drawn, and the terms are the same to the bit."""
+    unlabelled = torch.full_like(LABEL, -1)
+    plain, known = STML(encoder(), background_dim=16).eval(), semi(unlabelled)
+    features = torch.randn(40, plain.encoder.backbone.channels, generator=torch.Generator().manual_seed(3))
+    orders = []
+    for objective in (plain, known):
+        torch.manual_seed(4)
+        orders.append(objective.before_epoch(lambda _: features, 20))
+    assert torch.equal(*orders)
+    batch = batch_of(orders[0][0], unlabelled)
+    expected, found = plain.losses(batch), known.losses(batch)
+    assert found == expected
+
+
+def test_the_terms_are_those_of_the_two_losses_on_their_own_images() -> None:
+    """STML's on the neighbours under overridden pseudo-labels, and the multi-similarity loss on those that joined."""
+    objective = semi(supervised_weight=0.5)
+    index = torch.tensor([5, 0, 1, 6, 2, 7, 0, 1, 2, 3])  # the last four have joined
+    batch = batch_of(index)
+    found = objective.losses(batch)
+
+    near = Batch([view[:6] for view in batch.views], index[:6], LABEL[index[:6]])
+    f, g, z = objective._embedded(near)
+    label = LABEL[index[:6]].repeat(2)
+    pseudo = objective._similarity(z, index[:6].repeat(2))
+    expected = objective._terms(f, g, naive_override(pseudo, label.tolist()))
+    joined = F.normalize(torch.cat([objective.encoder(view[6:]) for view in batch.views]), dim=1)
+    label = LABEL[index[6:]].repeat(2)
+    expected["multi_similarity"] = 0.5 * multi_similarity(joined @ joined.T, *Known(LABEL).relations(label, label))
+    assert list(found) == list(expected)
+    for name, term in expected.items():
+        assert found[name].item() == pytest.approx(term.item(), rel=1e-4, abs=1e-6), name
+
+
+def test_labelled_images_join_each_batch() -> None:
+    """After STML's neighbours come as many of each class, and every epoch draws others."""
+    objective = semi()
+    features = torch.randn(40, objective.encoder.backbone.channels)
+    first, second = (objective.before_epoch(lambda _: features, 20) for _ in range(2))
+    assert first.shape == (2, 20 + 4)
+    for step in first[:, -4:]:
+        assert sorted(Counter(LABEL[step].tolist()).values()) == [2, 2]
+    assert not torch.equal(first, second)
+
+
+def test_one_labelled_class_in_few_images_joins_as_often_as_there_are_classes() -> None:
+    """Fewer classes than a batch would have: all that there are."""
+    objective = STMLSemi(encoder(), background_dim=16, classes=8, images=3)
+    objective.know(Known(LABEL))
+    assert objective.joined == 3 * 3
+
+
+def test_pairs_alone_teach_too() -> None:
+    """Known to be apart are only two of three classes: the loss of the third comes from no pair of the others."""
+    apart = torch.tensor([[False, True, False], [True, False, False], [False, False, False]])
+    objective = semi(apart=apart)
+    batch = batch_of(torch.tensor([5, 6, 0, 1, 4, 8]))  # classes 0 and 2 have joined, of which nothing is known
+    assert objective.losses(batch)["multi_similarity"].item() == 0
+    batch = batch_of(torch.tensor([5, 6, 0, 1, 2, 3]))  # classes 0 and 1
+    assert objective.losses(batch)["multi_similarity"].item() > 0
+
+
+@pytest.mark.parametrize("keywords", [{"classes": 1}, {"images": 0}, {"supervised_weight": -1.0}, {"sigma": 0.0}])
+def test_keywords_out_of_range_are_refused(keywords: dict[str, Any]) -> None:
+    """Its own keywords, and those that it passes on to STML."""
+    with pytest.raises(ValueError, match=next(iter(keywords))):
+        STMLSemi(encoder(), **keywords)
+
+
+def test_the_baseline_draws_labelled_images_alone_and_as_many_steps_as_the_others() -> None:
+    """Its epochs compare with those of an objective that learns from all images."""
+    objective = Supervised(encoder(), images=2)
+    objective.know(Known(LABEL))
+    order = objective.before_epoch(lambda _: torch.empty(0), 10)
+    assert order.shape == (4, 6)
+    assert (LABEL[order] >= 0).all()
+    with pytest.raises(ValueError, match="learns from labels alone"):
+        objective.know(Known(torch.full((9,), -1)))
+    with pytest.raises(ValueError, match="images is 0"):
+        Supervised(encoder(), images=0)
+
+
+@pytest.mark.parametrize("name", ["stml_semi", "supervised"])
+def test_a_run_that_learns_from_labels_goes_on_exactly_and_only_with_its_labels(tmp_path: Path, name: str) -> None:
+    """Stopped and resumed, it ends with the weights of one that was not; other labels are refused."""
+    chosen = with_objective(small.recipe(), name)
+
+    def run(directory: Path, label: Tensor = LABEL, progress: Any = small.silent) -> dict[str, Tensor]:
+        objective = small.build(chosen)
+        known = Known(label)
+        run_loop(objective, small.images(), chosen, directory, device=small.CPU, progress=progress, known=known)
+        return objective.state_dict()
+
+    whole = run(tmp_path / "whole")
+    with pytest.raises(small.Stopped):
+        run(tmp_path / "stopped", progress=small.stop_at(3))
+    with pytest.raises(TrainingError, match="the labels to learn from, are not those"):
+        run(tmp_path / "stopped", LABEL.flip(0))
+    resumed = run(tmp_path / "stopped")
+    assert all(torch.equal(value, resumed[key]) for key, value in whole.items())
