@@ -199,3 +199,19 @@ def test_no_damage_crashes(tmp_path: Path) -> None:
             range(len(collection.sources))
         )
     assert outcomes == {"refused", "warned", "listed"}
+
+
+def test_a_table_may_name_images_in_archives(tmp_path: Path) -> None:
+    """A path into an archive is read where it lies; one whose archive lacks it, or is gone, is one bad image."""
+    shard(tmp_path / "shards" / "a.tar", count=2)
+    table = tmp_path / "images.csv"
+    inside = [f"{tmp_path}/shards/a.tar/0001.jpg", "shards/a.tar/0000.jpg", "shards/a.tar/no.jpg", "b.tar/0.jpg"]
+    table.write_text("\n".join(["path", *inside, ""]))
+
+    decoded = {one.source.item: one for one in decode_all(open_collection(table).sources, SPEC)}
+
+    assert sorted(decoded) == ["b.tar/0.jpg", "shards/a.tar/0000.jpg", "shards/a.tar/0001.jpg", "shards/a.tar/no.jpg"]
+    assert decoded["shards/a.tar/0000.jpg"].source.read() == jpeg(0)
+    assert decoded["shards/a.tar/0001.jpg"].source.read() == jpeg(1)
+    assert "does not hold no.jpg any more" in (decoded["shards/a.tar/no.jpg"].error or "")
+    assert "can't be read: No such file" in (decoded["b.tar/0.jpg"].error or "")
