@@ -78,6 +78,10 @@ class Catalog:
         """
         return self._file.write()
 
+    def frozen(self) -> AbstractContextManager[None]:
+        """Read the state of one moment in a block, whatever is written meanwhile; of a catalogue of one's own."""
+        return self._file.frozen()
+
     def sequence(self) -> int:
         """The number of the last change; 0 before the first."""
         return catalog_rows.read_counter(self._file, self._file.read("SELECT sequence, seal FROM counter"))

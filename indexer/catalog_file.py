@@ -95,6 +95,16 @@ class CatalogFile:
             return self._reader.execute(query, values).fetchall()
 
     @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """What is read in the block is of one moment; nobody else may read with this object meanwhile."""
+        with self.translated():
+            self._reader.execute("BEGIN")
+            try:
+                yield
+            finally:
+                self._reader.execute("ROLLBACK")
+
+    @contextmanager
     def write(self) -> Iterator[sqlite3.Connection]:
         """A transaction, on the disk when the block is left; inside another one of this thread, a part of that.
 

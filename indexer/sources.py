@@ -7,9 +7,10 @@ import hashlib
 import os
 import re
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from pathlib import Path
 
 from indexer import pixels
@@ -51,12 +52,14 @@ class Collection:
             they lie in the archives.
         ignored: how many files were not named like images.
         warnings: what could not be used, each a sentence: folders that could not be listed, damaged archives.
+        payloads: of a table of paths with a column `payload`, what it says of an item, if anything.
     """
 
     root: Path
     sources: tuple[Source, ...]
     ignored: int = 0
     warnings: tuple[str, ...] = ()
+    payloads: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ def open_collection(images: Path) -> Collection:
     - a folder: every image in it and its subfolders, hidden files and folders left out; of one without image files
       the tar shards in it, or else the Parquet tables of images;
     - a CSV or Parquet table with a column `path`, relative to the table's folder or absolute; a path may lead into a
-      tar archive or a Parquet table of images, as `shard.tar/cat.jpg`;
+      tar archive or a Parquet table of images, as `shard.tar/cat.jpg`; a column `payload` may hold JSON objects;
     - a tar archive, or a pattern of several: `shard-{000000..000146}.tar`;
     - a Parquet table with the images themselves in a column `image`: bytes, or {bytes, path}.
 
@@ -240,10 +243,15 @@ def _list_archive(archive: Path, root: Path) -> Listing:
 def _from_table(table: Path) -> Collection:
     root = table.parent
     sources: dict[str, Source] = {}
-    for cell in read_table(table, ["path"])["path"]:
+    payloads: dict[str, str] = {}
+    columns = read_table(table, ["path"], optional=["payload"])
+    for cell, payload in zip_longest(columns["path"], columns.get("payload", ()), fillvalue=""):
         source = _at(cell, root, str(root))
         sources.setdefault(source.item, source)
-    return Collection(root, tuple(sorted(sources.values(), key=lambda source: source.item)))
+        if payload:
+            payloads.setdefault(source.item, payload)
+    ordered = tuple(sorted(sources.values(), key=lambda source: source.item))
+    return Collection(root, ordered, payloads=payloads)
 
 
 def _at(cell: str, folder: Path, root: str) -> Source:

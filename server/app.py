@@ -153,7 +153,7 @@ def _add_services(
         SearchService(indexes, admission, workers), server
     )
     item_service_pb2_grpc.add_ItemServiceServicer_to_server(  # type: ignore[no-untyped-call]
-        ItemService(indexes, admission, workers), server
+        ItemService(indexes, admission, workers, jobs, folders), server
     )
     index_service_pb2_grpc.add_IndexServiceServicer_to_server(  # type: ignore[no-untyped-call]
         IndexService(indexes, admission, jobs, folders), server

@@ -111,7 +111,8 @@ class Jobs:
             return operation
 
     def _check_alone(self, job: Job, known: Sequence[Operation]) -> None:
-        at_work = [one for one in known if one.state == "running" or one.id in self._processes]
+        begun = [one for one in known if one.state == "queued" and one.id in self._processes]
+        at_work = [one for one in known if one.state == "running"] + begun
         if job.kind in BUILDS:
             busy = [one.id for one in at_work if one.kind in BUILDS and one.index == job.index]
             if busy or is_held(self.store.index(job.index) / ".builder"):

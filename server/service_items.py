@@ -3,16 +3,20 @@
 import asyncio
 import dataclasses
 import re
+from pathlib import Path
 from typing import Any
 
 import grpc
+from google.longrunning import operations_pb2
 from kinsight.v1 import item_service_pb2_grpc
 from kinsight.v1.item_service_pb2 import (
     BatchDeleteItemsRequest,
     BatchDeleteItemsResponse,
     BatchUpsertItemsRequest,
     BatchUpsertItemsResponse,
+    ExportItemsRequest,
     GetItemRequest,
+    ImportItemsRequest,
     Item,
     ItemResult,
     ListItemsRequest,
@@ -21,10 +25,12 @@ from kinsight.v1.item_service_pb2 import (
 
 from indexer.pixels import PixelsError
 from indexer.records import Outcome, Refused, Upsert
-from server import errors, reading
+from server import errors, progress, reading
 from server.admission import Admission
 from server.errors import BatchSizeOutOfRange, InvalidRequestId
+from server.folders import Folders
 from server.indexes import ActiveIndex, Indexes
+from server.jobs import Job, Jobs
 from server.paging import Page
 from server.preparing import Batch, Prepared
 from server.workers import Workers
@@ -42,10 +48,14 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 class ItemService(item_service_pb2_grpc.ItemServiceServicer):
     """The service over the catalogues of the active indexes."""
 
-    def __init__(self, indexes: Indexes, admission: Admission, workers: Workers) -> None:
+    def __init__(
+        self, indexes: Indexes, admission: Admission, workers: Workers, jobs: Jobs, folders: Folders
+    ) -> None:
         self._indexes = indexes
         self._admission = admission
         self._workers = workers
+        self._jobs = jobs
+        self._folders = folders
 
     async def BatchUpsertItems(  # noqa: N802 - gRPC's name
         self, request: BatchUpsertItemsRequest, context: _Context
@@ -92,6 +102,34 @@ class ItemService(item_service_pb2_grpc.ItemServiceServicer):
                 return ListItemsResponse(items=found.entries, next_page_token=found.token)
         except Exception as error:
             await errors.abort(context, error)
+
+    async def ImportItems(  # noqa: N802 - gRPC's name
+        self, request: ImportItemsRequest, context: _Context
+    ) -> operations_pb2.Operation:
+        """Answers ItemService.ImportItems; see the proto."""
+        try:
+            with self._admission.admit(0):
+                path = await asyncio.to_thread(self._folders.to_read, request.path)
+                return await self._start("import", request.index, path, request.request_id)
+        except Exception as error:
+            await errors.abort(context, error)
+
+    async def ExportItems(  # noqa: N802 - gRPC's name
+        self, request: ExportItemsRequest, context: _Context
+    ) -> operations_pb2.Operation:
+        """Answers ItemService.ExportItems; see the proto."""
+        try:
+            with self._admission.admit(0):
+                path = await asyncio.to_thread(self._folders.to_write, request.path)
+                return await self._start("export", request.index, path, request.request_id)
+        except Exception as error:
+            await errors.abort(context, error)
+
+    async def _start(self, kind: str, index: str, path: Path, request_id: str) -> operations_pb2.Operation:
+        check_request_id(request_id)
+        name = self._indexes.get(index).name
+        started = await self._jobs.start(Job(kind, name, ("items", kind, name, str(path))), request_id)
+        return await asyncio.to_thread(progress.message, self._indexes, self._jobs.store, started)
 
     async def _upsert(self, request: BatchUpsertItemsRequest) -> list[ItemResult]:
         for _ in range(MAX_SWAPS):

@@ -8,6 +8,7 @@ from clients.cli.demo import demo
 from clients.cli.doctor import doctor
 from clients.cli.finetune import finetune
 from clients.cli.index import index
+from clients.cli.items import items
 from clients.cli.operations import operations
 from clients.cli.rebuild import rebuild
 from clients.cli.recipes import recipes
@@ -101,5 +102,5 @@ def kinsight(traceback: bool) -> None:
     """
 
 
-for verb in (train, finetune, recipes, evaluate, index, rebuild, operations, serve, search, demo, doctor):
+for verb in (train, finetune, recipes, evaluate, index, items, rebuild, operations, serve, search, demo, doctor):
     kinsight.add_command(verb)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from clients.cli.options import json_option, store_option
+from clients.cli.options import PATH, json_option, store_option
 from clients.cli.output import print_json
 
 
@@ -19,17 +19,41 @@ from clients.cli.output import print_json
     help="Address to answer on; port 0 takes a free one.",
 )
 @click.option("--index", metavar="NAME", help="Serve only this index, and make it the default; otherwise all.")
+@click.option(
+    "--allow-read",
+    type=PATH,
+    multiple=True,
+    metavar="DIR",
+    help="Folder from which requests may import images, labels and snapshots; may be repeated.",
+)
+@click.option(
+    "--allow-write",
+    type=PATH,
+    multiple=True,
+    metavar="DIR",
+    help="Folder into which requests may write exports and snapshots; may be repeated.",
+)
 @json_option
-def serve(store: Path, listen: str, index: str | None, as_json: bool) -> None:
+def serve(
+    store: Path,
+    listen: str,
+    index: str | None,
+    allow_read: tuple[Path, ...],
+    allow_write: tuple[Path, ...],
+    as_json: bool,
+) -> None:
     """Serve the indexes of a store over gRPC until Ctrl-C or SIGTERM, then finish what is in progress.
 
-    Newly activated versions are swapped in while serving.
+    Newly activated versions are swapped in while serving. Rebuilds and other long work that requests ask for run as
+    processes of their own, behind the searches; what an earlier server could not end is gone on with. One server
+    serves a store at a time.
 
     \b
     JSON keys, printed once requests are answered: listen, port
     """
     from indexer.store import Store
     from server.app import run
+    from server.folders import Folders
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     host = listen.rpartition(":")[0]
@@ -41,4 +65,5 @@ def serve(store: Path, listen: str, index: str | None, as_json: bool) -> None:
         else:
             click.echo(f"serving on {address}; try: kinsight search IMAGE --server {address}")
 
-    run(Store(store), listen=listen, index=index, ready=ready)
+    folders = Folders(allow_read, allow_write)
+    run(Store(store), listen=listen, index=index, ready=ready, folders=folders)

@@ -1,6 +1,5 @@
 """IndexService and Operations over a real server, with real builds in processes of their own."""
 
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,19 +20,27 @@ from kinsight.v1.index_service_pb2 import (
     RestoreIndexRequest,
     RollbackIndexRequest,
     SnapshotIndexRequest,
+    SnapshotIndexResponse,
     Version,
 )
 from kinsight.v1.item_service_pb2 import ItemUpsert
 from kinsight.v1.operation_metadata_pb2 import OperationMetadata
 
+from indexer.locks import hold
+from indexer.store import Store
 from server.folders import Folders
 from tests.serving import Stubs, build_photos, make_model, photo, reason_of, serving
 
 
 @pytest.fixture
-def stubs(tmp_path: Path) -> Iterator[Stubs]:
-    """Of a server on an index of 24 photographs that may be changed; `tmp_path` may be read and written."""
-    store = build_photos(tmp_path)
+def store(tmp_path: Path) -> Store:
+    """With an index of 24 photographs."""
+    return build_photos(tmp_path)
+
+
+@pytest.fixture
+def stubs(store: Store, tmp_path: Path) -> Iterator[Stubs]:
+    """Of a server on that store; `tmp_path` may be read and written."""
     with serving(store, folders=Folders((tmp_path,), (tmp_path,))) as served, Stubs(served.target) as stubs:
         yield stubs
 
@@ -69,3 +76,144 @@ def test_a_rebuild_folds_in_what_was_upserted_and_deleted(stubs: Stubs) -> None:
     found = stubs.found(image=photo(100), top_k=100)
     assert found[0] == "new"
     assert "003.png" not in found
+
+
+def test_a_version_that_is_not_good_enough_is_kept_and_not_activated(stubs: Stubs, store: Store) -> None:
+    """The operation succeeds and says why; activating it by hand works all the same."""
+    stubs.upsert(ItemUpsert(item="new", image=photo(100)))
+    request = BuildVersionRequest(model=make_model(store, seed=1), activate=False)
+    built = _response(stubs.ended(stubs.indexes.BuildVersion(request)), BuildVersionResponse)
+    assert (built.version.version, built.version.state) == (2, Version.STATE_READY)
+    assert stubs.indexes.GetIndex(GetIndexRequest()).active_version == 1
+    stubs.upsert(ItemUpsert(item="later", image=photo(101)))
+    index = stubs.indexes.ActivateVersion(ActivateVersionRequest(version=2))
+    assert (index.active_version, index.model) == (2, built.version.model)
+    # Embedded by the new model before its version was swapped in.
+    assert stubs.found(image=photo(101))[0] == "later"
+
+
+def test_an_outdated_etag_is_aborted(stubs: Stubs) -> None:
+    """Who decides on an old view of the index decides anew."""
+    seen = stubs.indexes.GetIndex(GetIndexRequest()).etag
+    stubs.ended(stubs.indexes.BuildVersion(BuildVersionRequest()))
+    request = ActivateVersionRequest(version=1, etag=seen)
+    assert _reason(stubs.indexes.ActivateVersion, request) == ("ABORTED", "STALE_ETAG")
+    assert _reason(stubs.indexes.RollbackIndex, RollbackIndexRequest(etag=seen)) == ("ABORTED", "STALE_ETAG")
+    now = stubs.indexes.GetIndex(GetIndexRequest())
+    assert stubs.indexes.RollbackIndex(RollbackIndexRequest(etag=now.etag)).active_version == 1
+
+
+def test_versions_are_listed_rolled_back_to_and_deleted(stubs: Stubs) -> None:
+    """Newest first; what is active, or was before, can't be deleted."""
+    rollback = RollbackIndexRequest()
+    assert _reason(stubs.indexes.RollbackIndex, rollback) == ("FAILED_PRECONDITION", "NOTHING_TO_ROLL_BACK")
+    for _ in range(2):
+        stubs.ended(stubs.indexes.BuildVersion(BuildVersionRequest()))
+    page = stubs.indexes.ListVersions(ListVersionsRequest(page_size=2))
+    assert [one.version for one in page.versions] == [3, 2]
+    rest = stubs.indexes.ListVersions(ListVersionsRequest(page_token=page.next_page_token))
+    assert ([one.version for one in rest.versions], rest.next_page_token) == ([1], "")
+    assert stubs.indexes.RollbackIndex(rollback).active_version == 2
+    assert stubs.indexes.RollbackIndex(rollback).active_version == 3
+    in_use = ("FAILED_PRECONDITION", "VERSION_IN_USE")
+    for number in (2, 3):
+        assert _reason(stubs.indexes.DeleteVersion, DeleteVersionRequest(version=number)) == in_use
+    stubs.indexes.DeleteVersion(DeleteVersionRequest(version=1))
+    for call, request in (
+        (stubs.indexes.DeleteVersion, DeleteVersionRequest(version=1)),
+        (stubs.indexes.ActivateVersion, ActivateVersionRequest(version=1)),
+        (stubs.indexes.EvaluateVersion, EvaluateVersionRequest(version=1)),
+    ):
+        assert _reason(call, request) == ("NOT_FOUND", "VERSION_NOT_FOUND")
+
+
+def test_a_version_can_be_measured(stubs: Stubs) -> None:
+    """Exact search finds everything, and one version has nothing to be compared with."""
+    done = stubs.ended(stubs.indexes.EvaluateVersion(EvaluateVersionRequest()))
+    found = _response(done, Evaluation)
+    assert (found.version, found.recall_at_10, found.HasField("comparison")) == (1, 1.0, False)
+
+
+def test_a_snapshot_can_be_restored_under_another_name(stubs: Stubs, tmp_path: Path) -> None:
+    """With what was upserted and deleted; where something is already, nothing is written."""
+    stubs.upsert(ItemUpsert(item="new", image=photo(100)))
+    stubs.delete("003.png")
+    snapshot = SnapshotIndexRequest(directory=str(tmp_path / "copy"))
+    done = _response(stubs.ended(stubs.indexes.SnapshotIndex(snapshot)), SnapshotIndexResponse)
+    assert (done.directory, done.version, done.sequence) == (str(tmp_path / "copy"), 1, 26)
+    assert _reason(stubs.indexes.SnapshotIndex, snapshot) == ("ALREADY_EXISTS", "PATH_EXISTS")
+    restore = RestoreIndexRequest(index="again", directory=str(tmp_path / "copy"))
+    stubs.ended(stubs.indexes.RestoreIndex(restore))
+    stubs.indexes.ActivateVersion(ActivateVersionRequest(index="again", version=1))  # without waiting for the watch
+    found = stubs.found(index="again", image=photo(100), top_k=100)
+    assert (found[0], len(found), "003.png" in found) == ("new", 24, False)
+    assert _reason(stubs.indexes.RestoreIndex, restore) == ("ALREADY_EXISTS", "INDEX_EXISTS")
+    (tmp_path / "copy/version/rows.faiss").write_bytes(b"damaged")
+    restore.index = "third"
+    damaged = stubs.ended(stubs.indexes.RestoreIndex(restore)).error
+    assert reason_of(damaged) == ("DATA_LOSS", "SNAPSHOT_CORRUPT")
+    assert "rows.faiss" in damaged.message
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("relative", ("INVALID_ARGUMENT", "INVALID_PATH")),
+        ("/etc/passwd", ("PERMISSION_DENIED", "PATH_NOT_ALLOWED")),
+        ("{root}/../../outside", ("PERMISSION_DENIED", "PATH_NOT_ALLOWED")),
+        ("{root}/link", ("PERMISSION_DENIED", "PATH_NOT_ALLOWED")),
+        ("{root}/nothing", ("NOT_FOUND", "PATH_NOT_FOUND")),
+    ],
+)
+def test_only_folders_that_were_allowed_are_read(
+    path: str, expected: tuple[str, str], stubs: Stubs, tmp_path: Path
+) -> None:
+    """Neither by going up nor through a link is there a way out."""
+    (tmp_path / "link").symlink_to("/etc")
+    request = BuildVersionRequest(images=path.format(root=tmp_path))
+    assert _reason(stubs.indexes.BuildVersion, request) == expected
+
+
+def test_a_second_build_of_an_index_is_aborted(stubs: Stubs, tmp_path: Path) -> None:
+    """Of the same server, and beside one that somebody started by hand."""
+    first = stubs.indexes.BuildVersion(BuildVersionRequest(request_id="one"))
+    assert _reason(stubs.indexes.BuildVersion, BuildVersionRequest()) == ("ABORTED", "BUILD_IN_PROGRESS")
+    # The request that started it may be repeated, with the same words.
+    assert stubs.indexes.BuildVersion(BuildVersionRequest(request_id="one")).name == first.name
+    reused = BuildVersionRequest(request_id="one", learn=True)
+    assert _reason(stubs.indexes.BuildVersion, reused) == ("INVALID_ARGUMENT", "REQUEST_ID_REUSED")
+    stubs.ended(first)
+    with hold(tmp_path / "store/indexes/photos/.builder"):
+        assert _reason(stubs.indexes.BuildVersion, BuildVersionRequest()) == ("ABORTED", "BUILD_IN_PROGRESS")
+    with hold(tmp_path / "store/.learner"):
+        learning = BuildVersionRequest(learn=True)
+        assert _reason(stubs.indexes.BuildVersion, learning) == ("ABORTED", "LEARNING_IN_PROGRESS")
+
+
+def test_a_cancelled_build_leaves_the_active_version(stubs: Stubs) -> None:
+    """It ends as CANCELLED, and the next one is not in its way."""
+    started = stubs.indexes.BuildVersion(BuildVersionRequest())
+    for _ in range(2):  # the second time changes nothing
+        stubs.operations.CancelOperation(operations_pb2.CancelOperationRequest(name=started.name))
+    done = stubs.ended(started)
+    assert done.error.code == grpc.StatusCode.CANCELLED.value[0]
+    assert stubs.indexes.GetIndex(GetIndexRequest()).active_version == 1
+    built = _response(stubs.ended(stubs.indexes.BuildVersion(BuildVersionRequest())), BuildVersionResponse)
+    assert built.version.version == 2
+
+
+def test_operations_are_listed_and_deleted(stubs: Stubs) -> None:
+    """Oldest first, by a filter on what they are; one that is at work is not deleted."""
+    build = stubs.indexes.BuildVersion(BuildVersionRequest())
+    delete = operations_pb2.DeleteOperationRequest(name=build.name)
+    assert _reason(stubs.operations.DeleteOperation, delete) == ("FAILED_PRECONDITION", "OPERATION_RUNNING")
+    stubs.ended(build)
+    evaluation = stubs.ended(stubs.indexes.EvaluateVersion(EvaluateVersionRequest()))
+    listed = stubs.operations.ListOperations(operations_pb2.ListOperationsRequest(name="operations"))
+    assert [one.name for one in listed.operations] == [build.name, evaluation.name]
+    wanted = operations_pb2.ListOperationsRequest(filter='kind = "KIND_EVALUATE" AND done = true')
+    assert [one.name for one in stubs.operations.ListOperations(wanted).operations] == [evaluation.name]
+    stubs.operations.DeleteOperation(delete)
+    for name in (build.name, "operations/no-such", "nonsense"):
+        get = operations_pb2.GetOperationRequest(name=name)
+        assert _reason(stubs.operations.GetOperation, get) == ("NOT_FOUND", "OPERATION_NOT_FOUND")

@@ -1,0 +1,128 @@
+"""Write the items of an index with their embeddings and payloads to one Parquet file.
+
+ExportError   the file is there already
+"""
+
+import json
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from indexer import adopt, manifest, version
+from indexer.embedding import Progress
+from indexer.rebuild import NoActiveVersion
+from indexer.records import Content
+from indexer.rows import Embeddings
+from indexer.store import Store
+from indexer.version import Version
+
+_CHUNK = 1_000  # items of a row group
+
+
+class ExportError(FileExistsError):
+    """There is something already where the file was to be written."""
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was written.
+
+    Attributes:
+        path: of the file.
+        items: how many it holds.
+        bytes: of the file.
+        model: that made the embeddings.
+        sequence: of the last change that it holds.
+    """
+
+    path: str
+    items: int
+    bytes: int
+    model: str
+    sequence: int
+
+
+def export_items(name: str, path: Path, *, store: Store, progress: Progress) -> ExportReport:
+    """Write every live item, as of one moment; the file appears whole or not at all.
+
+    Columns: `item`, text; `embedding`, list of float32, null where the active version's model has not embedded the
+    item; `payload`, JSON text, null for none.
+
+    Args:
+        name: of the index.
+        path: of the file.
+        store: that holds the index.
+        progress: hears the stage `export`.
+
+    Raises:
+        NoActiveVersion: nothing says which embeddings are wanted.
+        ExportError: there is something at the path.
+        ManifestError, CatalogError: the index is damaged.
+        OSError: the file can't be written.
+    """
+    index_dir = store.index(name)
+    if path.exists():
+        raise ExportError(f"{path} is there already; name another file")
+    number = version.active_version(index_dir)
+    if number is None:
+        raise NoActiveVersion(f"index {name!r} has no active version to export")
+    opened = version.open_version(version.version_dir(index_dir, number))
+    partial = path.with_name(f".{path.name}.partial")
+    with closing(adopt.open_catalog(index_dir)) as catalog, catalog.frozen():
+        sequence, total = catalog.sequence(), catalog.count()
+        contents = catalog.contents(opened.manifest.model)
+        done = 0
+        try:
+            with _Writer(partial) as writer:
+                while chunk := list(islice(contents, _CHUNK)):
+                    writer.write(chunk, opened)
+                    done += len(chunk)
+                    progress("export", done, total)
+            manifest.sync(partial)
+            partial.rename(path)
+            manifest.sync(path.parent)
+        finally:
+            partial.unlink(missing_ok=True)
+    return ExportReport(str(path), done, path.stat().st_size, opened.manifest.model, sequence)
+
+
+class _Writer:
+    """A Parquet file of items that is being written."""
+
+    def __init__(self, path: Path) -> None:
+        import pyarrow
+        import pyarrow.parquet
+
+        self._arrow = pyarrow
+        fields = {
+            "item": pyarrow.string(),
+            "embedding": pyarrow.list_(pyarrow.float32()),
+            "payload": pyarrow.string(),
+        }
+        self._schema = pyarrow.schema(fields)
+        self._file = pyarrow.parquet.ParquetWriter(path, self._schema)
+
+    def write(self, contents: Sequence[Content], opened: Version) -> None:
+        """Add items, with the version's embeddings of those that the catalogue has none of."""
+        rows = opened.rows_of([one.item.item for one in contents if one.vector is None])
+        known = dict(zip(rows, opened.embeddings(np.array([*rows.values()], np.int64)), strict=True))
+        columns = {
+            "item": [one.item.item for one in contents],
+            "embedding": [_embedding(one, known) for one in contents],
+            "payload": [json.dumps(one.item.payload) if one.item.payload else None for one in contents],
+        }
+        self._file.write_table(self._arrow.table(columns, schema=self._schema))
+
+    def __enter__(self) -> "_Writer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+def _embedding(content: Content, known: dict[str, Embeddings]) -> Embeddings | None:
+    return content.vector if content.vector is not None else known.get(content.item.item)

@@ -1,0 +1,178 @@
+"""Put every image of a collection into the catalogue of an index, which is searched all the while.
+
+What is on the disk after each batch stays: the same import goes on after it, as images that the catalogue has already
+are read and hashed, but neither decoded nor embedded again.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from indexer import adopt, pixels
+from indexer.catalog import Catalog, UnknownContent
+from indexer.embedding import BATCH, Progress
+from indexer.encoder import Device, Encoder
+from indexer.known import KnownRows
+from indexer.pixels import Pixels, PixelsError
+from indexer.rebuild import model_of
+from indexer.records import Item, Payload, Upsert
+from indexer.source import Source
+from indexer.sources import open_collection
+from indexer.store import Store
+
+MAX_FAILURES = 1_000  # that a report lists
+
+
+@dataclass
+class ImportReport:
+    """What became of the images of a collection.
+
+    Attributes:
+        imported: items that are new or changed.
+        unchanged: that were there already, with the same bytes and payload.
+        failed: that could not be used.
+        failures: (item, reason) of the first 1,000 of them.
+        warnings: what could not be used as a whole, each a sentence.
+    """
+
+    imported: int = 0
+    unchanged: int = 0
+    failed: int = 0
+    failures: list[tuple[str, str]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def fail(self, item: str, reason: str) -> None:
+        """Count an image that could not be used."""
+        self.failed += 1
+        if len(self.failures) < MAX_FAILURES:
+            self.failures.append((item, reason))
+
+
+def import_items(
+    name: str, images: Path, *, store: Store, device: Device = "auto", progress: Progress
+) -> ImportReport:
+    """Upsert the images of a collection under the active version's model; each batch is durable when it is done.
+
+    Args:
+        name: of the index.
+        images: a collection, see `indexer.sources.open_collection`; payloads come from a table's column.
+        store: that holds the index.
+        device: for the encoder.
+        progress: hears the stage `import`.
+
+    Raises:
+        NoActiveVersion: the index has none, so nothing says which model embeds.
+        SourceError: the collection can't be read, or holds no image.
+        CatalogError: the catalogue is damaged or can't be written.
+        EncoderError: the model can't be opened, or its graph failed.
+    """
+    model = store.model(model_of(store, name))
+    collection = open_collection(images.absolute())
+    encoder, index_dir = Encoder.open(model, device=device), store.index(name)
+    known, warnings = KnownRows.of(index_dir, encoder.model, encoder.dim, ())
+    report = ImportReport(warnings=[*collection.warnings, *warnings])
+    with closing(adopt.open_catalog(index_dir)) as catalog:
+        importer = _Importer(encoder, known, catalog, collection.payloads)
+        done = 0
+        progress("import", 0, len(collection.sources))
+        for batch in _read_ahead(collection.sources, importer):
+            importer.take(batch, report)
+            done += len(batch)
+            progress("import", done, len(collection.sources))
+    return report
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What one image gives: an upsert, perhaps in want of the embedding of its pixels; unchanged without one."""
+
+    item: str
+    upsert: Upsert | None = None
+    pixels: Pixels | None = None
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class _Importer:
+    """Makes images into upserts."""
+
+    encoder: Encoder
+    rows: KnownRows
+    catalog: Catalog
+    payloads: Mapping[str, str]
+
+    def read(self, source: Source) -> _Read:
+        """Read and hash an image, and decode it if its embedding is not known; called from several threads."""
+        item = source.item
+        try:
+            payload = self._payload(item)
+            data = source.read()
+            sha256 = hashlib.sha256(data).hexdigest()
+            known = self._known(item, sha256)
+            if known is not None:
+                changed = payload is not None and payload != known.payload
+                return _Read(item, Upsert(item, payload=payload) if changed else None)
+            embedding = self.rows.find(sha256)
+            image = pixels.decode(data, self.encoder.pixels) if embedding is None else None
+        except (PixelsError, ValueError) as error:
+            return _Read(item, error=str(error))
+        model = self.encoder.model
+        return _Read(item, Upsert(item, embedding, model, source=source.path, sha256=sha256, payload=payload), image)
+
+    def take(self, batch: Sequence[_Read], report: ImportReport) -> None:
+        """Embed what was decoded, and upsert a batch."""
+        images = [read.pixels for read in batch if read.pixels is not None]
+        embedded = iter(self.encoder.embed(np.stack(images)) if images else ())
+        upserts = []
+        for read in batch:
+            if read.error:
+                report.fail(read.item, read.error)
+            elif read.upsert is None:
+                report.unchanged += 1
+            else:
+                new = read.pixels is not None
+                upserts.append(dataclasses.replace(read.upsert, embedding=next(embedded)) if new else read.upsert)
+        for outcome in self.catalog.upsert(upserts, dim=self.encoder.dim) if upserts else ():
+            if outcome.reason:
+                report.fail(outcome.item, outcome.message)
+            else:
+                report.imported += 1
+
+    def _payload(self, item: str) -> Payload | None:
+        """What the table says of an item; raises ValueError where that is not a JSON object."""
+        if item not in self.payloads:
+            return None
+        payload = json.loads(self.payloads[item])
+        if not isinstance(payload, dict):
+            raise ValueError(f"the payload is not a JSON object: {self.payloads[item][:40]}")
+        return payload
+
+    def _known(self, item: str, sha256: str) -> Item | None:
+        """The item, if it is in the catalogue with this very image, and this model has embedded it."""
+        try:
+            known = self.catalog.get(item)
+        except UnknownContent:
+            return None
+        if known.sha256 != sha256:
+            return None
+        embedded = self.rows.find(sha256) is not None or self.catalog.embedding(item, self.encoder.model) is not None
+        return known if embedded else None
+
+
+def _read_ahead(sources: Sequence[Source], importer: _Importer) -> Iterator[list[_Read]]:
+    """What the images give, in batches; one is read while the one before it is embedded."""
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0)), thread_name_prefix="decode") as pool:
+        ahead: list[Future[_Read]] = []
+        for first in range(0, len(sources), BATCH):
+            reading, ahead = ahead, [pool.submit(importer.read, one) for one in sources[first : first + BATCH]]
+            if reading:
+                yield [one.result() for one in reading]
+        yield [one.result() for one in ahead]
