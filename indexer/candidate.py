@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 
 from indexer.codes import shuffled_rows
-from indexer.items import UnknownItem
 from indexer.ivfpq import Rows
 from indexer.rows import Embeddings
 from indexer.version import Version
@@ -34,7 +33,7 @@ MAX_CONTRAST_LOSS = 0.05  # share of the active version's; within it, contrast d
 MAX_LOST = 0.01  # share of the searched items whose images may be unreadable
 
 _Z = 1.96  # of a two-sided 95 % interval
-_CHUNK = 1_024  # queries compared with all others at a time
+_CHUNK = 1_024  # items looked at, or compared with all others, at a time
 
 
 @dataclass(frozen=True)
@@ -220,22 +219,19 @@ def _quality_down(comparison: Comparison) -> Iterator[str]:
 def _shared(candidate: Version, active: Version) -> tuple[Rows, Rows]:
     """Up to `SAMPLE` rows of the candidate whose item and image are in the active version too, and the rows there."""
     here, there = candidate.digests(), active.digests()
-    rows, others = [], []
-    for row in shuffled_rows(candidate.count):
-        other = _row_of(active, candidate.items([row])[0])
-        if other is not None and here[row] == there[other]:
-            rows.append(int(row))
-            others.append(other)
-            if len(rows) == SAMPLE:
-                break
-    return np.array(rows, np.int64), np.array(others, np.int64)
-
-
-def _row_of(version: Version, item: str) -> int | None:
-    try:
-        return version.row_of(item)
-    except UnknownItem:
-        return None
+    shuffled = shuffled_rows(candidate.count)
+    rows, others = list[int](), list[int]()
+    for start in range(0, len(shuffled), _CHUNK):
+        chunk = shuffled[start : start + _CHUNK].tolist()
+        items = candidate.items(chunk)
+        known = active.rows_of(items)
+        for row, item in zip(chunk, items, strict=True):
+            if item in known and here[row] == there[known[item]]:
+                rows.append(row)
+                others.append(known[item])
+        if len(rows) >= SAMPLE:
+            break
+    return np.array(rows[:SAMPLE], np.int64), np.array(others[:SAMPLE], np.int64)
 
 
 def _overlap(candidate: Version, active: Version, rows: Rows, others: Rows) -> float:
@@ -255,7 +251,8 @@ def _neighbours(version: Version, rows: Rows, other: Version) -> list[list[str]]
     lists = []
     for row, neighbours in zip(rows, found, strict=True):
         items = version.items([neighbour for neighbour in neighbours if neighbour != row])
-        lists.append([item for item in items if _row_of(other, item) is not None])
+        known = other.rows_of(items)
+        lists.append([item for item in items if item in known])
     return lists
 
 
