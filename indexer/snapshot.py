@@ -56,6 +56,7 @@ class Snapshot:
         version: number of its active version.
         model: id.
         items: live ones in the catalogue.
+        sequence: every change up to this one is in it.
         bytes: of all files.
         created: time in UTC, ISO 8601.
     """
@@ -64,6 +65,7 @@ class Snapshot:
     version: int
     model: str
     items: int
+    sequence: int
     bytes: int
     created: str
 
@@ -102,11 +104,12 @@ def snapshot(store: Store, name: str, directory: Path, progress: Progress) -> Sn
         _link_all(model_dir, staging / _MODEL, progress)
         # After the version was chosen: the catalogue may be ahead of its version, never behind.
         with closing(adopt.open_catalog(index_dir)) as catalog:
-            items = catalog.count()
+            items, sequence = catalog.count(), catalog.sequence()
         _copy_catalog(index_dir / CATALOG, staging / CATALOG)
         files = {path.relative_to(staging).as_posix(): manifest.record(path) for path in _files(staging)}
         size = sum(file.bytes for file in files.values())
-        taken = Snapshot(name, number, opened.model, items, size, datetime.now(UTC).isoformat(timespec="seconds"))
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        taken = Snapshot(name, number, opened.model, items, sequence, size, now)
         _write_receipt(staging, taken, files)
     return taken
 

@@ -274,7 +274,7 @@ def snapshot(
     Searches and upserts go on meanwhile. On the store's own disk, files that never change are linked, not copied.
 
     \b
-    JSON keys: index, version, model, items, bytes, created, directory
+    JSON keys: index, version, model, items, sequence, bytes, created, directory
     """
     from indexer.snapshot import snapshot as run
     from indexer.store import Store
@@ -305,7 +305,7 @@ def restore(
     An index of that name must not be there.
 
     \b
-    JSON keys: index, version, model, items, bytes, created
+    JSON keys: index, version, model, items, sequence, bytes, created
     """
     from indexer.snapshot import restore as run
     from indexer.store import Store
