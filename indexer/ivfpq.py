@@ -61,6 +61,15 @@ class Index:
         similarities, rows = self.rows.search(queries, k, params=among and among.flat)
         return similarities, rows
 
+    def search_some(self, queries: Embeddings, k: int, rows: Rows) -> Neighbours:
+        """Compare with these (c,) rows alone, at least k of them; otherwise as `search_exact`."""
+        if not k:  # which FAISS refuses
+            return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
+        _use_threads(1 if len(queries) <= SMALL_QUERIES else _ALL_THREADS)
+        selector: Any = faiss.IDSelectorArray(rows)  # type: ignore[call-arg, arg-type]
+        similarities, found = self.rows.search(queries, k, params=faiss.SearchParameters(sel=selector))  # type: ignore[call-arg]
+        return similarities, found
+
     def search(
         self, queries: Embeddings, k: int, nprobe: int, k_factor: int, among: "Among | None" = None
     ) -> Neighbours:

@@ -22,7 +22,11 @@ from indexer.records import Change
 from indexer.rows import Embeddings
 from indexer.version import Version
 
-FEW_ROWS = 4_096  # so many that match a mask are compared one by one: nothing is faster, and nothing is missed
+# So many rows that match a mask are compared one by one in any case, in some 0.4 ms for 128 dimensions, and none is
+# missed; more of them where scanning codes would take as long (python tests/benchmarks/bench_masks.py).
+FEW_ROWS = 8_192
+ROW_CODES = 10  # codes scanned in the time of comparing with one row
+MOST_REFINED = 4  # times the candidates of a search without a mask are compared at most
 DEAD_ROWS = 16_384  # of the delta, of replaced and deleted items, that are kept in any case
 _CHUNK = 4_096  # changes taken in at a time
 
@@ -105,10 +109,11 @@ class Snapshot:
         Args:
             embeddings: (Q, D) float32, unit length, made by the version's model.
             top_k: neighbours wanted, at least 1.
-            nprobe: lists to scan, 1 to nlist; None for the measured value.
+            nprobe: lists to scan, 1 to nlist; None for the measured value. The fewer rows may be found, the more lists
+                are scanned instead: until as many rows that may be found were passed as without a mask.
             k_factor: candidates per neighbour that are compared in full precision; None for the measured value.
             exact: compare with every row.
-            mask: (rows,) bool, the rows that may be found; None for all.
+            mask: (rows,) bool, the rows that may be found; None for all. A few are all compared.
 
         Returns:
             Similarities (Q, k) float32 in [-1, 1], nearest first, and rows (Q, k) int64, where k is `top_k` or, if
@@ -121,13 +126,12 @@ class Snapshot:
         queries = np.require(embeddings, np.float32, ["C", "A"])
         live, among, count = self._findable(mask)
         k = min(top_k, count)
-        if mask is not None and count <= FEW_ROWS:
+        point = self._operating_point(nprobe, k_factor, count)
+        if mask is not None and self._are_few(count, point):
             similarities, rows = self._search_few(queries, k, np.flatnonzero(live))
         elif exact or self.version.index.codes is None:
             similarities, rows = self._search_exact(queries, k, live, among)
         else:
-            plan = self.version.manifest.plan
-            point = nprobe or plan["nprobe"], k_factor or plan["k_factor"]
             similarities, rows = self._search_codes(queries, k, point, live, among)
         # Products of float32 unit vectors exceed 1 by some 1e-7.
         np.minimum(similarities, 1.0, out=similarities)
@@ -201,13 +205,30 @@ class Snapshot:
         live = mask & self._live
         return live, Among(live), int(live.sum())
 
+    def _operating_point(self, nprobe: int | None, k_factor: int | None, count: int) -> tuple[int, int]:
+        """nprobe and k_factor of a search that may find `count` of the rows.
+
+        The nearest of fewer rows lie further away, in more lists; and they lie there more densely, for one whose
+        own cluster may not be found, than the codes can tell apart.
+        """
+        plan = self.version.manifest.plan
+        times = self.rows / max(count, 1)
+        lists = int((nprobe or plan["nprobe"]) * times)
+        return min(lists, plan["nlist"]), int((k_factor or plan["k_factor"]) * min(times, MOST_REFINED))
+
+    def _are_few(self, count: int, point: tuple[int, int]) -> bool:
+        """Whether comparing with all of `count` rows is as fast as a search of the codes, or fast enough."""
+        scanned = self.rows * point[0] / max(self.version.manifest.plan["nlist"], 1)
+        return count <= max(FEW_ROWS, scanned / ROW_CODES)
+
     def _search_few(self, queries: Embeddings, k: int, rows: Rows) -> Neighbours:
         """Compare with these rows alone."""
         first = self.version.count
         split = int(np.searchsorted(rows, first))
-        vectors = np.concatenate([self.version.embeddings(rows[:split]), self.delta.vectors[rows[split:] - first]])
-        similarities = queries @ vectors.T
-        return best(similarities, np.broadcast_to(rows, similarities.shape), k)
+        similarities, found = self.version.index.search_some(queries, min(k, split), rows[:split])
+        newest = queries @ self.delta.vectors[rows[split:] - first].T
+        places = np.broadcast_to(rows[split:], newest.shape)
+        return best(np.concatenate([similarities, newest], 1), np.concatenate([found, places], 1), k)
 
     def _search_exact(self, queries: Embeddings, k: int, live: Mask, among: Among | None) -> Neighbours:
         """Compare with every row that may be found."""

@@ -15,6 +15,7 @@ from indexer import delta, live
 from indexer.catalog import CATALOG, Catalog, CatalogCorrupt
 from indexer.filters import parse
 from indexer.items import UnknownItem
+from indexer.ivfpq import Rows
 from indexer.live import LiveIndex, Snapshot
 from indexer.records import Mirrored, Upsert
 from indexer.rows import Embeddings
@@ -28,8 +29,9 @@ MODEL = "model"
 class Twin:
     """A live index, and the same as a dictionary."""
 
-    def __init__(self, store: Store, count: int, dim: int) -> None:
+    def __init__(self, store: Store, count: int, dim: int, centres: int = 0) -> None:
         self.rng, self.dim = np.random.default_rng(0), dim
+        self.centres = 2 * self.rng.standard_normal((centres, dim)).astype(np.float32)
         self.truth = {f"item {row}": vector for row, vector in enumerate(self.vectors(count))}
         make_version(store, "twin", 1, MODEL, list(self.truth), np.stack(list(self.truth.values())))
         self.version = open_version(store.index("twin") / "versions" / "1")
@@ -38,8 +40,10 @@ class Twin:
         self.live = LiveIndex(self.version, self.catalog)
 
     def vectors(self, count: int) -> Embeddings:
-        """(count, dim) of unit length."""
+        """(count, dim) of unit length, around the centres if there are any."""
         drawn = self.rng.standard_normal((count, self.dim))
+        if len(self.centres):
+            drawn += self.centres[self.rng.integers(0, len(self.centres), count)]
         return np.asarray(drawn / np.linalg.norm(drawn, axis=1, keepdims=True), np.float32)
 
     def upsert(self, *items: str) -> None:
@@ -93,6 +97,17 @@ def twin(request: pytest.FixtureRequest, store: Store) -> Iterator[Twin]:
     twin.close()
 
 
+@pytest.fixture(scope="module")
+def clusters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Twin, Rows]]:
+    """A live index of 100 clusters with a delta and hidden rows, and the cluster of each of its rows."""
+    twin = Twin(Store(tmp_path_factory.mktemp("clusters")), 5_000, dim=16, centres=100)
+    twin.upsert(*(f"item {number}" for number in range(0, 900, 3)))
+    twin.delete(*(f"item {number}" for number in range(1, 900, 3)))
+    twin.live.refresh()
+    yield twin, (twin.live.snapshot.embeddings(np.arange(twin.live.snapshot.rows)) @ twin.centres.T).argmax(axis=1)
+    twin.close()
+
+
 def test_results_are_those_of_brute_force(twin: Twin) -> None:
     """After any sequence of upserts, deletions and refreshes the live items, and only they, are found, in order."""
     for step in range(8):
@@ -115,6 +130,29 @@ def test_masks_leave_k_full_at_every_selectivity(twin: Twin, share: float, monke
     chosen = {item for item in twin.truth if twin.rng.random() < share} | {next(iter(twin.truth))}
     twin.check(twin.live.snapshot, k=20, allowed=lambda item: item in chosen)
     twin.check(twin.live.snapshot, k=20, allowed=lambda _: False)
+
+
+@pytest.mark.parametrize("share", [0.0001, 0.001, 0.01, 0.05, 0.2, 0.5, 1.0])
+@pytest.mark.parametrize("kind", ["random", "clusters"])
+def test_masks_keep_recall_at_every_selectivity(
+    clusters: tuple[Twin, Rows], share: float, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At least 9 in 10 of the nearest matching items are found at the cheapest point, whatever the mask leaves."""
+    monkeypatch.setattr(live, "FEW_ROWS", 20)
+    twin, labels = clusters
+    rng, snapshot = np.random.default_rng(7), twin.live.snapshot
+    if kind == "random":
+        mask = rng.random(snapshot.rows) < share
+    else:  # where fewer than one cluster is wanted, a part of one
+        mask = (labels < np.ceil(share * 100)) & (rng.random(snapshot.rows) < share * 100)
+    mask[2] = True
+    queries = snapshot.embeddings(rng.integers(0, snapshot.rows, 100))
+    similarities, rows = snapshot.search(queries, 10, nprobe=4, k_factor=10, mask=mask)
+    assert mask[rows].all()
+    matching = np.flatnonzero(mask & snapshot._live)
+    expected = -np.sort(-(queries @ snapshot.embeddings(matching).T), axis=1)[:, :10]
+    assert expected.shape == similarities.shape
+    assert (similarities >= expected[:, -1:] - 1e-6).mean() >= 0.9
 
 
 def test_k_is_full_with_one_list_scanned(twin: Twin) -> None:
