@@ -1,6 +1,5 @@
 """kinsight_client.Client and AsyncClient against real servers; one suite for both."""
 
-import asyncio
 import threading
 import time
 from collections.abc import Iterator
@@ -10,36 +9,11 @@ from typing import Any
 import kinsight_client
 import numpy as np
 import pytest
-from kinsight_client import AsyncClient, Client, Embedding, Hit
+from kinsight_client import Client, Embedding, Hit
 
 from server.admission import Admission, Admitted
+from tests.clients.both import BOTH, KINDS
 from tests.serving import Gallery, Served, free_port, photo, serving
-
-
-class Blocking:
-    """The asyncio client, called like the other one, so that both pass the same tests."""
-
-    def __init__(self, target: str, **options: float) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._client = self._loop.run_until_complete(self._make(target, options))
-
-    async def _make(self, target: str, options: dict[str, float]) -> AsyncClient:
-        return await AsyncClient(target, **options).__aenter__()
-
-    def __getattr__(self, name: str) -> Any:
-        method = getattr(self._client, name)
-        return lambda *args, **kwargs: self._loop.run_until_complete(method(*args, **kwargs))
-
-    def __enter__(self) -> "Blocking":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._loop.run_until_complete(self._client.__aexit__(None, None, None))
-        self._loop.close()
-
-
-BOTH: list[Any] = [Client, Blocking]
-KINDS = pytest.mark.parametrize("kind", BOTH, ids=["sync", "asyncio"])
 
 
 @pytest.fixture(params=BOTH, ids=["sync", "asyncio"])

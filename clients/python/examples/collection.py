@@ -45,6 +45,8 @@ def build(client: Client, index: str) -> None:
     operation = client.indexes.build(index)
     built = client.operations.wait(operation, progress=lambda stage, done, total: print(stage, done, "of", total))
     print(f"version {built.version.version}: {built.version.items} items, {built.version.state}")
+    if built.version.refusal:
+        sys.exit(f"not activated: {built.version.refusal}")
 
     now = client.indexes.get(index)
     before = client.indexes.rollback(index, etag=now.etag)

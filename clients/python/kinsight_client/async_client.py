@@ -136,7 +136,7 @@ class AsyncOperations(Service[OperationCalls]):
             if time.monotonic() >= until:
                 raise out_of_time(operation)
             operation = await self._answer(self._calls.wait_briefly(operation.id))
-            if progress is not None:
+            if progress is not None and operation.stage:
                 progress(operation.stage, operation.done, operation.total)
         return result_of(operation)
 

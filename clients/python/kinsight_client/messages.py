@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from google.protobuf import json_format, struct_pb2  # type: ignore[import-untyped]
+from google.protobuf import struct_pb2  # type: ignore[import-untyped]
 from kinsight.v1 import item_service_pb2, search_service_pb2
 
 from kinsight_client.errors import KinsightError, from_status
@@ -220,8 +220,23 @@ def export_result(response: item_service_pb2.ExportItemsResponse) -> ExportResul
 
 
 def _payload_of(message: Any) -> Payload | None:
-    # Integers come back as int: a Struct knows float64 only, and MessageToDict makes 3.0 a 3.
-    return json_format.MessageToDict(message.payload) if message.payload.fields else None
+    return _plain(message.payload.fields) or None
+
+
+def _plain(fields: Any) -> dict[str, Any]:
+    return {name: _plain_value(value) for name, value in fields.items()}
+
+
+def _plain_value(value: Any) -> Any:
+    kind = value.WhichOneof("kind")
+    if kind == "struct_value":
+        return _plain(value.struct_value.fields)
+    if kind == "list_value":
+        return [_plain_value(one) for one in value.list_value.values]
+    if kind == "number_value":
+        number = value.number_value  # integers travel as float64, and are integers again here
+        return int(number) if number.is_integer() and abs(number) <= _EXACT else number
+    return None if kind in (None, "null_value") else getattr(value, kind)
 
 
 def _check_payload(item: str, payload: object) -> None:

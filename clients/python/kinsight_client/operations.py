@@ -84,13 +84,17 @@ class OperationCalls:
         """
         return Call(self._stub.GetOperation, pb.GetOperationRequest(name=_PREFIX + id), operation_of)
 
-    def list(self) -> Pages[Operation[Any]]:
-        """Go through the operations that the server knows, page by page.
+    def list(self, *, filter: str = "") -> Pages[Operation[Any]]:  # noqa: A002  the field's word, and the server's
+        """Go through the operations that the server knows, oldest first, page by page.
+
+        Args:
+            filter: which ones, in the language of `search`: a condition on done, and on the fields of
+                OperationMetadata, such as `done = false AND index = "photos"`; empty for all.
 
         Raises:
             KinsightError: see `kinsight_client.errors`.
         """
-        request = pb.ListOperationsRequest(name=_PREFIX.rstrip("/"), page_size=PAGE_SIZE)
+        request = pb.ListOperationsRequest(name=_PREFIX.rstrip("/"), filter=filter, page_size=PAGE_SIZE)
         return Pages(self._stub.ListOperations, request, lambda response: map(operation_of, response.operations))
 
     def wait_briefly(self, id: str) -> Call[Operation[Any]]:  # noqa: A002  as the attribute of an operation
