@@ -50,6 +50,14 @@ def test_the_papers_recipe_has_the_papers_numbers() -> None:
     }
 
 
+def test_the_papers_recipe_for_products_differs_where_their_command_does() -> None:
+    """`stml-paper-sop` has shorter lists, a smaller margin, a faster teacher and faster heads."""
+    birds, products = to_dict(load("stml-paper")), to_dict(load("stml-paper-sop"))
+    birds["objective"] |= {"neighbours": 2, "context": 4, "delta": 0.9, "momentum": 0.9}
+    birds["optimizer"]["head_lr"] = 1e-2
+    assert birds == products
+
+
 @pytest.mark.parametrize(
     ("assignment", "section", "key", "expected"),
     [
@@ -106,7 +114,9 @@ def test_recipe_files_are_read_and_their_mistakes_named(tmp_path: Path) -> None:
     file.write_text("[run\n")
     with pytest.raises(RecipeError, match="is not TOML"):
         load(file)
-    with pytest.raises(RecipeError, match=r"no recipe 'stlm'; there are: .*stml, stml-paper, or give"):
+    with pytest.raises(
+        RecipeError, match=r"no recipe 'stlm'; there are: .*stml, stml-paper, stml-paper-sop, or give"
+    ):
         load("stlm")
     file.write_text("run = 3\n")
     with pytest.raises(RecipeError, match=r"must be a section, \[run\]"):
