@@ -66,7 +66,7 @@ class Index:
         if not k:  # which FAISS refuses
             return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
         _use_threads(1 if len(queries) <= SMALL_QUERIES else _ALL_THREADS)
-        selector: Any = faiss.IDSelectorArray(rows)  # type: ignore[call-arg, arg-type]
+        selector: Any = faiss.IDSelectorArray(rows)
         similarities, found = self.rows.search(queries, k, params=faiss.SearchParameters(sel=selector))  # type: ignore[call-arg]
         return similarities, found
 

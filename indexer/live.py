@@ -109,8 +109,8 @@ class Snapshot:
         Args:
             embeddings: (Q, D) float32, unit length, made by the version's model.
             top_k: neighbours wanted, at least 1.
-            nprobe: lists to scan, 1 to nlist; None for the measured value. The fewer rows may be found, the more lists
-                are scanned instead: until as many rows that may be found were passed as without a mask.
+            nprobe: lists to scan, 1 to nlist; None for the measured value. Where fewer rows may be found, more lists
+                are scanned, so that as many of those are passed as there are without a mask.
             k_factor: candidates per neighbour that are compared in full precision; None for the measured value.
             exact: compare with every row.
             mask: (rows,) bool, the rows that may be found; None for all. A few are all compared.
@@ -206,7 +206,7 @@ class Snapshot:
         return live, Among(live), int(live.sum())
 
     def _operating_point(self, nprobe: int | None, k_factor: int | None, count: int) -> tuple[int, int]:
-        """nprobe and k_factor of a search that may find `count` of the rows.
+        """How many lists and candidates, `nprobe` and `k_factor`, for a search that may find `count` of the rows.
 
         The nearest of fewer rows lie further away, in more lists; and they lie there more densely, for one whose
         own cluster may not be found, than the codes can tell apart.
@@ -218,8 +218,9 @@ class Snapshot:
 
     def _are_few(self, count: int, point: tuple[int, int]) -> bool:
         """Whether comparing with all of `count` rows is as fast as a search of the codes, or fast enough."""
-        scanned = self.rows * point[0] / max(self.version.manifest.plan["nlist"], 1)
-        return count <= max(FEW_ROWS, scanned / ROW_CODES)
+        nlist = int(self.version.manifest.plan["nlist"])
+        scanned = self.rows * point[0] // max(nlist, 1)
+        return count <= max(FEW_ROWS, scanned // ROW_CODES)
 
     def _search_few(self, queries: Embeddings, k: int, rows: Rows) -> Neighbours:
         """Compare with these rows alone."""

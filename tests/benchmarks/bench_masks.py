@@ -2,9 +2,9 @@
 
     OMP_NUM_THREADS=1 python tests/benchmarks/bench_masks.py [rows]
 
-100,000 (or so many) rows of 128 dimensions in 1,000 clusters, at the plan's first operating point. A mask is random, or
-all rows of some clusters, so that most queries have none of their own cluster's rows to find. Queries come one at a
-time; their time includes taking in the mask, not making it. Prints JSON lines; takes about 20 CPU seconds.
+100,000 (or so many) rows of 128 dimensions in 1,000 clusters, at the plan's first operating point. A mask is random,
+or all rows of some clusters, so that most queries have none of their own cluster's rows to find. Queries come one at
+a time; their time includes taking in the mask, not making it. Prints JSON lines; takes about 20 CPU seconds.
 """
 
 import json
