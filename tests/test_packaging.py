@@ -83,6 +83,8 @@ def test_the_wheel_holds_every_room_and_no_tests(tmp_path: Path) -> None:
         "trainer/recipes/digits.toml",
         "trainer/recipes/stml.toml",
         "trainer/report.css",
+        "trainer/sheet.css",
+        "trainer/sheet.js",
     }
     assert set() == expected - set(names)
     assert [name for name in names if name.startswith(("tests", "proto"))] == []

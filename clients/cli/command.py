@@ -14,6 +14,7 @@ from clients.cli.rebuild import rebuild
 from clients.cli.recipes import recipes
 from clients.cli.search import search
 from clients.cli.serve import serve
+from clients.cli.suggest import suggest
 from clients.cli.train import evaluate, train
 
 INTERRUPTED = 130  # what shells report for Ctrl-C: 128 + SIGINT
@@ -102,5 +103,19 @@ def kinsight(traceback: bool) -> None:
     """
 
 
-for verb in (train, finetune, recipes, evaluate, index, items, rebuild, operations, serve, search, demo, doctor):
+for verb in (
+    train,
+    suggest,
+    finetune,
+    recipes,
+    evaluate,
+    index,
+    items,
+    rebuild,
+    operations,
+    serve,
+    search,
+    demo,
+    doctor,
+):
     kinsight.add_command(verb)
