@@ -86,7 +86,7 @@ class Catalog:
         """The number of the last change; 0 before the first."""
         return catalog_rows.read_counter(self._file, self._file.read("SELECT sequence, seal FROM counter"))
 
-    def upsert(self, upserts: Sequence[Upsert], *, dim: int, request_id: str = "") -> list[Outcome]:
+    def upsert(self, upserts: Sequence[Upsert], *, dim: int, request_id: str = "", digest: str = "") -> list[Outcome]:
         """Add or replace items, each on its own: a refused one does not keep the others out.
 
         Args:
@@ -94,6 +94,7 @@ class Catalog:
             dim: D of the model's embeddings.
             request_id: makes the call repeatable for a day: the same id with the same content changes nothing and
                 gives the first call's outcomes again. "" for a call that is not to be recognised.
+            digest: of the content, where the caller's own request had more in it than `upserts`.
 
         Returns:
             One outcome for each upsert, in their order; on the disk.
@@ -112,7 +113,7 @@ class Catalog:
             self._upsert(connection, upserts[place], dim, sequence)
             return True
 
-        digest = requests.digest_of_upserts(upserts)
+        digest = digest or requests.digest_of_upserts(upserts)
         return self._once(request_id, digest, [one.item for one in upserts], change)
 
     def delete(self, items: Sequence[str], *, request_id: str = "") -> list[Outcome]:

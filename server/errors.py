@@ -10,7 +10,7 @@
     ├── ModelMismatch             the embedding was made by another model than the index's
     ├── ParamsConflict, TargetRecallOutOfRange, MinSimilarityOutOfRange, ThresholdOutOfRange, DiversityOutOfRange,
     │   InvalidGroupBy            what else a search may say
-    ├── BatchSizeOutOfRange, InvalidRequestId, PageSizeOutOfRange, InvalidPageToken
+    ├── BatchSizeOutOfRange, InvalidRequestId, RefusedBefore, PageSizeOutOfRange, InvalidPageToken
     ├── IndexNotFound, IndexNameInvalid, IndexExists
     ├── NoIndex                   the server has nothing to search yet
     ├── VersionNotFound, VersionInUse, NothingToRollBack, StaleEtag
@@ -133,6 +133,10 @@ class BatchSizeOutOfRange(RequestError):
 
 class InvalidRequestId(RequestError):
     """A request id is too long, or has characters that are not printable ASCII."""
+
+
+class RefusedBefore(RequestError):
+    """An item could be taken by now, but its request is the repetition of one in which it was refused."""
 
 
 class PageSizeOutOfRange(RequestError):
@@ -266,6 +270,7 @@ TABLE: Mapping[type[Exception], Answer] = {
     BatchSizeOutOfRange: Answer(_INVALID, "BATCH_SIZE_OUT_OF_RANGE", field="items"),
     InvalidRequestId: Answer(_INVALID, "INVALID_REQUEST_ID", field="request_id"),
     RequestReused: Answer(_INVALID, "REQUEST_ID_REUSED", field="request_id"),
+    RefusedBefore: Answer(_UNMET, "REFUSED_BEFORE", subject="request_id"),
     PageSizeOutOfRange: Answer(_INVALID, "PAGE_SIZE_OUT_OF_RANGE", field="page_size"),
     InvalidPageToken: Answer(_INVALID, "INVALID_PAGE_TOKEN", field="page_token"),
     IndexNotFound: Answer(_NOT_FOUND, "INDEX_NOT_FOUND"),

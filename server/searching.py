@@ -11,13 +11,14 @@ from kinsight.v1.search_service_pb2 import SearchResponse
 from indexer import pixels
 from indexer.delta import Mask
 from indexer.encoder import Encoder
-from indexer.filters import Expression, Present
+from indexer.filters import Expression, Field, Present, UnknownField
 from indexer.ivfpq import Neighbours, Rows
 from indexer.live import Snapshot
 from indexer.pixels import Pixels, PixelSpec
 from indexer.ranking import Ranking, ranked
 from indexer.version import UnknownItem
 from server.embeddings import Floats
+from server.errors import InvalidGroupBy
 from server.indexes import ActiveIndex
 
 _Job = TypeVar("_Job")
@@ -140,7 +141,7 @@ def _ranked(group: Group, ranking: Ranking, snapshot: Snapshot, embedding: Float
     """The hits of one query, (1, k)."""
     groups = None
     if ranking.group_by is not None:
-        snapshot.columns.check(Present(ranking.group_by), snapshot.rows)
+        _check_group(ranking.group_by, snapshot)
         groups = snapshot.columns.codes(ranking.group_by, snapshot.rows)
 
     def nearest(k: int) -> Neighbours:
@@ -149,6 +150,13 @@ def _ranked(group: Group, ranking: Ranking, snapshot: Snapshot, embedding: Float
 
     similarities, rows = ranked(nearest, snapshot.embeddings, groups, group.top_k, ranking)
     return similarities[None], rows[None]
+
+
+def _check_group(field: Field, snapshot: Snapshot) -> None:
+    try:
+        snapshot.columns.check(Present(field), snapshot.rows)
+    except UnknownField as error:
+        raise InvalidGroupBy(f"group_by: {error}") from error
 
 
 def _nearest(group: Group, snapshot: Snapshot, embeddings: Floats, k: int, mask: Mask | None) -> Neighbours:
@@ -166,9 +174,9 @@ def _answers(index: ActiveIndex, snapshot: Snapshot, neighbours: Neighbours) -> 
 
 def _items(index: ActiveIndex, snapshot: Snapshot, rows: Rows) -> list[str]:
     """The ids of (k,) rows: those of the version from memory, the others from the snapshot."""
-    upserted = rows >= snapshot.version.count
-    if not upserted.any():
+    if not snapshot.delta.count:
         return index.items.of(rows)
+    upserted = rows >= snapshot.version.count
     others, known = iter(snapshot.items(rows[upserted])), iter(index.items.of(rows[~upserted]))
     return [next(others if new else known) for new in upserted.tolist()]
 

@@ -2,7 +2,9 @@
 
 import asyncio
 import dataclasses
+import hashlib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from kinsight.v1.item_service_pb2 import (
     ImportItemsRequest,
     Item,
     ItemResult,
+    ItemUpsert,
     ListItemsRequest,
     ListItemsResponse,
 )
@@ -27,7 +30,7 @@ from indexer.pixels import PixelsError
 from indexer.records import Outcome, Refused, Upsert
 from server import errors, progress, reading
 from server.admission import Admission
-from server.errors import BatchSizeOutOfRange, InvalidRequestId
+from server.errors import BatchSizeOutOfRange, InvalidRequestId, RefusedBefore
 from server.folders import Folders
 from server.indexes import ActiveIndex, Indexes
 from server.jobs import Job, Jobs
@@ -134,17 +137,16 @@ class ItemService(item_service_pb2_grpc.ItemServiceServicer):
     async def _upsert(self, request: BatchUpsertItemsRequest) -> list[ItemResult]:
         for _ in range(MAX_SWAPS):
             index = self._indexes.get(request.index)
-            prepared = await self._embedded(index, await self._workers.preparing.submit(Batch(index, request.items)))
-            taken = [upsert for upsert in prepared if isinstance(upsert, Upsert)]
-            write = Write(index.name, index.model, request.request_id, upserts=taken)
+            prepared = await self._workers.preparing.submit(Batch(index, request.items))
+            upserts = await self._embedded(index, prepared)
+            taken = [one for one in upserts if isinstance(one, Upsert)]
+            digest = _digest(request.items) if request.request_id else ""
+            write = Write(index.name, index.model, request.request_id, digest, taken)
             try:
-                outcomes = iter(await self._workers.writing.submit(write) if taken else ())
+                outcomes = await self._workers.writing.submit(write)
             except ModelChanged:
                 continue
-            return [
-                _result(next(outcomes)) if isinstance(one, Upsert) else _failed(item.item, one)
-                for item, one in zip(request.items, prepared, strict=True)
-            ]
+            return _results(request.items, upserts, outcomes)
         raise ModelChanged
 
     async def _embedded(self, index: ActiveIndex, prepared: Prepared) -> Prepared:
@@ -161,6 +163,31 @@ class ItemService(item_service_pb2_grpc.ItemServiceServicer):
         except PixelsError as error:
             return error
         return dataclasses.replace(upsert, embedding=embedding)
+
+
+def _digest(items: Sequence[ItemUpsert]) -> str:
+    """Equal for equal items, whatever becomes of them: what is taken may depend on the model of the moment."""
+    digest = hashlib.sha256()
+    for item in items:
+        digest.update(hashlib.sha256(item.SerializeToString(deterministic=True)).digest())
+    return digest.hexdigest()
+
+
+def _results(items: Sequence[ItemUpsert], upserts: Prepared, outcomes: Sequence[Outcome]) -> list[ItemResult]:
+    """What became of each item; of a repeated request, what became of it the first time."""
+    known = {outcome.item: outcome for outcome in outcomes}
+    results = []
+    for item, upsert in zip(items, upserts, strict=True):
+        if item.item in known:
+            results.append(_result(known[item.item]))
+        elif isinstance(upsert, Exception):
+            results.append(_failed(item.item, upsert))
+        else:  # of another model then, say
+            refusal = RefusedBefore(
+                "this item was refused when the request came first; send it under a new request_id"
+            )
+            results.append(_failed(item.item, refusal))
+    return results
 
 
 def _check_batch(count: int, request_id: str) -> None:

@@ -56,9 +56,9 @@ def _operating_point(params: SearchParams, index: ActiveIndex) -> tuple[int | No
 
 def _condition(request: SearchRequest) -> Condition | None:
     ranking = _ranking(request)
-    if not request.filter.strip():
-        return None if ranking is None else Condition("", None, ranking)
-    return Condition(request.filter, filters.parse(request.filter), ranking)
+    if request.filter:
+        return Condition(request.filter, filters.parse(request.filter), ranking)
+    return None if ranking is None else Condition("", None, ranking)
 
 
 def _ranking(request: SearchRequest) -> Ranking | None:

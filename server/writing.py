@@ -22,13 +22,14 @@ class Write:
     Attributes:
         index: its name.
         model: that made the embeddings.
-        request_id: as of `Catalog.upsert`.
+        request_id, digest: as of `Catalog.upsert`.
         upserts, deletes: one of them.
     """
 
     index: str
     model: str
     request_id: str
+    digest: str = ""
     upserts: Sequence[Upsert] = ()
     deletes: Sequence[str] = ()
 
@@ -69,6 +70,7 @@ def _change(index: ActiveIndex, write: Write) -> Written | Exception:
             return catalog.delete(write.deletes, request_id=request_id)
         if write.model != index.model:
             return ModelChanged()
-        return catalog.upsert(write.upserts, dim=index.version.manifest.dim, request_id=request_id)
+        dim = index.version.manifest.dim
+        return catalog.upsert(write.upserts, dim=dim, request_id=request_id, digest=write.digest)
     except RequestReused as error:
         return error

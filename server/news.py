@@ -1,0 +1,36 @@
+"""What the processes of one server tell each other: that something was committed."""
+
+from multiprocessing.context import SpawnContext
+from typing import Any
+
+
+class News:
+    """A counter for each process in memory that all share; each writes its own alone, so that no lock is needed."""
+
+    def __init__(self, counters: Any, own: int) -> None:
+        """Of the process `own`, counted from 0; `counters` is of `shared_counters`."""
+        self._counters = counters
+        self._own = own
+
+    @classmethod
+    def alone(cls) -> "News":
+        """Of a server of one process, who has nobody to hear from."""
+        return cls([0], 0)
+
+    @property
+    def several(self) -> bool:
+        """Whether there are other processes."""
+        return len(self._counters) > 1
+
+    def tell(self) -> None:
+        """Say that something was committed; before it is acknowledged, so that no search after that misses it."""
+        self._counters[self._own] += 1
+
+    def latest(self) -> tuple[int, ...]:
+        """What has changed where this has; reading it costs less than a microsecond."""
+        return tuple(self._counters)
+
+
+def shared_counters(context: SpawnContext, processes: int) -> Any:
+    """Zeros for that many processes, to be handed to each of them when it is started."""
+    return context.RawArray("Q", processes)
