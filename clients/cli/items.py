@@ -1,18 +1,155 @@
 """`kinsight items`: what an index holds."""
 
 import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import click
 
-from clients.cli.options import PATH, Device, device_option, json_option, store_option
-from clients.cli.output import named, print_facts, print_json, warn_skipped
+from clients.cli.options import PATH, Device, device_option, json_option, server_option, store_option
+from clients.cli.output import (
+    named,
+    payload_text,
+    print_facts,
+    print_json,
+    print_table,
+    printable,
+    progress,
+    warn_skipped,
+)
 from clients.cli.recording import operation_option, recorded
 
 
 @click.group()
 def items() -> None:
-    """Import and export the items of an index."""
+    """Upsert, delete, list, import and export the items of an index."""
+
+
+@items.command()
+@click.argument("name")
+@click.argument("images", nargs=-1, type=PATH, metavar="[IMAGE…]")
+@click.option("--item", metavar="ID", help="Id of the item, if there is one IMAGE; otherwise its path as given.")
+@click.option("--payload", metavar="JSON", help="A JSON object to keep with each IMAGE; {} for none.")
+@click.option("--lines", type=PATH, metavar="FILE", help="JSON Lines of items, as below.")
+@server_option
+@json_option
+def upsert(
+    name: str,
+    images: tuple[Path, ...],
+    item: str | None,
+    payload: str | None,
+    lines: Path | None,
+    server: str,
+    as_json: bool,
+) -> None:
+    """Put each IMAGE into index NAME of a server, or in the place of the item that has its id.
+
+    The next search finds it, and every later version keeps it, until it is deleted.
+
+    \b
+    Each line of FILE is one of
+      {"item": ID, "image": PATH, "payload": {...}}
+      {"item": ID, "embedding": [0.1, ...], "model": ID of the model, "payload": {...}}
+      {"item": ID, "payload": {...}}    of an item that is there
+    with or without a payload; without one, the item keeps the one that it has.
+
+    An item that is not taken is named on stderr; the others are, and the exit code is 1.
+
+    \b
+    JSON keys: index, upserted, errors[].item, errors[].error
+    """
+    from kinsight_client import Client
+
+    from clients.cli.upserts import upsert_all, wanted
+
+    if item is not None and len(images) != 1:
+        raise click.UsageError("--item names the item of one IMAGE")
+    if not images and lines is None:
+        raise click.UsageError("name an IMAGE, or --lines FILE")
+    entries = wanted(images, item, None if payload is None else _payload(payload), lines)
+    total = len(images) + (_count_lines(lines) if lines else 0)
+    with Client(server) as client, progress() as report:
+        done = upsert_all(client, name, entries, total, report)
+    _tell({"index": name, "upserted": done.count}, done.errors, as_json)
+
+
+@items.command()
+@click.argument("name")
+@click.argument("ids", nargs=-1, required=True, metavar="ITEM…")
+@server_option
+@json_option
+def delete(name: str, ids: tuple[str, ...], server: str, as_json: bool) -> None:
+    """Take each ITEM out of index NAME of a server.
+
+    No search finds it again, not in a later version either, until it is upserted or imported again.
+
+    An item that the index never had is named on stderr, and the exit code is 1.
+
+    \b
+    JSON keys: index, deleted, errors[].item, errors[].error
+    """
+    from kinsight_client import Client
+
+    with Client(server) as client:
+        results = client.items.delete_many(ids, index=name)
+    errors = [(result.item, str(result.error)) for result in results if result.error]
+    _tell({"index": name, "deleted": len(results) - len(errors)}, errors, as_json)
+
+
+@items.command()
+@click.argument("name")
+@click.argument("item")
+@server_option
+@json_option
+def get(name: str, item: str, server: str, as_json: bool) -> None:
+    """Show what index NAME of a server keeps of ITEM.
+
+    \b
+    JSON keys: item, payload{} (or null), sequence, sha256, searchable
+    """
+    from kinsight_client import Client
+
+    with Client(server) as client:
+        found = client.items.get(item, index=name)
+    facts = dataclasses.asdict(found)
+    if as_json:
+        print_json(facts)
+    else:
+        print_facts(facts | {"item": printable(item), "payload": payload_text(found.payload)})
+
+
+@items.command(name="list")
+@click.argument("name")
+@click.option("--filter", "condition", default="", metavar="CONDITION", help="Which items; as for kinsight search.")
+@click.option("--limit", type=click.IntRange(1), default=100, show_default=True, metavar="N", help="Most to list.")
+@server_option
+@json_option
+def list_(name: str, condition: str, limit: int, server: str, as_json: bool) -> None:
+    """List the items of index NAME of a server, in the order of their ids.
+
+    \b
+    JSON keys: index, items[].item, items[].payload{} (or null), items[].sequence, items[].sha256,
+    items[].searchable, more
+    """
+    from kinsight_client import Client
+
+    with Client(server) as client:
+        found = [*islice(client.items.list(filter=condition, index=name), limit + 1)]
+    shown, more = found[:limit], len(found) > limit
+    if as_json:
+        print_json({"index": name, "items": [dataclasses.asdict(one) for one in shown], "more": more})
+    elif shown:
+        rows = [
+            (one.item, one.sequence, "yes" if one.searchable else "no", payload_text(one.payload)) for one in shown
+        ]
+        print_table(["item", "sequence", "searchable", "payload"], rows)
+    else:
+        click.echo(f"no item in {name}" + (f" with {condition}" if condition else ""))
+    if more:
+        click.echo(f"the first {limit:,}; --limit N lists more", err=True)
 
 
 @items.command(name="import")
@@ -85,3 +222,27 @@ def export(
         print_json(result)
     else:
         print_facts(result)
+
+
+def _payload(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise click.UsageError(f"--payload is not JSON: {error}") from error
+
+
+def _count_lines(path: Path) -> int:
+    with path.open("rb") as file:
+        return sum(1 for _ in file)
+
+
+def _tell(result: Mapping[str, object], errors: Sequence[tuple[str, str]], as_json: bool) -> None:
+    """Print what became of several items; exits with 1 where one failed."""
+    for item, error in errors:
+        click.echo(f"error: {printable(item)}: {printable(error)}", err=True)
+    if as_json:
+        print_json({**result, "errors": [{"item": item, "error": error} for item, error in errors]})
+    else:
+        print_facts({**result, "failed": len(errors)})
+    if errors:
+        click.get_current_context().exit(1)

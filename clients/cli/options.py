@@ -49,3 +49,7 @@ device_option = click.option(
     show_default=True,
     help="Where to compute; auto takes a GPU where one works.",
 )
+
+server_option = click.option(
+    "--server", default="127.0.0.1:50051", show_default=True, metavar="HOST:PORT", help="A running server."
+)

@@ -25,6 +25,11 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
+def payload_text(payload: Mapping[str, Any] | None) -> str:
+    """What is kept with an item, for people."""
+    return "" if payload is None else printable(json.dumps(payload, ensure_ascii=False))
+
+
 def print_json(result: Mapping[str, Any]) -> None:
     """Print one JSON object on one line; ASCII, so that any pipe carries it."""
     click.echo(json.dumps(result, allow_nan=False))

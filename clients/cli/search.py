@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from clients.cli.options import PATH, json_option
-from clients.cli.output import print_json, print_table, printable
+from clients.cli.options import PATH, json_option, server_option
+from clients.cli.output import payload_text, print_json, print_table, printable
 
 if TYPE_CHECKING:
     from kinsight_client import Client, SearchResult
@@ -19,11 +19,24 @@ ITEM = "item:"  # begins a query that is an item of the index
 
 @click.command()
 @click.argument("queries", nargs=-1, required=True, metavar="QUERY…")
-@click.option("--server", default="127.0.0.1:50051", show_default=True, metavar="HOST:PORT", help="A running server.")
+@server_option
 @click.option("--index", default="", metavar="NAME", help="Instead of the server's default index.")
 @click.option(
     "--top-k", type=click.IntRange(1, 1000), default=10, show_default=True, metavar="K", help="Hits for each query."
 )
+@click.option("--filter", default="", metavar="CONDITION", help="Which items to search; see below.")
+@click.option("--min-similarity", type=click.FloatRange(-1, 1), help="Leave out hits of less similarity.")
+@click.option(
+    "--near-duplicates",
+    "near_duplicate_threshold",
+    type=click.FloatRange(0, 1, min_open=True),
+    metavar="SIMILARITY",
+    help="Leave out hits that are as similar as this to a better one: copies of one image, at 0.99 say.",
+)
+@click.option("--group-by", default="", metavar="FIELD", help="Keep the best hit for each value of a payload field.")
+@click.option("--diversity", type=click.FloatRange(0, 1), help="How much hits should differ from each other.")
+@click.option("--payload", "include_payload", is_flag=True, help="Show what is kept with each hit.")
+@click.option("--target-recall", type=click.FloatRange(0, 1, min_open=True), help="The recall@10 to search for.")
 @click.option("--grid", type=PATH, metavar="PNG", help="Draw queries and their neighbours; needs --images.")
 @click.option(
     "--images", type=PATH, help="Where the indexed images are, for --grid: the IMAGES that the index was built from."
@@ -32,19 +45,23 @@ ITEM = "item:"  # begins a query that is an item of the index
 def search(
     queries: tuple[str, ...],
     server: str,
-    index: str,
-    top_k: int,
     grid: Path | None,
     images: Path | None,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Find the images nearest to each QUERY: an image file, or item:ID for an item of the index.
+
+    CONDITION is about the items' payloads, such as 'species = "wren" AND year >= 2020 AND NOT tags:blurred'. Fields
+    are name or outer.inner, and item is the item's id. There are = != < <= > >=, IN (a, b), field:x for a list that
+    has x, field:* for a field that is there, wr* for text that begins so, AND, OR, NOT and parentheses; OR binds
+    closer than AND.
 
     A query that fails is named on stderr; the others are answered, and the exit code is 1.
 
     \b
     JSON keys: index, version, model, hits[].query, hits[].rank, hits[].item, hits[].similarity,
-    errors[].query, errors[].error
+    hits[].payload{} (or null, with --payload), errors[].query, errors[].error
     """
     from kinsight_client import Client
 
@@ -52,15 +69,14 @@ def search(
         raise click.UsageError("--grid needs --images: a server answers with items, not with pictures")
     indexed = _by_item(images) if grid and images else {}
     with Client(server) as client:
-        results, errors = _search_all(client, queries, index, top_k)
+        results, errors = _search_all(client, queries, options)
     for query, error in errors.items():
         click.echo(f"error: {printable(query)}: {error}", err=True)
     if as_json:
         failed = [{"query": query, "error": error} for query, error in errors.items()]
-        print_json({**_origin(results), "hits": _hits(results), "errors": failed})
+        print_json({**_origin(results), "hits": _hits(results, options["include_payload"]), "errors": failed})
     elif results:
-        rows = [(hit["query"], hit["rank"], hit["item"], f"{hit['similarity']:.4f}") for hit in _hits(results)]
-        print_table(["query", "rank", "item", "similarity"], rows)
+        _print(_hits(results, options["include_payload"]))
     if results and grid:
         _draw(results, indexed, grid)
     if errors:
@@ -68,7 +84,7 @@ def search(
 
 
 def _search_all(
-    client: "Client", queries: Sequence[str], index: str, top_k: int
+    client: "Client", queries: Sequence[str], options: Mapping[str, Any]
 ) -> tuple[dict[str, "SearchResult"], dict[str, str]]:
     """The answer to each query, and why the others have none."""
     from kinsight_client import KinsightError, Unavailable
@@ -77,9 +93,9 @@ def _search_all(
     for query in dict.fromkeys(queries):
         try:
             if query.startswith(ITEM):
-                results[query] = client.search(item=query.removeprefix(ITEM), index=index, top_k=top_k)
+                results[query] = client.search(item=query.removeprefix(ITEM), **options)
             else:
-                results[query] = client.search(image=Path(query), index=index, top_k=top_k)
+                results[query] = client.search(image=Path(query), **options)
         except Unavailable:
             raise  # no other query can fare better
         except KinsightError as error:
@@ -102,12 +118,27 @@ def _origin(results: Mapping[str, "SearchResult"]) -> dict[str, object]:
     }
 
 
-def _hits(results: Mapping[str, "SearchResult"]) -> list[dict[str, object]]:
+def _hits(results: Mapping[str, "SearchResult"], payloads: bool) -> list[dict[str, object]]:
     return [
         {"query": query, "rank": rank, "item": hit.item, "similarity": hit.similarity}
+        | ({"payload": hit.payload} if payloads else {})
         for query, result in results.items()
         for rank, hit in enumerate(result.hits, start=1)
     ]
+
+
+def _print(hits: Sequence[Mapping[str, object]]) -> None:
+    if not hits:
+        click.echo("no item matches")
+        return
+    rows = [[_cell(name, value) for name, value in hit.items()] for hit in hits]
+    print_table([*hits[0]], rows)
+
+
+def _cell(name: str, value: Any) -> object:
+    if name == "payload":
+        return payload_text(value)
+    return f"{value:.4f}" if name == "similarity" else value
 
 
 def _by_item(images: Path) -> dict[str, "Source"]:

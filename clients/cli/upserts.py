@@ -1,0 +1,107 @@
+"""What `kinsight items upsert` is given, as upserts, and how they are sent."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clients.cli.output import Progress
+
+if TYPE_CHECKING:
+    from kinsight_client import Client, Upsert
+
+CHUNK = 1000  # items whose images are in memory at a time, and after which progress is told
+
+_FIELDS = {"item", "image", "embedding", "model", "payload"}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One item to upsert, as it was given.
+
+    Attributes:
+        name: what to call it while its id is not known.
+        fields: of an object as `kinsight items upsert --help` describes it, or the text of one.
+    """
+
+    name: str
+    fields: Mapping[str, Any] | str
+
+
+@dataclass
+class Upserted:
+    """What became of all items.
+
+    Attributes:
+        count: how many were taken.
+        errors: item, or its name, and why it was not.
+    """
+
+    count: int = 0
+    errors: list[tuple[str, str]] = field(default_factory=list)
+
+
+def wanted(images: Sequence[Path], item: str | None, payload: object, lines: Path | None) -> Iterator[Wanted]:
+    """The items of images and of a file of JSON Lines, one at a time."""
+    for path in images:
+        yield Wanted(str(path), {"item": item or path.as_posix(), "image": str(path), "payload": payload})
+    if lines is not None:
+        with lines.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield Wanted(f"{lines}, line {number}", line)
+
+
+def upsert_all(client: "Client", index: str, entries: Iterable[Wanted], total: int, report: Progress) -> Upserted:
+    """Upsert items as they come; one that can't be is told of, and the others go on.
+
+    Raises:
+        KinsightError: a call failed; the items before it are in the index.
+    """
+    done, entries = Upserted(), iter(entries)
+    sent = 0
+    while chunk := [*islice(entries, CHUNK)]:
+        upserts = [*_possible(chunk, done)]
+        results = client.items.upsert_many(upserts, index=index)
+        done.errors += [(result.item, str(result.error)) for result in results if result.error]
+        done.count += sum(result.error is None for result in results)
+        sent += len(chunk)
+        report("upsert", sent, max(sent, total))
+    return done
+
+
+def _possible(chunk: Iterable[Wanted], done: Upserted) -> Iterator["Upsert"]:
+    for entry in chunk:
+        name = entry.name
+        try:
+            fields = json.loads(entry.fields) if isinstance(entry.fields, str) else entry.fields
+            name = _item_of(fields)
+            yield _upsert(fields)
+        except (TypeError, ValueError) as error:  # UnicodeEncodeError is a ValueError, as JSON's errors are
+            done.errors.append((name, str(error)))
+        except OSError as error:
+            done.errors.append((name, f"{error.filename} can't be read: {error.strerror}"))
+
+
+def _item_of(fields: object) -> str:
+    if not isinstance(fields, Mapping) or not isinstance(fields.get("item"), str):
+        raise ValueError('is not an object with a text "item"')
+    return str(fields["item"])
+
+
+def _upsert(fields: Mapping[str, Any]) -> "Upsert":
+    import numpy as np
+    from kinsight_client import Embedding, Upsert
+
+    if unknown := fields.keys() - _FIELDS:
+        raise ValueError(f"has the unknown field {min(unknown)!r}; there are: {', '.join(sorted(_FIELDS))}")
+    if ("embedding" in fields) != ("model" in fields):
+        raise ValueError("needs the embedding and the model that made it, or neither")
+    image, embedding = fields.get("image"), None
+    if "embedding" in fields:
+        embedding = Embedding(fields["model"], np.asarray(fields["embedding"], np.float32))
+    # Read here, so that a file that is gone leaves the others of its batch in.
+    data = None if image is None else Path(image).read_bytes()
+    return Upsert(fields["item"], data, embedding, fields.get("payload"))
