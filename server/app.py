@@ -32,6 +32,7 @@ from server.admission import Admission
 from server.folders import Folders
 from server.indexes import Indexes
 from server.jobs import Jobs
+from server.news import News
 from server.service_index import IndexService
 from server.service_items import ItemService
 from server.service_operations import OperationsService
@@ -101,7 +102,7 @@ async def serve(
     """
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
-    with _sole_server(store):
+    with sole_server(store):
         running = await start(store, listen=listen, index=index, folders=folders)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stopped.set)
@@ -118,12 +119,24 @@ async def start(
     index: str | None = None,
     admission: Admission | None = None,
     folders: Folders = NO_FOLDERS,
+    news: News | None = None,
 ) -> Running:
-    """Open the indexes and answer requests on this event loop; `drain` ends it. See `serve` for the rest."""
-    indexes, admission, jobs = Indexes(store, index), admission or Admission(), Jobs(store)
+    """Open the indexes and answer requests on this event loop; `drain` ends it.
+
+    Args:
+        store: as of `serve`, like what follows.
+        listen: `host:port`; port 0 takes a free one.
+        index: serve only this index; all when None.
+        admission: which requests are let in.
+        folders: that requests may read from and write to.
+        news: of a server of several processes, which share their port.
+    """
+    news = news or News.alone()
+    indexes, admission, jobs = Indexes(store, index, news), admission or Admission(), Jobs(store)
     server = grpc.aio.server(
         options=[
-            ("grpc.so_reuseport", 0),  # a second server on the port must fail, not take half of the requests
+            # Another server on the port must fail, not take half of the requests.
+            ("grpc.so_reuseport", int(news.several)),
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
         ]
     )
@@ -162,8 +175,8 @@ def _add_services(
 
 
 @contextlib.contextmanager
-def _sole_server(store: Store) -> Iterator[None]:
-    """Hold a store: two servers would each search without what the other was just given."""
+def sole_server(store: Store) -> Iterator[None]:
+    """Hold a store: two servers would each search without what the other was just given; raises StoreServed."""
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(hold(store.root / ".server"))

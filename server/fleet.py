@@ -1,9 +1,9 @@
 """A server of several processes on one port: the kernel shares connections out, each process answers its own.
 
-One interpreter answers some 2,000 searches a second, whatever the machine: more cores are only of use to more of them.
-The processes share nothing but the store, whose catalogues take one writer at a time, and counters (`server.news`) by
-which each hears before a search that another one committed something. A version that one of them activates, the others
-serve a second later.
+One interpreter answers some 2,000 searches a second, whatever the machine: more cores take more of them. The processes
+share nothing but the store, whose catalogues take one writer at a time, and counters (`server.news`), by which each
+hears before a search that another one committed something. A version that one of them activates is served by the
+others a second later.
 """
 
 import asyncio
@@ -59,7 +59,7 @@ class Share:
 
 @dataclass(frozen=True)
 class _Member:
-    """A process of the server, and its tether: where that closes, as it also does when this process is killed, it ends."""
+    """A process of the server; it ends when its tether closes, as that also does where this process is killed."""
 
     share: Share
     process: SpawnProcess
@@ -74,21 +74,27 @@ def run(
     A process that dies is replaced: what it had not answered fails, and its clients' next requests reach another.
 
     Args:
-        store, listen, index, ready, folders: as of `server.app.serve`.
+        store: as of `server.app.serve`, like what follows.
+        listen: `host:port`; port 0 takes a free one.
+        index: serve only this index; all when None.
+        ready: called with the port once all processes answer.
+        folders: that requests may read from and write to.
         processes: how many, at least 2.
 
     Raises:
         CannotListen, StoreServed: as of `server.app.serve`.
         ProcessFailed: a process ended before all were ready.
     """
-    with sole_server(store), _reserved(listen) as address, _told_to_end() as end:
+    with sole_server(store), _reserve(listen) as reserved, _told_to_end() as end:
+        port = reserved.getsockname()[1]
+        address = f"{listen.rpartition(':')[0]}:{port}"
         counters = shared_counters(_SPAWN, processes)
         shares = [Share(store, address, index, folders, counters, place, place == 0) for place in range(processes)]
         members = [_start(share) for share in shares]
         try:
             for member in members:
                 _await_ready(member)
-            ready(int(address.rpartition(":")[2]))
+            ready(port)
             while end not in wait([end, *(member.process.sentinel for member in members)]):
                 if end in wait([end], timeout=RESTART_PAUSE_S):
                     break
@@ -143,9 +149,8 @@ def _told_to_end() -> Iterator[Connection]:
             signal.signal(number, handler)
 
 
-@contextmanager
-def _reserved(listen: str) -> Iterator[str]:
-    """The address with its port, held by a socket that does not listen, so that no process of others takes it."""
+def _reserve(listen: str) -> socket.socket:
+    """A socket that holds the address without listening: only this server's processes can take its port."""
     host, _, port = listen.rpartition(":")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[
@@ -153,15 +158,13 @@ def _reserved(listen: str) -> Iterator[str]:
         ]
         with socket.socket(family, kind, protocol) as alone:
             alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            alone.bind(address)  # fails where anybody listens, also those who share their port
-        with socket.socket(family, kind, protocol) as shared:
-            shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            shared.bind(address)
-            yield f"{host}:{shared.getsockname()[1]}"
+            alone.bind(address)  # fails where anybody listens, also one who would share the port
+        reserved = socket.socket(family, kind, protocol)
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        reserved.bind(address)
     except (OSError, ValueError, OverflowError) as error:
-        if isinstance(error, (app.StoreServed, ProcessFailed)):
-            raise
         raise CannotListen(f"can't listen on {listen}: {error}") from error
+    return reserved
 
 
 def _serve(share: Share, tether: Connection) -> None:

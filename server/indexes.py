@@ -23,8 +23,10 @@ from indexer.store import Store
 from indexer.version import Version, active_version, open_version
 from server.errors import IndexNotFound, NoIndex, foreseen
 from server.item_ids import ItemIds
+from server.news import Inbox, News
 
 RETRY_S = 30.0  # until a version that could not be opened is tried again: opening reads every byte of it
+SETTLE_S = 5.0  # in which every process of a server has swapped to a version that was activated
 CATCH_UP = 1_000  # items embedded by a new model before it is swapped in; more of them are found some time after
 
 log = logging.getLogger(__name__)
@@ -41,6 +43,7 @@ class ActiveIndex:
         catalog: of the index.
         items: ids of the version's own rows.
         encoder: of the version's model.
+        inbox: for news of other processes of this server.
     """
 
     name: str
@@ -49,6 +52,7 @@ class ActiveIndex:
     catalog: Catalog
     items: ItemIds
     encoder: Encoder
+    inbox: Inbox
 
     @property
     def version(self) -> Version:
@@ -58,6 +62,11 @@ class ActiveIndex:
     @property
     def snapshot(self) -> Snapshot:
         """What is searched now."""
+        return self.live.snapshot
+
+    def latest(self) -> Snapshot:
+        """What is searched now, with all that other processes have acknowledged; may read the disk."""
+        self.inbox.read(self.live.refresh)
         return self.live.snapshot
 
     @property
@@ -82,20 +91,23 @@ class Indexes:
     reference to an immutable mapping, replaced in one assignment. Who writes to a catalogue does it `unswapped`.
     """
 
-    def __init__(self, store: Store, only: str | None = None) -> None:
+    def __init__(self, store: Store, only: str | None = None, news: News | None = None) -> None:
         """Nothing is open before the first `refresh`.
 
         Args:
             store: where the indexes are.
             only: serve just this index; all of them when None.
+            news: of other processes of this server, where there are any.
         """
+        self.news = news or News.alone()
         self._store = store
         self._only = only
         self._active: Mapping[str, ActiveIndex] = MappingProxyType({})
         self._failures: Mapping[str, Failure] = {}
         self._encoders: dict[str, Encoder] = {}  # by model id: two indexes of one model share it
         self._catalogs: dict[str, tuple[int, Catalog]] = {}  # by index, with the file's inode
-        self._behind = set[str]()  # indexes whose model has not embedded all that was upserted
+        # Indexes whose model may not have embedded all that was upserted, and until when more of that may come.
+        self._behind: dict[str, float] = {}
         self._refreshing = threading.Lock()  # one thread at a time opens and swaps
         self._swapping = threading.Lock()  # held also by who commits: neither happens within the other
 
@@ -182,7 +194,7 @@ class Indexes:
         with self._swapping:
             self._active = MappingProxyType({key: one for key, one in self._active.items() if key not in names})
         self._failures = {key: known for key, known in self._failures.items() if key not in names}
-        self._behind -= names
+        self._behind = {key: until for key, until in self._behind.items() if key not in names}
         # Not closed: searches that are in progress may still read them.
         self._catalogs = {key: one for key, one in self._catalogs.items() if key not in names}
 
@@ -216,7 +228,8 @@ class Indexes:
     def _open(self, name: str, number: int) -> ActiveIndex:
         version = open_version(self._store.index(name) / "versions" / str(number))
         encoder, catalog = self._encoder(version.manifest.model), self._catalog(name)
-        opened = ActiveIndex(name, number, LiveIndex(version, catalog), catalog, ItemIds(version), encoder)
+        live, inbox = LiveIndex(version, catalog), Inbox(self.news)
+        opened = ActiveIndex(name, number, live, catalog, ItemIds(version), encoder, inbox)
         log.info("index %s: version %d with %d items, model %s", name, number, opened.snapshot.count, opened.model)
         return opened
 
@@ -231,13 +244,17 @@ class Indexes:
             self._active = MappingProxyType({**self._active, opened.name: opened})
         if pending > CATCH_UP:
             log.warning("index %s: items of other models are being embedded by %s", opened.name, opened.model)
-            self._behind.add(opened.name)
+        if pending > CATCH_UP or self.news.several:
+            # Another process may go on for a moment to take in what the model before this one embedded.
+            self._behind[opened.name] = time.monotonic() + (SETTLE_S if self.news.several else 0)
 
     def _catch_up_behind(self, index: ActiveIndex | None) -> None:
         if index is not None and index.name in self._behind:
             _catch_up(index)
             index.live.refresh()
-            self._behind.discard(index.name)
+            self.news.tell()
+            if time.monotonic() >= self._behind[index.name]:
+                del self._behind[index.name]
 
     def _catalog(self, name: str) -> Catalog:
         directory = self._store.index(name)

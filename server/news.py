@@ -1,5 +1,6 @@
 """What the processes of one server tell each other: that something was committed."""
 
+from collections.abc import Callable
 from multiprocessing.context import SpawnContext
 from typing import Any
 
@@ -15,7 +16,7 @@ class News:
     @classmethod
     def alone(cls) -> "News":
         """Of a server of one process, who has nobody to hear from."""
-        return cls([0], 0)
+        return cls([0], 0)  # which nobody reads
 
     @property
     def several(self) -> bool:
@@ -24,11 +25,28 @@ class News:
 
     def tell(self) -> None:
         """Say that something was committed; before it is acknowledged, so that no search after that misses it."""
-        self._counters[self._own] += 1
+        if self.several:
+            self._counters[self._own] += 1
 
     def latest(self) -> tuple[int, ...]:
         """What has changed where this has; reading it costs less than a microsecond."""
         return tuple(self._counters)
+
+
+class Inbox:
+    """The news that one reader has taken in."""
+
+    def __init__(self, news: News) -> None:
+        """Nothing is taken in yet."""
+        self._news = news
+        self._heard: tuple[int, ...] = ()
+
+    def read(self, take: Callable[[], object]) -> None:
+        """Call `take` where there is news that no call has taken in; several threads may do so at once."""
+        told = self._news.latest()
+        if told != self._heard:
+            take()
+            self._heard = told  # only now: who reads meanwhile must not go by what is not taken in yet
 
 
 def shared_counters(context: SpawnContext, processes: int) -> Any:

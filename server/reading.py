@@ -21,7 +21,7 @@ from server.paging import Page, Part
 
 def item(index: ActiveIndex, name: str) -> item_service_pb2.Item:
     """A live item; raises UnknownContent."""
-    return _message(index.catalog.get(name), index.snapshot)
+    return _message(index.catalog.get(name), index.latest())
 
 
 def page(index: ActiveIndex, wanted: Page, condition: str) -> Part[item_service_pb2.Item]:
@@ -30,7 +30,7 @@ def page(index: ActiveIndex, wanted: Page, condition: str) -> Part[item_service_
     Raises:
         FilterError: the filter is not one, or names a field that no item has.
     """
-    snapshot, expression = index.snapshot, filters.parse(condition) if condition else None
+    snapshot, expression = index.latest(), filters.parse(condition) if condition else None
     if expression is not None:
         snapshot.columns.check(expression, snapshot.rows)
     found = index.catalog.page(wanted.after, wanted.size + 1)

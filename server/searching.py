@@ -84,7 +84,7 @@ def search(queries: Sequence[Query]) -> list[SearchResponse | Exception]:
     """The answers to queries; one FAISS call for those that have their group in common."""
     answers: list[SearchResponse | Exception] = [SearchResponse()] * len(queries)
     for group, places in _places(query.group for query in queries).items():
-        snapshot = group.index.snapshot  # one for all of them: what is upserted meanwhile comes with the next
+        snapshot = group.index.latest()  # one for all of them: what is upserted meanwhile comes with the next
         found: list[tuple[int, Floats]] = []
         for place in places:
             try:

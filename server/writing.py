@@ -58,6 +58,7 @@ class Writer:
                 with index.catalog.transaction():
                     answers = [_change(index, write) for write in writes]
                 index.live.refresh()
+                self._indexes.news.tell()
                 return answers
         except Exception as error:  # of this catalogue; the other indexes' requests are not to fail with it
             return [error] * len(writes)

@@ -211,7 +211,8 @@ class Stubs:
     """A channel to a server, and every service that it answers; a context manager."""
 
     def __init__(self, target: str) -> None:
-        self._channel = grpc.insecure_channel(target)
+        # A connection of its own, as every client process has; channels would share one otherwise.
+        self._channel = grpc.insecure_channel(target, [("grpc.use_local_subchannel_pool", 1)])
         self.search: Any = SearchServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self.items: Any = ItemServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self.indexes: Any = IndexServiceStub(self._channel)  # type: ignore[no-untyped-call]

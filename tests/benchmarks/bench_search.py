@@ -2,7 +2,8 @@
 
 100,000 × 128 clustered embeddings, top_k 10, at the least nprobe with recall@10 >= 0.99. The clients are processes of
 their own, on the same machine as the server. An echo, a gRPC server that answers the same message without looking at
-the query, is the ceiling of any server in Python there. Prints a table and one JSON line; takes about a minute.
+the query, is the ceiling of any server of one process in Python there. Prints a table and one JSON line; takes about a
+minute.
 """
 
 import json
@@ -37,6 +38,7 @@ Row = dict[str, float]
 COUNT, DIM, CLUSTERS, QUERIES, TOP_K = 100_000, 128, 1_000, 2_000, 10
 RECALL = 0.99
 SETTING = "GRPC_EXPERIMENTS"  # of the environment, see server/__init__.py
+PROCESSES = os.cpu_count() or 1
 SECONDS = float(os.environ.get("BENCH_SECONDS", "5"))  # of each measurement
 
 
@@ -59,6 +61,7 @@ def main() -> None:
         served = {
             "echo": measure_served(run_echo, model, searches),
             "Search": measure_served(run_server, root, searches),
+            f"Search, {PROCESSES} processes": measure_served(run_fleet, root, searches),
         }
     print(f"{COUNT:,} x {DIM}, top_k {TOP_K}, nprobe {nprobe}, recall@10 {recall:.4f}, {os.cpu_count()} cores")
     print_rows(in_process, served)
@@ -100,11 +103,21 @@ def measure_in_process(version: Version, queries: Floats, nprobe: int) -> dict[s
 
 
 def run_server(root: str, port: Connection) -> None:
-    """The server process."""
+    """The process of a server of one."""
     from server.app import run
 
     logging.disable()
     run(Store(Path(root)), listen="127.0.0.1:0", index=None, ready=port.send)
+
+
+def run_fleet(root: str, port: Connection) -> None:
+    """The first process of a server with one for each core."""
+    from server.app import NO_FOLDERS
+    from server.fleet import run
+
+    logging.disable()
+    store = Store(Path(root))
+    run(store, listen="127.0.0.1:0", index=None, ready=port.send, folders=NO_FOLDERS, processes=PROCESSES)
 
 
 class Echo(SearchServiceServicer):
@@ -194,13 +207,13 @@ def run_client(target: str, queries: Sequence[Query]) -> list[float]:
 def print_rows(in_process: dict[str, float], served: dict[str, dict[int, Row]]) -> None:
     """The table; ratios are to the first row."""
     base = next(iter(in_process.values()))
-    print(f"{'':26}{'queries/s':>10}{'of in-process':>15}{'p50 ms':>8}{'p99 ms':>8}")
+    print(f"{'':38}{'queries/s':>10}{'of in-process':>15}{'p50 ms':>8}{'p99 ms':>8}")
     for name, rate in in_process.items():
-        print(f"{'in-process, ' + name:26}{rate:10,.0f}{rate / base:15.2f}")
+        print(f"{'in-process, ' + name:38}{rate:10,.0f}{rate / base:15.2f}")
     for name, rows in served.items():
         for clients, row in rows.items():
             rate, label = row["queries_per_s"], f"gRPC {name}, {clients} clients"
-            print(f"{label:26}{rate:10,.0f}{rate / base:15.2f}{row['p50_ms']:8.2f}{row['p99_ms']:8.2f}")
+            print(f"{label:38}{rate:10,.0f}{rate / base:15.2f}{row['p50_ms']:8.2f}{row['p99_ms']:8.2f}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,134 @@
+"""A server of several real processes on one port."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import grpc
+import pytest
+from kinsight.v1.item_service_pb2 import ItemUpsert
+
+from indexer.store import Store
+from server.news import Inbox, News
+from tests.serving import Gallery, Stubs, build_photos, photo, server_process
+
+CONNECTIONS = 16  # that all of them reach one of two processes happens once in 30,000 times
+
+
+@contextmanager
+def fleet(store: Store, listen: str = "127.0.0.1:0") -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """`kinsight serve --processes 2`, and its target; killed at the end if it still runs."""
+    words = ["serve", "--store", str(store.root), "--listen", listen, "--processes", "2", "--json"]
+    process = subprocess.Popen([sys.executable, "-m", "clients.cli", *words], stdout=subprocess.PIPE, text=True)
+    with process:
+        try:
+            assert process.stdout is not None
+            yield process, json.loads(process.stdout.readline())["listen"]
+        finally:
+            process.kill()
+
+
+def members(process: subprocess.Popen[str]) -> list[int]:
+    """The processes of a fleet that serve, without the one that multiprocessing keeps track of memory with."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return [int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def eventually(is_so: Callable[[], bool], timeout_s: float = 30) -> bool:
+    """Whether something becomes true in time."""
+    end = time.monotonic() + timeout_s
+    while not is_so():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def test_what_one_process_takes_in_every_process_finds_at_once(tmp_path: Path) -> None:
+    """Upserted over one connection, an item is found over all; deleted over another, over none."""
+    store = build_photos(tmp_path)
+    with fleet(store) as (process, target), ExitStack() as stack:
+        assert len(members(process)) == 2
+        clients = [stack.enter_context(Stubs(target)) for _ in range(CONNECTIONS)]
+        for client in clients:
+            client.found(image=photo(0))
+        for number, client in enumerate(clients[:4]):
+            image = photo(1000 + number)
+            results = client.upsert(ItemUpsert(item=f"new {number}", image=image))
+            assert [result.status.code for result in results] == [0]
+            assert [f"new {number}"] * CONNECTIONS == [other.found(image=image)[0] for other in clients]
+            clients[-1 - number].delete(f"new {number}")
+            assert not any(f"new {number}" in other.found(image=image) for other in clients)
+
+
+def test_a_process_that_dies_is_replaced_and_loses_nothing(tmp_path: Path) -> None:
+    """After SIGKILL of one process there are two again, and what was acknowledged is found by both."""
+    store = build_photos(tmp_path)
+    with fleet(store) as (process, target):
+        with Stubs(target) as client:
+            client.upsert(ItemUpsert(item="kept", image=photo(1000)))
+        killed = members(process)[0]
+        os.kill(killed, signal.SIGKILL)
+        assert eventually(lambda: killed not in members(process) and len(members(process)) == 2)
+        assert eventually(lambda: answers(target))
+        with ExitStack() as stack:
+            clients = [stack.enter_context(Stubs(target)) for _ in range(CONNECTIONS)]
+            assert [client.found(image=photo(1000))[0] for client in clients] == ["kept"] * CONNECTIONS
+
+
+def answers(target: str) -> bool:
+    """Whether a new connection is answered."""
+    with Stubs(target) as client:
+        try:
+            return bool(client.found(image=photo(0)))
+        except grpc.RpcError:
+            return False
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_no_process_outlives_its_server(gallery: Gallery, number: signal.Signals) -> None:
+    """SIGTERM drains all and ends well; where the first process is killed, the others end too."""
+    with fleet(gallery.store) as (process, target):
+        assert answers(target)
+        serving = members(process)
+        process.send_signal(number)
+        assert process.wait(30) == (0 if number == signal.SIGTERM else -signal.SIGKILL)
+        assert eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in serving))
+
+
+def test_a_port_or_store_that_is_taken_is_refused(gallery: Gallery, tmp_path: Path) -> None:
+    """A fleet neither shares the port of another server nor serves a store beside it."""
+    with server_process(gallery.store) as (process, target):
+        for listen, store, problem in (
+            (target, Store(tmp_path), "can't listen on"),
+            ("127.0.0.1:0", gallery.store, f"process {process.pid} serves"),
+        ):
+            words = ["serve", "--store", str(store.root), "--listen", listen, "--processes", "2"]
+            refused = subprocess.run(
+                [sys.executable, "-m", "clients.cli", *words], capture_output=True, text=True, timeout=60, check=False
+            )
+            assert refused.returncode == 1
+            assert problem in refused.stderr
+
+
+def test_news_are_taken_in_once_and_again_after_each_word() -> None:
+    """An inbox reads at first, after another process told something, and where taking in failed; not otherwise."""
+    counters = [0, 0]
+    mine, theirs = News(counters, 0), News(counters, 1)
+    inbox, taken = Inbox(mine), list[int]()
+    for expected in (1, 1):
+        inbox.read(lambda: taken.append(1))
+        assert expected == len(taken)
+    theirs.tell()
+    with pytest.raises(ZeroDivisionError):
+        inbox.read(lambda: 1 // 0)
+    inbox.read(lambda: taken.append(1))
+    inbox.read(lambda: taken.append(1))
+    assert len(taken) == 2
+    assert mine.latest() == (0, 1)
