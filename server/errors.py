@@ -41,7 +41,6 @@ from indexer.filters import FilterSyntaxError, UnknownField
 from indexer.manifest import ManifestError
 from indexer.operations import NoSuchOperation, OperationRunning
 from indexer.pixels import ImageTooLarge, UndecodableImage
-from indexer.plan import BudgetTooSmall
 from indexer.rebuild import LabelsError, NoActiveVersion
 from indexer.snapshot import DamagedSnapshot, NotEmpty
 from indexer.source import SourceError
@@ -266,7 +265,6 @@ TABLE: Mapping[type[Exception], Answer] = {
     records.DuplicateItem: Answer(_INVALID, "DUPLICATE_ITEM", field="item"),
     records.InvalidPayload: Answer(_INVALID, "INVALID_PAYLOAD", field="payload"),
     records.PayloadTooLarge: Answer(_INVALID, "PAYLOAD_TOO_LARGE", field="payload"),
-    records.InvalidEmbedding: Answer(_INVALID, "INVALID_EMBEDDING", field="embedding"),
     BatchSizeOutOfRange: Answer(_INVALID, "BATCH_SIZE_OUT_OF_RANGE", field="items"),
     InvalidRequestId: Answer(_INVALID, "INVALID_REQUEST_ID", field="request_id"),
     RequestReused: Answer(_INVALID, "REQUEST_ID_REUSED", field="request_id"),
@@ -291,7 +289,6 @@ TABLE: Mapping[type[Exception], Answer] = {
     SourceError: Answer(_INVALID, "INVALID_COLLECTION", field="path"),
     LabelsError: Answer(_INVALID, "INVALID_LABELS", field="labels"),
     NoActiveVersion: Answer(_UNMET, "NO_ACTIVE_VERSION", subject="index"),
-    BudgetTooSmall: Answer(grpc.StatusCode.RESOURCE_EXHAUSTED, "MEMORY_BUDGET_TOO_SMALL"),
     NotEmpty: Answer(_EXISTS, "PATH_EXISTS"),
     DamagedSnapshot: Answer(_LOST, "SNAPSHOT_CORRUPT"),
     NoSuchOperation: Answer(_NOT_FOUND, "OPERATION_NOT_FOUND"),

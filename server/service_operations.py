@@ -98,6 +98,8 @@ class OperationsService(operations_pb2_grpc.OperationsServicer):
         return found
 
     def _message(self, operation: Operation) -> operations_pb2.Operation:
+        if operation.state == "done":  # what it built, imported or restored is searched by then
+            self._indexes.refresh()
         return progress.message(self._indexes, self._jobs.store, operation)
 
     def _list(self, page: Page, condition: str) -> operations_pb2.ListOperationsResponse:
@@ -107,7 +109,7 @@ class OperationsService(operations_pb2_grpc.OperationsServicer):
             holds = reading.matching(filters.parse(condition), told)
             found = [one for one, matches in zip(found, holds, strict=True) if matches]
         shown = part([(one.id, one) for one in found], page)
-        messages = [self._message(one) for one in shown.entries]
+        messages = [progress.message(self._indexes, self._jobs.store, one) for one in shown.entries]
         return operations_pb2.ListOperationsResponse(operations=messages, next_page_token=shown.token)
 
 

@@ -1,6 +1,10 @@
 """IndexService and Operations over a real server, with real builds in processes of their own."""
 
+import os
+import shutil
+import signal
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +20,7 @@ from kinsight.v1.index_service_pb2 import (
     Evaluation,
     GetIndexRequest,
     GetIndexStatsRequest,
+    Index,
     ListVersionsRequest,
     RestoreIndexRequest,
     RollbackIndexRequest,
@@ -23,7 +28,7 @@ from kinsight.v1.index_service_pb2 import (
     SnapshotIndexResponse,
     Version,
 )
-from kinsight.v1.item_service_pb2 import ItemUpsert
+from kinsight.v1.item_service_pb2 import ImportItemsRequest, ItemUpsert
 from kinsight.v1.operation_metadata_pb2 import OperationMetadata
 
 from indexer.locks import hold
@@ -69,7 +74,7 @@ def test_a_rebuild_folds_in_what_was_upserted_and_deleted(stubs: Stubs) -> None:
     metadata = OperationMetadata()
     assert done.metadata.Unpack(metadata)
     assert (metadata.kind, metadata.state) == (OperationMetadata.KIND_BUILD, OperationMetadata.STATE_SUCCEEDED)
-    index = stubs.indexes.ActivateVersion(ActivateVersionRequest(version=2))
+    index = stubs.indexes.GetIndex(GetIndexRequest())
     assert (index.active_version, index.previous_version, index.items) == (2, 1, 24)
     stats = stubs.indexes.GetIndexStats(GetIndexStatsRequest())
     assert (stats.version, stats.items, stats.delta_items, stats.hidden_items) == (2, 24, 0, 0)
@@ -143,8 +148,8 @@ def test_a_snapshot_can_be_restored_under_another_name(stubs: Stubs, tmp_path: P
     assert (done.directory, done.version, done.sequence) == (str(tmp_path / "copy"), 1, 26)
     assert _reason(stubs.indexes.SnapshotIndex, snapshot) == ("ALREADY_EXISTS", "PATH_EXISTS")
     restore = RestoreIndexRequest(index="again", directory=str(tmp_path / "copy"))
-    stubs.ended(stubs.indexes.RestoreIndex(restore))
-    stubs.indexes.ActivateVersion(ActivateVersionRequest(index="again", version=1))  # without waiting for the watch
+    restored = _response(stubs.ended(stubs.indexes.RestoreIndex(restore)), Index)
+    assert (restored.index, restored.active_version, restored.items) == ("again", 1, 24)
     found = stubs.found(index="again", image=photo(100), top_k=100)
     assert (found[0], len(found), "003.png" in found) == ("new", 24, False)
     assert _reason(stubs.indexes.RestoreIndex, restore) == ("ALREADY_EXISTS", "INDEX_EXISTS")
@@ -217,3 +222,74 @@ def test_operations_are_listed_and_deleted(stubs: Stubs) -> None:
     for name in (build.name, "operations/no-such", "nonsense"):
         get = operations_pb2.GetOperationRequest(name=name)
         assert _reason(stubs.operations.GetOperation, get) == ("NOT_FOUND", "OPERATION_NOT_FOUND")
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"index": "nothing"}, ("NOT_FOUND", "INDEX_NOT_FOUND")),
+        ({"model": "0123"}, ("NOT_FOUND", "MODEL_NOT_FOUND")),
+        ({"min_recall": 1.5}, ("INVALID_ARGUMENT", "MIN_RECALL_OUT_OF_RANGE")),
+        ({"request_id": "x" * 65}, ("INVALID_ARGUMENT", "INVALID_REQUEST_ID")),
+    ],
+)
+def test_a_build_that_can_not_be_is_refused_at_once(
+    fields: dict[str, Any], expected: tuple[str, str], stubs: Stubs
+) -> None:
+    """Without a process."""
+    assert _reason(stubs.indexes.BuildVersion, BuildVersionRequest(**fields)) == expected
+    assert not stubs.operations.ListOperations(operations_pb2.ListOperationsRequest()).operations
+
+
+def test_a_name_that_no_index_can_have_is_refused(stubs: Stubs, tmp_path: Path) -> None:
+    """Nothing leads out of the store."""
+    request = RestoreIndexRequest(index="../out", directory=str(tmp_path))
+    assert _reason(stubs.indexes.RestoreIndex, request) == ("INVALID_ARGUMENT", "INVALID_INDEX_NAME")
+
+
+def test_what_a_process_can_not_do_is_the_error_of_its_operation(stubs: Stubs, tmp_path: Path) -> None:
+    """With the code and the reason that a call would have, and its own words."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "labels.csv").write_text("path,class_id\nnobody.png,1\n")
+    imported = stubs.items.ImportItems(ImportItemsRequest(path=str(tmp_path / "empty")))
+    assert reason_of(stubs.ended(imported).error) == ("INVALID_ARGUMENT", "INVALID_COLLECTION")
+    built = stubs.indexes.BuildVersion(BuildVersionRequest(labels=str(tmp_path / "labels.csv")))
+    error = stubs.ended(built).error
+    assert reason_of(error) == ("INVALID_ARGUMENT", "INVALID_LABELS")
+    assert "labels.csv" in error.message
+
+
+def test_an_index_without_an_active_version_can_be_given_one(stubs: Stubs, store: Store) -> None:
+    """Though it can't be rebuilt before."""
+    shutil.copytree(store.index("photos"), store.index("new"))
+    (store.index("new") / "active").unlink()
+    error = stubs.ended(stubs.indexes.BuildVersion(BuildVersionRequest(index="new"))).error
+    assert reason_of(error) == ("FAILED_PRECONDITION", "NO_ACTIVE_VERSION")
+    assert stubs.indexes.GetIndex(GetIndexRequest(index="new")).active_version == 0
+    activated = stubs.indexes.ActivateVersion(ActivateVersionRequest(index="new", version=1))
+    assert (activated.active_version, activated.items) == (1, 24)
+
+
+def test_a_killed_process_is_the_end_of_its_operation_alone(stubs: Stubs) -> None:
+    """The server says what happened, searches go on, and the next build goes on where it was."""
+    started = stubs.indexes.BuildVersion(BuildVersionRequest())
+    metadata = OperationMetadata()
+    while metadata.state != OperationMetadata.STATE_RUNNING:
+        found = stubs.operations.GetOperation(operations_pb2.GetOperationRequest(name=started.name))
+        assert not found.done
+        found.metadata.Unpack(metadata)
+    _kill_child_of(started.name)
+    error = stubs.ended(started).error
+    assert reason_of(error) == ("INTERNAL", "OPERATION_FAILED")
+    assert "killed by SIGKILL" in error.message
+    assert stubs.found(image=photo(0))[0] == "000.png"
+    assert _response(stubs.ended(stubs.indexes.BuildVersion(BuildVersionRequest())), BuildVersionResponse)
+
+
+def _kill_child_of(name: str) -> None:
+    """Kill the process that works on an operation."""
+    identity = name.removeprefix("operations/").encode()
+    for process in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # it ended while we looked
+            if identity in process.read_bytes().split(b"\0"):
+                os.kill(int(process.parent.name), signal.SIGKILL)

@@ -1,8 +1,10 @@
 """ItemService over a real server."""
 
 import hashlib
+import sqlite3
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -263,7 +265,6 @@ def test_images_are_imported_and_items_exported(own: Gallery, tmp_path: Path) ->
             assert stubs.ended(stubs.items.ImportItems(request)).response.Unpack(told)
             assert (told.imported, told.unchanged, told.failed) == (imported, unchanged, 3)
         assert {failure.item for failure in told.failures} == {"bad.png", "100.jpg", "list.png"}
-        served.running.indexes.refresh()  # without waiting for the watch
         assert stubs.found(image=photo(102), filter="number = 102") == ["102.png"]
         export = ExportItemsRequest(path=str(tmp_path / "items.parquet"))
         written = ExportItemsResponse()
@@ -296,3 +297,29 @@ def test_embeddings_of_the_model_before_are_refused_naming_the_new_one(stubs: St
     assert reason_of(stubs.upsert(of_other, request_id="two")[0].status)[1] == "MODEL_MISMATCH"
     stubs.indexes.RollbackIndex(RollbackIndexRequest())
     assert reason_of(stubs.upsert(of_other, request_id="two")[0].status)[1] == "REFUSED_BEFORE"
+
+
+def test_a_full_disk_is_told_and_nothing_is_acknowledged(own: Gallery) -> None:
+    """What was there is searched on, and once there is room again upserts are taken."""
+    with serving(own.store) as served, Stubs(served.target) as stubs:
+        writer = served.running.indexes.get("photos").catalog._file._writer
+        (pages,) = writer.execute("PRAGMA page_count").fetchone()
+        writer.execute(f"PRAGMA max_page_count = {pages}")  # SQLite takes the disk for full from there on
+        items = [ItemUpsert(item=f"{number}", image=photo(number)) for number in range(100, 140)]
+        full = ("RESOURCE_EXHAUSTED", "CATALOG_NOT_WRITABLE")
+        assert _reason(stubs.items.BatchUpsertItems, BatchUpsertItemsRequest(items=items)) == full
+        assert {*stubs.found(image=photo(100), top_k=100)} == {*own.items}
+        writer.execute("PRAGMA max_page_count = 1000000")
+        assert {result.status.code for result in stubs.upsert(*items)} == {0}
+
+
+def test_another_writer_that_does_not_end_is_told(own: Gallery) -> None:
+    """And the client may try again."""
+    with serving(own.store) as served, Stubs(served.target) as stubs:
+        catalog = served.running.indexes.get("photos").catalog
+        catalog._file._writer.execute("PRAGMA busy_timeout = 10")
+        request = BatchDeleteItemsRequest(items=own.items[:1])
+        with closing(sqlite3.connect(catalog.path)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            assert _reason(stubs.items.BatchDeleteItems, request) == ("UNAVAILABLE", "CATALOG_BUSY")
+        assert stubs.items.BatchDeleteItems(request).results[0].status.code == 0
