@@ -1,6 +1,6 @@
 """A server of several processes on one port: the kernel shares connections out, each process answers its own.
 
-One interpreter answers some 2,000 searches a second, whatever the machine: more cores take more of them. The processes
+One interpreter answers some 2,000 searches a second, whatever the machine: more cores take more of it. The processes
 share nothing but the store, whose catalogues take one writer at a time, and counters (`server.news`), by which each
 hears before a search that another one committed something. A version that one of them activates is served by the
 others a second later.

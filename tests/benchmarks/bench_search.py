@@ -2,7 +2,7 @@
 
 100,000 × 128 clustered embeddings, top_k 10, at the least nprobe with recall@10 >= 0.99. The clients are processes of
 their own, on the same machine as the server. An echo, a gRPC server that answers the same message without looking at
-the query, is the ceiling of any server of one process in Python there. Prints a table and one JSON line; takes about a
+the query, is the ceiling of any Python server of one process there. Prints a table and one JSON line; takes about a
 minute.
 """
 
