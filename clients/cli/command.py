@@ -12,6 +12,7 @@ from clients.cli.items import items
 from clients.cli.operations import operations
 from clients.cli.rebuild import rebuild
 from clients.cli.recipes import recipes
+from clients.cli.remote import remote
 from clients.cli.search import search
 from clients.cli.serve import serve
 from clients.cli.suggest import suggest
@@ -112,6 +113,7 @@ for verb in (
     index,
     items,
     rebuild,
+    remote,
     operations,
     serve,
     search,

@@ -1,14 +1,13 @@
 """`kinsight index`: build, list, measure, activate and copy versions of an index."""
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from clients.cli.options import PATH, ByteCount, Device, device_option, json_option, labels_help, store_option
-from clients.cli.output import print_facts, print_json, print_table
+from clients.cli.output import cell, print_facts, print_json, print_table, tell_facts
 from clients.cli.rebuild import result_of, warn_of
 from clients.cli.recording import operation_option, recorded
 
@@ -103,7 +102,7 @@ def list_(store: Path, as_json: bool) -> None:
     if as_json:
         print_json({"indexes": found})
     elif found:
-        rows = [tuple(map(_cell, entry.values())) for entry in found]
+        rows = [tuple(map(cell, entry.values())) for entry in found]
         print_table(["index", "versions", "active"], rows)
     else:
         click.echo(f"no index in {store}")
@@ -234,7 +233,7 @@ def evaluate(
         found = dataclasses.asdict(evaluate_version(place.index(name), number, labels, work.report))
         result = {"index": name, **found, "recall_at_10": found["recall"]["recall_at_10"]}
         work.finish(result)
-    _tell_facts(result, as_json)
+    tell_facts(result, as_json)
 
 
 @index.command()
@@ -253,7 +252,7 @@ def stats(name: str, store: Path, as_json: bool) -> None:
 
     place = Store(store)
     result = dataclasses.asdict(read_stats(place.index(name), _number(place, name, None)))
-    _tell_facts(result, as_json)
+    tell_facts(result, as_json)
 
 
 @index.command()
@@ -284,7 +283,7 @@ def snapshot(
     with recorded("snapshot", name, store) as work:
         result = dataclasses.asdict(run(place, name, directory, work.report)) | {"directory": str(directory)}
         work.finish(result)
-    _tell_facts(result, as_json)
+    tell_facts(result, as_json)
 
 
 @index.command()
@@ -313,7 +312,7 @@ def restore(
     with recorded("restore", name or "", store) as work:
         result = dataclasses.asdict(run(Store(store), directory, name, work.report))
         work.finish(result)
-    _tell_facts(result, as_json)
+    tell_facts(result, as_json)
 
 
 def _tell_active(name: str, version: int, as_json: bool) -> None:
@@ -321,21 +320,6 @@ def _tell_active(name: str, version: int, as_json: bool) -> None:
         print_json({"index": name, "version": version})
     else:
         click.echo(f"{name}: version {version} is active")
-
-
-def _tell_facts(result: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        print_json(result)
-    else:
-        print_facts({key: _cell(value) for key, value in _flat(result).items()})
-
-
-def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested names with dots between them."""
-    flat: dict[str, Any] = {}
-    for name, value in nested.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return flat
 
 
 def _number(place: "Store", name: str, version: int | None) -> int:
@@ -374,13 +358,5 @@ def _print_version(manifest: "VersionManifest") -> None:
         "created": manifest.created,
     }
     parts = {"plan": manifest.plan, "recall": manifest.recall, "build": manifest.build}
-    nested = {f"{part}.{name}": _cell(value) for part, values in parts.items() for name, value in values.items()}
+    nested = {f"{part}.{name}": cell(value) for part, values in parts.items() for name, value in values.items()}
     print_facts(facts | nested)
-
-
-def _cell(value: object) -> str:
-    if isinstance(value, list):
-        return " ".join(map(str, value))
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return "none" if value is None else str(value)

@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,9 +18,20 @@ from clients.cli.output import (
     print_table,
     printable,
     progress,
+    tell_facts,
     warn_skipped,
 )
 from clients.cli.recording import operation_option, recorded
+from clients.cli.remote import awaited
+
+if TYPE_CHECKING:
+    from kinsight_client import ImportResult
+
+    from indexer.importing import ImportReport
+
+by_server_option = click.option(
+    "--server", metavar="HOST:PORT", help="Have a running server do it, with a path of its machine; no store needed."
+)
 
 
 @click.group()
@@ -155,6 +166,7 @@ def list_(name: str, condition: str, limit: int, server: str, as_json: bool) -> 
 @items.command(name="import")
 @click.argument("name")
 @click.argument("images", type=PATH)
+@by_server_option
 @store_option
 @device_option
 @operation_option
@@ -162,6 +174,7 @@ def list_(name: str, condition: str, limit: int, server: str, as_json: bool) -> 
 def import_(
     name: str,
     images: Path,
+    server: str | None,
     store: Path,
     device: Device,
     operation: str | None,  # noqa: ARG001  `recorded` takes it from the context
@@ -177,31 +190,32 @@ def import_(
     \b
     JSON keys: index, imported, unchanged, failed, failures[].item, failures[].reason (the first 1,000), warnings[]
     """
+    if server is not None:
+        from kinsight_client import Client
+
+        with Client(server) as client:
+            _tell_imported(name, awaited(client, client.items.import_from(images, index=name)), as_json)
+        return
     from indexer.importing import import_items
     from indexer.store import Store
 
     with recorded("import", name, store) as work:
         report = import_items(name, images, store=Store(store), device=device, progress=work.report)
-        result = {"index": name, **dataclasses.asdict(report), "failures": named(report.failures)}
-        work.finish(result)
-    warn_skipped(report.failures)
-    for warning in report.warnings:
-        click.echo(f"warning: {warning}", err=True)
-    if as_json:
-        print_json(result)
-    else:
-        print_facts({key: f"{result[key]:,}" for key in ("imported", "unchanged", "failed")})
+        work.finish(_imported(name, report))
+    _tell_imported(name, report, as_json)
 
 
 @items.command()
 @click.argument("name")
 @click.argument("file", type=PATH)
+@by_server_option
 @store_option
 @operation_option
 @json_option
 def export(
     name: str,
     file: Path,
+    server: str | None,
     store: Path,
     operation: str | None,  # noqa: ARG001  `recorded` takes it from the context
     as_json: bool,
@@ -211,6 +225,13 @@ def export(
     \b
     JSON keys: index, path, items, bytes, model, sequence
     """
+    if server is not None:
+        from kinsight_client import Client
+
+        with Client(server) as client:
+            written = awaited(client, client.items.export_to(file, index=name))
+        tell_facts({"index": name, **dataclasses.asdict(written)}, as_json)
+        return
     from indexer.exporting import export_items
     from indexer.store import Store
 
@@ -218,10 +239,22 @@ def export(
         report = export_items(name, file.absolute(), store=Store(store), progress=work.report)
         result = {"index": name, **dataclasses.asdict(report)}
         work.finish(result)
+    tell_facts(result, as_json)
+
+
+def _imported(name: str, report: "ImportReport | ImportResult") -> dict[str, Any]:
+    return {"index": name, **dataclasses.asdict(report), "failures": named(report.failures)}
+
+
+def _tell_imported(name: str, report: "ImportReport | ImportResult", as_json: bool) -> None:
+    warn_skipped(report.failures)
+    for warning in report.warnings:
+        click.echo(f"warning: {warning}", err=True)
+    result = _imported(name, report)
     if as_json:
         print_json(result)
     else:
-        print_facts(result)
+        print_facts({key: f"{result[key]:,}" for key in ("imported", "unchanged", "failed")})
 
 
 def _payload(text: str) -> Any:

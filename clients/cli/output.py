@@ -42,6 +42,30 @@ def print_facts(facts: Mapping[str, object]) -> None:
         click.echo(f"{name:<{width}}  {value}")
 
 
+def tell_facts(result: Mapping[str, Any], as_json: bool) -> None:
+    """Print a result as JSON, or its names and values, nested names with dots between them."""
+    if as_json:
+        print_json(result)
+    else:
+        print_facts({name: cell(value) for name, value in _flat(result).items()})
+
+
+def cell(value: object) -> str:
+    """A value for people."""
+    if isinstance(value, list | tuple):
+        return " ".join(map(str, value))
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "none" if value is None else printable(str(value))
+
+
+def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in nested.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat
+
+
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Print a table; columns whose cells are all numbers are aligned right."""
     from rich.box import SIMPLE

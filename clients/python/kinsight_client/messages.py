@@ -1,7 +1,7 @@
 """What searches and items are made of: the typed forms of the messages, and how they are read and written."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -131,14 +131,14 @@ class ImportResult:
         imported: how many items are new or changed.
         unchanged: how many were there already, with the same bytes and payload.
         failed: how many images were left out.
-        failures: why, by item; the first 1000 of them.
+        failures: (item, why) of the first 1000 of them.
         warnings: what could not be used as a whole, each a sentence.
     """
 
     imported: int
     unchanged: int
     failed: int
-    failures: Mapping[str, str] = field(default_factory=dict)
+    failures: tuple[tuple[str, str], ...] = ()
     warnings: tuple[str, ...] = ()
 
 
@@ -210,7 +210,7 @@ def item_results(
 
 def import_result(response: item_service_pb2.ImportItemsResponse) -> ImportResult:
     """The typed form of a response."""
-    failures = {failure.item: failure.reason for failure in response.failures}
+    failures = tuple((failure.item, failure.reason) for failure in response.failures)
     return ImportResult(response.imported, response.unchanged, response.failed, failures, tuple(response.warnings))
 
 

@@ -1,0 +1,316 @@
+"""`kinsight remote`: what `kinsight rebuild`, `index` and `operations` do, done by a running server."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from clients.cli.options import json_option, labels_help, server_option
+from clients.cli.output import cell, print_json, print_table, progress, tell_facts
+
+if TYPE_CHECKING:
+    from kinsight_client import Client, Index, Operation
+
+R = TypeVar("R")
+
+REFUSED = 1  # exit code, as of `kinsight rebuild`
+
+
+@click.group()
+def remote() -> None:
+    """Build, measure and choose versions on a running server, and follow its long work.
+
+    Paths are absolute ones on the server's machine, in folders that it was started with: see serve --allow-read and
+    --allow-write. Long work goes on when this command is interrupted; `kinsight remote wait` takes it up again.
+    """
+
+
+@remote.command()
+@click.argument("name")
+@click.option("--images", default="", metavar="PATH", help="Collection whose images are added.")
+@click.option("--model", default="", metavar="ID", help="Embed everything anew with this model.")
+@click.option("--learn", is_flag=True, help="Train on from the index's model with all images, and embed with that.")
+@click.option("--min-recall", type=click.FloatRange(0, 1), help="recall@10 that it needs to be activated.  [0.95]")
+@click.option("--labels", default="", metavar="PATH", help=f"Only to judge with. {labels_help}")
+@click.option("--activate/--no-activate", default=True, help="Whether to search it, if nothing speaks against it.")
+@server_option
+@json_option
+def rebuild(name: str, model: str, learn: bool, server: str, as_json: bool, **options: Any) -> None:
+    """Build the next version of index NAME, and activate it if it is good; see `kinsight rebuild`.
+
+    One that is not activated because it is not good enough is kept, and the exit code is 1.
+
+    \b
+    JSON keys: version.version, version.state, version.refusal, version.model, version.items, version{},
+    evaluation.recall_at_10, evaluation.comparison{} (or null), evaluation{}, reused, embedded, failed, warnings[]
+    """
+    from kinsight_client import Client
+
+    if model and learn:
+        raise click.UsageError("--learn goes on from the index's own model; leave out --model")
+    with Client(server) as client:
+        operation = client.indexes.build(name, model=model, learn=learn, **options)
+        built = awaited(client, operation)
+    for warning in built.warnings:
+        click.echo(f"warning: {warning}", err=True)
+    tell_facts(plain(built), as_json)
+    if built.version.refusal:
+        click.echo(f"not activated: {built.version.refusal}", err=True)
+        click.get_current_context().exit(REFUSED)
+
+
+@remote.command(name="list")
+@server_option
+@json_option
+def list_(server: str, as_json: bool) -> None:
+    """List the indexes of the server.
+
+    \b
+    JSON keys: indexes[].index, indexes[].active_version, indexes[].previous_version, indexes[].model,
+    indexes[].items, indexes[].etag
+    """
+    from kinsight_client import Client
+
+    with Client(server) as client:
+        found = [plain(index) for index in client.indexes.list()]
+    _tell_all("indexes", found, ["index", "active_version", "previous_version", "model", "items"], as_json)
+
+
+@remote.command()
+@click.argument("name")
+@server_option
+@json_option
+def versions(name: str, server: str, as_json: bool) -> None:
+    """List the versions of index NAME, newest first.
+
+    \b
+    JSON keys: versions[].index, versions[].version, versions[].state, versions[].model, versions[].dimension,
+    versions[].items, versions[].sequence, versions[].factory, versions[].bytes, versions[].recall_at_10,
+    versions[].created, versions[].refusal
+    """
+    from kinsight_client import Client
+
+    with Client(server) as client:
+        found = [plain(version) for version in client.indexes.versions(name)]
+    shown = ["version", "state", "model", "items", "bytes", "recall_at_10", "created", "refusal"]
+    _tell_all("versions", found, shown, as_json)
+
+
+@remote.command()
+@click.argument("name")
+@server_option
+@json_option
+def stats(name: str, server: str, as_json: bool) -> None:
+    """Show what index NAME is now: items, changes that a rebuild would fold in, recall, and bytes by part.
+
+    \b
+    JSON keys: index, version, model, items, delta_items, hidden_items, pending_items, sequence, recall_at_10,
+    list_imbalance, memory_bytes{}, disk_bytes{}
+    """
+    from kinsight_client import Client
+
+    with Client(server) as client:
+        tell_facts(plain(client.indexes.stats(name)), as_json)
+
+
+@remote.command()
+@click.argument("name")
+@click.argument("version", type=int)
+@server_option
+@json_option
+def activate(name: str, version: int, server: str, as_json: bool) -> None:
+    """Make VERSION the one of index NAME that is searched, also one that was refused when it was built.
+
+    \b
+    JSON keys: index, active_version, previous_version, model, items, etag
+    """
+    from kinsight_client import Client
+
+    with Client(server) as client:
+        _tell_active(client.indexes.activate(version, index=name), as_json)
+
+
+@remote.command()
+@click.argument("name")
+@server_option
+@json_option
+def rollback(name: str, server: str, as_json: bool) -> None:
+    """Make the version of index NAME that was active before the present one active again; once more undoes that.
+
+    \b
+    JSON keys: index, active_version, previous_version, model, items, etag
+    """
+    from kinsight_client import Client
+
+    with Client(server) as client:
+        _tell_active(client.indexes.rollback(name), as_json)
+
+
+@remote.command(name="delete-version")
+@click.argument("name")
+@click.argument("version", type=int)
+@server_option
+@json_option
+def delete_version(name: str, version: int, server: str, as_json: bool) -> None:
+    """Remove VERSION of index NAME from the server's disk; neither the active one nor the one before it.
+
+    \b
+    JSON keys: index, version
+    """
+    from kinsight_client import Client
+
+    with Client(server) as client:
+        client.indexes.delete_version(version, index=name)
+    tell_facts({"index": name, "version": version}, as_json)
+
+
+@remote.command()
+@click.argument("name")
+@click.option("--version", type=click.IntRange(1), default=None, metavar="N", help="Instead of the active version.")
+@click.option("--labels", default="", metavar="PATH", help=labels_help)
+@server_option
+@json_option
+def evaluate(name: str, version: int | None, labels: str, server: str, as_json: bool) -> None:
+    """Measure a version of index NAME: recall@10 against exact search, and how it compares with the active one.
+
+    \b
+    JSON keys: version, recall_at_10, recall_low, recall_high, recall_queries, comparison{} (or null)
+    """
+    from kinsight_client import Client
+
+    with Client(server) as client:
+        result = awaited(client, client.indexes.evaluate(version or 0, index=name, labels=labels))
+    tell_facts(plain(result), as_json)
+
+
+@remote.command()
+@click.argument("name")
+@click.argument("directory")
+@server_option
+@json_option
+def snapshot(name: str, directory: str, server: str, as_json: bool) -> None:
+    """Copy index NAME with its model into DIRECTORY, which is made.
+
+    \b
+    JSON keys: directory, version, sequence, bytes
+    """
+    from kinsight_client import Client
+
+    with Client(server) as client:
+        tell_facts(plain(awaited(client, client.indexes.snapshot(directory, index=name))), as_json)
+
+
+@remote.command()
+@click.argument("directory")
+@click.argument("name")
+@server_option
+@json_option
+def restore(directory: str, name: str, server: str, as_json: bool) -> None:
+    """Make the index NAME of a snapshot in DIRECTORY; an index of that name must not be there.
+
+    \b
+    JSON keys: index, active_version, previous_version, model, items, etag
+    """
+    from kinsight_client import Client
+
+    with Client(server) as client:
+        tell_facts(plain(awaited(client, client.indexes.restore(directory, index=name))), as_json)
+
+
+@remote.command()
+@click.option("--filter", default="", metavar="CONDITION", help="Which ones, such as 'done = false'.")
+@server_option
+@json_option
+def operations(filter: str, server: str, as_json: bool) -> None:  # noqa: A002  the option's name
+    """List the long work of the server, oldest first.
+
+    \b
+    JSON keys: operations[].id, operations[].kind, operations[].index, operations[].state, operations[].stage,
+    operations[].done, operations[].total, operations[].rate, operations[].eta_s, operations[].started,
+    operations[].updated, operations[].ended, operations[].is_done, operations[].error, operations[].result{}
+    """
+    from kinsight_client import Client
+
+    with Client(server) as client:
+        found = [plain(operation) for operation in client.operations.list(filter=filter)]
+    _tell_all("operations", found, ["id", "kind", "index", "state", "stage", "done", "total", "error"], as_json)
+
+
+@remote.command()
+@click.argument("operation_id", metavar="ID")
+@server_option
+@json_option
+def wait(operation_id: str, server: str, as_json: bool) -> None:
+    """Wait until an operation has ended, showing how far it is; exits with 1 if it failed or was cancelled.
+
+    \b
+    JSON keys: id, kind, index, state, stage, done, total, rate, eta_s, started, updated, ended, is_done, error,
+    result{}
+    """
+    from kinsight_client import Client
+
+    with Client(server) as client:
+        awaited(client, client.operations.get(operation_id))
+        tell_facts(plain(client.operations.get(operation_id)), as_json)
+
+
+@remote.command()
+@click.argument("operation_id", metavar="ID")
+@server_option
+@json_option
+def cancel(operation_id: str, server: str, as_json: bool) -> None:
+    """Ask an operation to end; what it had finished stays for the same request to go on from.
+
+    It ends soon after; `kinsight remote wait` tells when.
+
+    \b
+    JSON keys: id, kind, index, state, stage, done, total, rate, eta_s, started, updated, ended, is_done, error,
+    result{}
+    """
+    from kinsight_client import Client
+
+    with Client(server) as client:
+        client.operations.cancel(operation_id)
+        tell_facts(plain(client.operations.get(operation_id)), as_json)
+
+
+def awaited(client: "Client", operation: "Operation[R]") -> R:
+    """The result of an operation once it has ended, progress shown meanwhile; raises KinsightError if it failed."""
+    try:
+        with progress() as report:
+            return client.operations.wait(operation, progress=report)
+    except KeyboardInterrupt:
+        click.echo(f"operation {operation.id} goes on: kinsight remote wait, or cancel, {operation.id}", err=True)
+        raise
+
+
+def plain(result: object) -> dict[str, Any]:
+    """A result as JSON has it."""
+    fields = {field.name: getattr(result, field.name) for field in dataclasses.fields(result)}  # type: ignore[arg-type]
+    return {name: _plain_value(value) for name, value in fields.items()}
+
+
+def _plain_value(value: object) -> object:
+    if dataclasses.is_dataclass(value):
+        return plain(value)
+    if isinstance(value, datetime):
+        return value.isoformat()
+    return str(value) if isinstance(value, Exception) else value
+
+
+def _tell_active(index: "Index", as_json: bool) -> None:
+    if as_json:
+        print_json(plain(index))
+    else:
+        click.echo(f"{index.index}: version {index.active_version} is active")
+
+
+def _tell_all(name: str, found: Sequence[Mapping[str, Any]], columns: Sequence[str], as_json: bool) -> None:
+    if as_json:
+        print_json({name: found})
+    elif found:
+        print_table(columns, [[cell(one[column]) for column in columns] for one in found])
+    else:
+        click.echo(f"no {name} there")
