@@ -56,6 +56,7 @@ class ModelManifest:
         backbone, weights, objective: names as the recipe gave them.
         recipe: the resolved recipe, all values.
         images: how many images it learned from.
+        labelled: of how many of these it learned from labels too.
         metrics: what was measured, for example `trained.recall_at_1`; empty without labels.
         parity: agreement of torch and ONNX Runtime on real images, as the export measured it.
         software: versions of the libraries that made it.
@@ -74,6 +75,7 @@ class ModelManifest:
     parity: Mapping[str, float]
     software: Mapping[str, str]
     licence: str
+    labelled: int = 0
     files: Mapping[str, FileRecord] = field(default_factory=dict)
     created: str = ""
     format: int = FORMAT

@@ -57,6 +57,7 @@ class Origin:
     recipe: Mapping[str, Any]
     images: int
     licence: str
+    labelled: int = 0
 
 
 class ServingGraph(nn.Module):
@@ -170,7 +171,7 @@ base_model: {manifest.backbone}
 Maps an image to a unit-length embedding of {manifest.dim} numbers; the inner product of two is their similarity.
 
 - Backbone {manifest.backbone}, started from weights `{manifest.weights}` (licence: {manifest.licence}).
-- Learned with `{manifest.objective}` from {manifest.images:,} unlabelled images.
+- {_learned(manifest)}
 - Input: uint8 RGB, {manifest.pixels.size}×{manifest.pixels.size}, by `{manifest.pixels.fit}`; normalisation and unit
   length are inside the graph.
 - ONNX Runtime against torch on {parity["images"]:.0f} of these images: max abs diff {parity["max_abs_diff"]:.1e},
@@ -186,6 +187,13 @@ Recipe:
 {json.dumps(manifest.recipe, indent=2)}
 ```
 """
+
+
+def _learned(manifest: ModelManifest) -> str:
+    earlier = manifest.recipe.get("encoder", {}).get("from_model")
+    origin = f"Learned on from model {earlier}" if earlier else "Learned"
+    kind = f"{manifest.labelled:,} of them labelled" if manifest.labelled else "unlabelled"
+    return f"{origin} with `{manifest.objective}` from {manifest.images:,} images, {kind}."
 
 
 def probe_picture(size: int) -> bytes:

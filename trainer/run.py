@@ -1,7 +1,7 @@
 """One training run from images to a registered model."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,13 +14,12 @@ from torch import Tensor
 from indexer.encoder import Encoder as RuntimeEncoder
 from indexer.manifest import ModelManifest
 from indexer.pixels import Pixels, PixelSpec
-from indexer.sources import Collection, Duplicates, decode_all
+from indexer.sources import Collection, decode_all
 from trainer import report
 from trainer.choice import Choice, neighbour_contrast
 from trainer.distributed import from_main, is_main, joined, wait_for_main
 from trainer.encoders import Encoder
 from trainer.environment import choose_device, peak_memory, record_environment
-from trainer.evaluate import Metrics
 from trainer.export import PARITY_IMAGES, Origin, export
 from trainer.given import Given, read_given
 from trainer.images import ImageCache, Progress, all_the_same, duplicates, open_collections
@@ -36,83 +35,18 @@ from trainer.judging import (
     spread,
     torch_embed,
 )
-from trainer.labels import Labels
 from trainer.log import Clock, read_log
+from trainer.loop import Outcome
 from trainer.loop import train as run_loop
 from trainer.memory import keep_freed_memory
 from trainer.objective import Objective
 from trainer.objectives import make_objective
-from trainer.profiling import Profile
 from trainer.recipe import Recipe, to_dict
 from trainer.report_cases import Shown
 from trainer.run_directory import forget_pixels, new_run, recipe_of, resume_run, told_how_to_go_on
 from trainer.start import Start, begin
-from trainer.suspects import Suspect
 from trainer.torchvision_sets import named_set
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainReport:
-    """What a training run did.
-
-    Attributes:
-        model: the manifest of the model that it registered.
-        run: name of the run.
-        report: the run's `report.html`; None where it could not be written, which is one of the warnings.
-        epoch: whose encoder the model is, from 1.
-        last_recall_at_1: R@1 of the last epoch's encoder, whichever was chosen; None without labels.
-        images: how many images it learned from.
-        skipped: (item, reason) of each image that could not be decoded.
-        duplicates: images learned from or judged on whose files are the same.
-        unknown_labels: paths of the labels table that are not in the collection.
-        frozen: metrics of the backbone as it was before any training; None without labels.
-        start: metrics of the model that the run started from; None where it started from pretrained weights.
-        trained: metrics of the exported model; None without labels.
-        suspects: labels to learn from that disagree with what the run started from, the surest first.
-        compared: how many labelled images could agree or disagree.
-        warnings: what went wrong and was dealt with: unreadable folders, damaged archives, a damaged checkpoint.
-        images_per_s: images drawn a second while training.
-        seconds: wall clock by stage.
-        profile: where the time of the first training steps went, if that was asked for.
-    """
-
-    model: ModelManifest
-    run: str
-    report: Path | None
-    epoch: int
-    last_recall_at_1: float | None
-    images: int
-    skipped: tuple[tuple[str, str], ...]
-    duplicates: Duplicates
-    unknown_labels: tuple[str, ...]
-    frozen: Metrics | None
-    start: Metrics | None
-    trained: Metrics | None
-    suspects: tuple[Suspect, ...]
-    compared: int
-    warnings: tuple[str, ...]
-    images_per_s: float
-    seconds: Mapping[str, float]
-    profile: Profile | None
-
-    @property
-    def judged(self) -> dict[str, Metrics]:
-        """The metrics of each of `frozen`, `start` and `trained` that was judged, by these names."""
-        named = {"frozen": self.frozen, "start": self.start, "trained": self.trained}
-        return {who: metrics for who, metrics in named.items() if metrics}
-
-    @property
-    def beats_frozen(self) -> bool | None:
-        """Whether training raised R@1 above the frozen backbone's; None without labels."""
-        return self._beats(self.frozen)
-
-    @property
-    def beats_start(self) -> bool | None:
-        """Whether training raised R@1 above that of the model that it started from; None without labels or model."""
-        return self._beats(self.start)
-
-    def _beats(self, earlier: Metrics | None) -> bool | None:
-        return self.trained.recall_at_1 > earlier.recall_at_1 if earlier and self.trained else None
+from trainer.train_report import TrainReport
 
 
 def train(
@@ -185,55 +119,55 @@ def _assist(given: Given, run: Path, models: Path, chosen: torch.device) -> None
     run_loop(objective, cache, recipe, run, known=known, device=chosen, progress=lambda *_: None)
 
 
+@dataclass(frozen=True)
+class _Setting:
+    """Where and with what a run works."""
+
+    run: Path
+    models: Path
+    recipe: Recipe
+    device: torch.device
+    progress: Progress
+
+    @property
+    def spec(self) -> PixelSpec:
+        data = self.recipe.data
+        return PixelSpec(size=data.size, fit=data.fit, crop_fraction=data.crop_fraction)
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    """The images of a run: to learn from, to judge on, and a sample of the former to compare epochs on."""
+
+    training: ImageCache
+    judge: Judge | None
+    sample: ImageCache
+
+    @property
+    def shown(self) -> ImageCache:
+        """What the report shows."""
+        return self.judge.cache if self.judge else self.sample
+
+
 def _learn(
-    given: Given,
-    run: Path,
-    models: Path,
-    chosen: torch.device,
-    progress: Progress,
-    profile: bool,
+    given: Given, run: Path, models: Path, device: torch.device, progress: Progress, profile: bool
 ) -> TrainReport:
     clock = Clock()
-    recipe = recipe_of(run)
-    environment = record_environment(run, chosen, recipe.run.seed)
-    spec = PixelSpec(size=recipe.data.size, fit=recipe.data.fit, crop_fraction=recipe.data.crop_fraction)
-    collection, known = given.collection, given.judged
-    cache = given.training_set(recipe, run, progress)
-    wait_for_main()  # what it decoded, the others read
-    judge = judging_set(known, collection, spec, run / "judged.u8", chosen, progress) if known else None
-    sample = sample_set(collection, cache, spec, run / "sample.u8", progress)
-    shown = judge.cache if judge else sample
+    setting = _Setting(run, models, recipe_of(run), device, progress)
+    environment = record_environment(run, device, setting.recipe.run.seed)
+    decoded = _decode(setting, given)
     clock.lap("decode")
-    start = begin(recipe, models, chosen)
-    objective = _objective(recipe, start.encoder)  # before judging, which must not decide what it draws at random
-    before = judge_start(start, recipe, shown, judge, chosen, progress)
-    suspects, compared = given.suspects(start, spec, run, chosen, progress)
+    start = begin(setting.recipe, models, device)
+    # Before judging, which must not decide what the objective draws at random.
+    objective = _objective(setting.recipe, start.encoder)
+    before = judge_start(start, setting.recipe, decoded.shown, decoded.judge, device, progress)
+    suspects, compared = given.suspects(start, setting.spec, run, device, progress)
     clock.lap("frozen")
-
     choice = Choice(run)
-    after_epoch = partial(_after_epoch, recipe, objective.centred, choice, sample, judge, known, chosen, progress)
-    outcome = run_loop(
-        objective,
-        cache,
-        recipe,
-        run,
-        device=chosen,
-        progress=progress,
-        known=given.known(cache.items),
-        on_epoch=after_epoch,
-        profile=profile,
-    )
-    if choice.epoch:
-        choice.take(outcome.encoder)
+    outcome = _train(setting, given, decoded, objective, choice, profile)
     clock.lap("train")
-
-    score = Score(shown, judge, before, progress)
-    progress("export", 0, 1)
-    parity, origin = _sample(collection, cache, spec), _origin(recipe, start, cache)
-    model = export(outcome.encoder, spec, parity, models, origin, score)
-    if not len(score.embeddings):  # the store had this very model already
-        score(RuntimeEncoder.open(models / model.id, device="cpu"))
-    progress("export", 1, 1)
+    score = Score(decoded.shown, decoded.judge, before, progress)
+    model = _export(setting, given, decoded, start, outcome.encoder, score)
     clock.lap("export")
     done = TrainReport(
         model=model,
@@ -241,9 +175,9 @@ def _learn(
         report=None,
         epoch=choice.epoch or outcome.epochs,
         last_recall_at_1=_last_recall_at_1(run),
-        images=len(cache),
-        skipped=cache.skipped + (judge.cache.skipped if judge else ()),
-        duplicates=duplicates(cache, judge.cache if judge else None),
+        images=len(decoded.training),
+        skipped=decoded.training.skipped + (decoded.judge.cache.skipped if decoded.judge else ()),
+        duplicates=duplicates(decoded.training, decoded.judge.cache if decoded.judge else None),
         unknown_labels=given.unknown,
         frozen=before.frozen,
         start=before.start,
@@ -252,7 +186,7 @@ def _learn(
         compared=compared,
         warnings=(
             *given.warnings,
-            *all_the_same(cache),
+            *all_the_same(decoded.training),
             *start.warnings,
             *before.warnings,
             *outcome.warnings,
@@ -262,37 +196,73 @@ def _learn(
         seconds=clock.seconds,
         profile=outcome.profile,
     )
-    shown_to_all = _shown(sample, judge, known, spec, before.embeddings, score.embeddings)
-    done = _tell(run, done, recipe, environment, shown_to_all, chosen)
+    done = _tell(setting, done, environment, _shown(setting, given, decoded, before.embeddings, score.embeddings))
     forget_pixels(run)
     return done
 
 
+def _decode(setting: _Setting, given: Given) -> _Decoded:
+    run, spec, progress = setting.run, setting.spec, setting.progress
+    cache = given.training_set(setting.recipe, run, progress)
+    wait_for_main()  # what it decoded, the others read
+    judge = None
+    if given.judged:
+        judge = judging_set(given.judged, given.collection, spec, run / "judged.u8", setting.device, progress)
+    return _Decoded(cache, judge, sample_set(given.collection, cache, spec, run / "sample.u8", progress))
+
+
+def _train(
+    setting: _Setting, given: Given, decoded: _Decoded, objective: Objective, choice: Choice, profile: bool
+) -> Outcome:
+    """Train, and give the outcome the encoder that was chosen."""
+    outcome = run_loop(
+        objective,
+        decoded.training,
+        setting.recipe,
+        setting.run,
+        device=setting.device,
+        progress=setting.progress,
+        known=given.known(decoded.training.items),
+        on_epoch=partial(_after_epoch, setting, given, decoded, objective.centred, choice),
+        profile=profile,
+    )
+    if choice.epoch:
+        choice.take(outcome.encoder)
+    return outcome
+
+
 def _after_epoch(
-    recipe: Recipe,
-    centred: bool,
-    choice: Choice,
-    sample: ImageCache,
-    judge: Judge | None,
-    known: Labels | None,
-    device: torch.device,
-    progress: Progress,
-    epoch: int,
-    encoder: Encoder,
+    setting: _Setting, given: Given, decoded: _Decoded, centred: bool, choice: Choice, epoch: int, encoder: Encoder
 ) -> dict[str, float]:
     """What is logged of an epoch's encoder, which is offered for choice."""
+    device, progress, sample = setting.device, setting.progress, decoded.sample
     if centred:
         centre(encoder, sample, device, progress)
     embed = torch_embed(encoder, device)
     sampled = embed_images(sample, embed, progress)
     logged = {"contrast": neighbour_contrast(sampled)}
-    if recipe.run.choose == "contrast":
+    if setting.recipe.run.choose == "contrast":
         choice.offer(epoch, encoder, logged["contrast"])
-    precision = neighbour_precision(sampled, known.classes(sample.items)) if known else None
+    precision = neighbour_precision(sampled, given.judged.classes(sample.items)) if given.judged else None
     if precision is not None:
         logged["neighbour_precision"] = precision
-    judged = judge.measure(embed_images(judge.cache, embed, progress), clusters=False).to_dict() if judge else {}
-    return logged | judged
+    if decoded.judge:
+        logged |= decoded.judge.measure(embed_images(decoded.judge.cache, embed, progress), clusters=False).to_dict()
+    return logged
+
+
+def _export(
+    setting: _Setting, given: Given, decoded: _Decoded, start: Start, encoder: Encoder, score: Score
+) -> ModelManifest:
+    """Register the encoder as a model, scored."""
+    setting.progress("export", 0, 1)
+    sample = _sample(given.collection, decoded.training, setting.spec)
+    origin = _origin(setting.recipe, start, given, decoded.training)
+    model = export(encoder, setting.spec, sample, setting.models, origin, score)
+    if not len(score.embeddings):  # the store had this very model already
+        score(RuntimeEncoder.open(setting.models / model.id, device="cpu"))
+    setting.progress("export", 1, 1)
+    return model
 
 
 def _objective(recipe: Recipe, encoder: Encoder) -> Objective:
@@ -305,44 +275,43 @@ def _sample(collection: Collection, cache: ImageCache, spec: PixelSpec) -> Pixel
     return np.stack([decoded.pixels for decoded in decode_all(sources, spec) if decoded.pixels is not None])
 
 
-def _origin(recipe: Recipe, start: Start, cache: ImageCache) -> Origin:
+def _origin(recipe: Recipe, start: Start, given: Given, cache: ImageCache) -> Origin:
+    known = given.known(cache.items)
     return Origin(
         backbone=recipe.encoder.backbone,
         weights=recipe.encoder.weights,
         objective=recipe.objective.name,
         recipe=to_dict(recipe),
         images=len(cache),
+        labelled=int((known.label >= 0).sum()) if known else 0,
         licence=start.licence,
     )
 
 
-def _shown(
-    sample: ImageCache, judge: Judge | None, known: Labels | None, spec: PixelSpec, before: Tensor, after: Tensor
-) -> Shown:
-    cache = judge.cache if judge else sample
+def _shown(setting: _Setting, given: Given, decoded: _Decoded, before: Tensor, after: Tensor) -> Shown:
+    cache, judge = decoded.shown, decoded.judge
+    whole = setting.spec.fit == "squash"  # a crop is a square of the image
     return Shown(
         pixels=cache.pixels,
-        aspect=cache.aspect if spec.fit == "squash" else torch.ones(len(cache)),  # a crop is a square of the image
+        aspect=cache.aspect if whole else torch.ones(len(cache)),
         items=cache.items,
         classes=judge.classes if judge else None,
-        class_names=known.class_names if known else (),
+        class_names=given.judged.class_names if given.judged else (),
         is_query=judge.is_query if judge else None,
         before=before,
         trained=after,
     )
 
 
-def _tell(
-    run: Path, done: TrainReport, recipe: Recipe, environment: dict[str, Any], shown: Shown, device: torch.device
-) -> TrainReport:
+def _tell(setting: _Setting, done: TrainReport, environment: dict[str, Any], shown: Shown) -> TrainReport:
     """Write the report of a run whose model is registered: a disk that fails now costs the report alone."""
     before = done.start or done.frozen
     facts = report.RunFacts(
-        name=run.name,
+        name=done.run,
         model=done.model.id,
-        recipe=recipe,
+        recipe=setting.recipe,
         environment=environment,
-        history=read_log(run),
+        history=read_log(setting.run),
         before=before.to_dict() if before else None,
         trained=done.trained.to_dict() if done.trained else None,
         shown=shown,
@@ -352,13 +321,13 @@ def _tell(
         images_per_s=done.images_per_s,
         seconds=done.seconds,
         epoch=done.epoch,
-        peak_memory=peak_memory(device),
+        peak_memory=peak_memory(setting.device),
     )
     try:
-        report.write(run / report.REPORT, facts)
+        report.write(setting.run / report.REPORT, facts)
     except OSError as error:
         return dataclasses.replace(done, warnings=(*done.warnings, f"the report could not be written: {error}"))
-    return dataclasses.replace(done, report=run / report.REPORT)
+    return dataclasses.replace(done, report=setting.run / report.REPORT)
 
 
 def _last_recall_at_1(run: Path) -> float | None:

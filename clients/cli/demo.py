@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from clients.cli.grid import Cell
     from indexer.sources import Source
     from indexer.store import Store
-    from trainer.run import TrainReport
+    from trainer.train_report import TrainReport
 
 Scores = Mapping[str, tuple[str, float]]  # key to its name for people and its R@1
 

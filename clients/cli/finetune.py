@@ -10,7 +10,7 @@ from clients.cli.output import print_json, printable
 from clients.cli.training import followed, is_main, print_training, tell_problems, train_result
 
 if TYPE_CHECKING:
-    from trainer.run import TrainReport
+    from trainer.train_report import TrainReport
 
 _METHODS = {"stml-semi": "stml_semi", "supervised": "supervised"}
 _SHOWN = 10  # labels that disagree: enough to look at

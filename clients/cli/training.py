@@ -23,7 +23,7 @@ from clients.cli.output import (
 if TYPE_CHECKING:
     from indexer.store import Store
     from trainer.evaluate import Metrics
-    from trainer.run import TrainReport
+    from trainer.train_report import TrainReport
 
 
 def is_main() -> bool:

@@ -24,6 +24,8 @@ Run = Callable[..., Result]
 
 VERBS = [
     ["train"],
+    ["suggest"],
+    ["finetune"],
     ["recipes"],
     ["evaluate"],
     ["index", "build"],

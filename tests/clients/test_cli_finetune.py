@@ -77,7 +77,7 @@ def test_a_few_labels_make_a_new_model_that_is_judged_beside_the_old(
     assert recipe.objective.name == method.replace("-", "_")
     assert recipe.encoder.from_model == model
     assert told["model"] != model
-    assert store.model(told["model"]).is_dir()
+    assert "from 24 images, 8 of them labelled." in (store.model(told["model"]) / "card.md").read_text()
 
 
 def test_a_table_for_people_has_the_three_models_and_what_is_doubtful(finetune: Run) -> None:

@@ -118,6 +118,8 @@ def test_a_run_from_a_model_is_judged_beside_it_and_says_so(learned: Path, pictu
     assert done.start == evaluate(learned, pictures, labels, progress=silent)[0]
     assert done.model.metrics["start.recall_at_1"] == done.start.recall_at_1
     assert done.model.recipe["encoder"]["from_model"] == learned.name
+    card = (learned.parent / done.model.id / "card.md").read_text()
+    assert f"Learned on from model {learned.name} with `stml` from 24 images, unlabelled." in card
     assert done.model.id != learned.name
     assert recipe_from(learned.parent / done.model.id).encoder.from_model == done.model.id
 

@@ -45,7 +45,7 @@ class Supervised(Objective):
         self.known = known
         self.classes = len(known.classes)
         if self.classes < 2:
-            raise ValueError("the objective supervised learns from labels alone; give some of two classes or more")
+            raise ValueError("the objective supervised learns from labels alone; give some, or learn by another recipe")
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """The one term."""
