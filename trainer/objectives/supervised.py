@@ -45,7 +45,7 @@ class Supervised(Objective):
         self.known = known
         self.classes = len(known.classes)
         if self.classes < 2:
-            raise ValueError("the objective supervised learns from labels alone; give some, or learn by another recipe")
+            raise ValueError("the objective supervised learns from labels alone; give some, or use another recipe")
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """The one term."""
