@@ -197,18 +197,21 @@ class Catalog:
                 yield Change(now.item, now.sequence, now.state == LIVE, self._vector(row, model), now.payload)
             after = rows[-1][1]
 
-    def pending(self, model: str) -> Iterator[Item]:
-        """The upserted live items that `model` has not embedded, and whose image is kept here or has a source."""
+    def pending(self, model: str, after: int = 0) -> Iterator[Item]:
+        """The upserted live items, changed after a sequence, that `model` has not embedded and could.
+
+        Their image is kept here or has a source. In the order of their last change.
+        """
+        # All that is upserted is not quiet: saying so lets SQLite read what changed instead of everything.
         query = (
-            "SELECT * FROM items WHERE item > ? AND state = 'live' AND mirrored = 0 "
+            "SELECT * FROM items WHERE quiet = 0 AND sequence > ? AND state = 'live' AND mirrored = 0 "
             "AND (source IS NOT NULL OR sha256 IN (SELECT sha256 FROM images)) "
             "AND NOT EXISTS (SELECT 1 FROM embeddings WHERE embeddings.item = items.item AND model = ?) "
-            "ORDER BY item LIMIT ?"
+            "ORDER BY sequence LIMIT ?"
         )
-        after = ""
         while rows := self._file.read(query, after, model, _CHUNK):
             yield from (self._read_row(row).known for row in rows)
-            after = rows[-1][0]
+            after = rows[-1][1]
 
     def deleted(self) -> set[str]:
         """The ids that users deleted: a build leaves them out."""

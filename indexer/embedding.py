@@ -149,7 +149,7 @@ def embed_pending(catalog: Catalog, encoder: Encoder, after: int, progress: Prog
     Returns:
         How many items were embedded.
     """
-    pending = [item for item in catalog.pending(encoder.model) if item.sequence > after]
+    pending = list(catalog.pending(encoder.model, after))
     embedded = 0
     for done, item in enumerate(pending, start=1):
         try:

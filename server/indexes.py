@@ -234,7 +234,8 @@ class Indexes:
         return opened
 
     def _swap_in(self, opened: ActiveIndex) -> None:
-        pending = len(list(islice(opened.catalog.pending(opened.model), CATCH_UP + 1)))
+        changed = opened.catalog.pending(opened.model, opened.version.manifest.sequence)
+        pending = len(list(islice(changed, CATCH_UP + 1)))
         if 0 < pending <= CATCH_UP:
             _catch_up(opened)
         with self._swapping:

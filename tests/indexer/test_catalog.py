@@ -336,8 +336,9 @@ def test_pending_items_get_another_models_embedding(catalog: Catalog) -> None:
     put(catalog, "file", source=Path("/photos/file.jpg"))
     put(catalog, "embedding only")
     catalog.mirror(mirrored("mirrored"), complete=True)
-    file, one, two = catalog.pending("new")
-    assert [file.item, one.item, two.item] == ["file", "image 1", "image 2"]
+    one, two, file = catalog.pending("new")
+    assert [one.item, two.item, file.item] == ["image 1", "image 2", "file"]
+    assert list(catalog.pending("new", two.sequence)) == [file]
     put(catalog, "image 2", image=b"2, but another")
     before = catalog.sequence()
     assert [catalog.embed(item, "new", unit(5)) for item in (file, one, two)] == [True, True, False]
