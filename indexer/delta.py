@@ -2,7 +2,7 @@
 
 Rows are append-only and shared between states, so a state is made in the time of what changed. All but the newest are
 in a copy of the version's codes: one scan finds candidates among both, at the cost of that copy (the bytes of the
-codes, again). The newest are compared one by one.
+codes, again). The newest are compared one by one, until they are many or nothing more comes.
 """
 
 from dataclasses import dataclass, replace
@@ -49,10 +49,14 @@ class Delta:
             store = np.empty((max(count, 2 * len(store)), store.shape[1]), np.float32)
             store[: self.count] = self.vectors[: self.count]
         store[self.count : count] = vectors
-        return replace(self, vectors=store, count=count)._seal()
+        grown = replace(self, vectors=store, count=count)
+        if self.codes is None or count - self.sealed < max(SEAL_ROWS, self.codes.ntotal // 1000):
+            return grown
+        return grown.settled()
 
-    def _seal(self) -> "Delta":
-        if self.codes is None or self.count - self.sealed < max(SEAL_ROWS, self.codes.ntotal // 1000):
+    def settled(self) -> "Delta":
+        """The state with all rows in the codes, if there are codes."""
+        if self.codes is None or self.sealed == self.count:
             return self
         return replace(self, codes=ivfpq.extended(self.codes, self.unsealed), sealed=self.count)
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from indexer.catalog import Catalog
-from indexer.live import LiveIndex, Snapshot
+from indexer.live import QUIET_S, LiveIndex, Snapshot
 from indexer.plan import LADDER
 from indexer.records import Mirrored, Upsert
 from indexer.rows import Embeddings
@@ -48,6 +48,8 @@ def main(count: int) -> None:
         upserts_per_s = upsert(live, catalog, [f"new {n}" for n in range(len(changed) // 2)], rng)
         catalog.delete([items[row] for row in changed[len(changed) // 2 :]])
         live.refresh()
+        time.sleep(2 * QUIET_S)
+        live.refresh()  # what a server does now and then
         changes = f"delta {live.snapshot.delta.count:,}, hidden {live.snapshot.hidden:,}"
         speeds = compare(before, live.snapshot, rows[count:])
         latencies = while_upserting(live, catalog, rows[count:], rng)

@@ -310,6 +310,22 @@ def test_rows_of_replaced_items_are_let_go(twin: Twin, monkeypatch: pytest.Monke
     twin.check(twin.live.snapshot, k=10)
 
 
+def test_a_quiet_index_puts_its_newest_rows_into_the_codes(twin: Twin, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When nothing more comes, a refresh leaves no row to be compared one by one, and the results as they were."""
+    twin.upsert("new", "item 3")
+    twin.live.refresh()
+    before = twin.live.snapshot
+    assert before.delta.sealed == 0
+    monkeypatch.setattr(live, "QUIET_S", 0.0)
+    twin.live.refresh()
+    assert twin.live.snapshot.delta.sealed == (0 if twin.version.index.codes is None else 2)
+    for snapshot in (before, twin.live.snapshot):
+        twin.check(snapshot, k=10)
+    twin.upsert("newer", "new")
+    twin.live.refresh()
+    twin.check(twin.live.snapshot, k=10)
+
+
 def test_few_and_many_candidates_sort_alike() -> None:
     """The nearest k are the same, whether they are set apart first or not."""
     rng = np.random.default_rng(0)
