@@ -211,6 +211,7 @@ class Stubs:
     """A channel to a server, and every service that it answers; a context manager."""
 
     def __init__(self, target: str) -> None:
+        self.target = target
         # A connection of its own, as every client process has; channels would share one otherwise.
         self._channel = grpc.insecure_channel(target, [("grpc.use_local_subchannel_pool", 1)])
         self.search: Any = SearchServiceStub(self._channel)  # type: ignore[no-untyped-call]

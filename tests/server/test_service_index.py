@@ -3,12 +3,16 @@
 import os
 import shutil
 import signal
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 from google.longrunning import operations_pb2
 from kinsight.v1.index_service_pb2 import (
@@ -30,11 +34,14 @@ from kinsight.v1.index_service_pb2 import (
 )
 from kinsight.v1.item_service_pb2 import ImportItemsRequest, ItemUpsert
 from kinsight.v1.operation_metadata_pb2 import OperationMetadata
+from kinsight.v1.search_service_pb2 import SearchRequest
 
+from indexer import pixels
+from indexer.encoder import Encoder
 from indexer.locks import hold
 from indexer.store import Store
 from server.folders import Folders
-from tests.serving import Stubs, build_photos, make_model, photo, reason_of, serving
+from tests.serving import SERVE, Stubs, build_photos, make_model, photo, reason_of, server_process, serving
 
 
 @pytest.fixture
@@ -284,6 +291,79 @@ def test_a_killed_process_is_the_end_of_its_operation_alone(stubs: Stubs) -> Non
     assert "killed by SIGKILL" in error.message
     assert stubs.found(image=photo(0))[0] == "000.png"
     assert _response(stubs.ended(stubs.indexes.BuildVersion(BuildVersionRequest())), BuildVersionResponse)
+
+
+def test_searches_go_on_through_a_rebuild(stubs: Stubs, store: Store) -> None:
+    """None fails, each is answered by one version whole, and upserts meanwhile are found at once."""
+    other = make_model(store, seed=1)
+    expected = {
+        model: _similarities(store, model) for model in (other, stubs.indexes.GetIndex(GetIndexRequest()).model)
+    }
+    stop, problems, versions = threading.Event(), list[str](), set[int]()
+    target = stubs.target
+
+    def search(seed: int) -> None:
+        with Stubs(target) as own:
+            while not stop.is_set():
+                try:
+                    answer = own.search.Search(SearchRequest(image=photo(seed), top_k=24), timeout=30)
+                except grpc.RpcError as error:
+                    problems.append(str(error))
+                    return
+                versions.add(answer.version)
+                found = {hit.item: hit.similarity for hit in answer.hits if hit.item.endswith(".png")}
+                wanted = expected[answer.model][seed]
+                if any(abs(similarity - wanted[item]) > 1e-4 for item, similarity in found.items()):
+                    problems.append(f"an answer of version {answer.version} mixes models")
+
+    threads = [threading.Thread(target=search, args=(seed,)) for seed in range(8)]
+    for thread in threads:
+        thread.start()
+    for number, model in enumerate(("", other, "")):
+        build = stubs.indexes.BuildVersion(BuildVersionRequest(model=model, min_recall=0))
+        stubs.upsert(ItemUpsert(item=f"new {number}", image=photo(100 + number)))
+        assert stubs.found(image=photo(100 + number))[0] == f"new {number}"
+        stubs.ended(build)
+        stubs.indexes.ActivateVersion(ActivateVersionRequest(version=number + 2))  # whatever was found wrong with it
+        assert stubs.found(image=photo(100 + number))[0] == f"new {number}"
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert (problems, versions) == ([], {1, 2, 3, 4})
+
+
+def _similarities(store: Store, model: str) -> list[dict[str, float]]:
+    """Of each photograph of the index to every one, as a model sees them."""
+    encoder = Encoder.open(store.model(model), threads=1)
+    embeddings = encoder.embed(np.stack([pixels.decode(photo(seed), encoder.pixels) for seed in range(24)]))
+    return [
+        {f"{seed:03}.png": float(similarity) for seed, similarity in enumerate(row)}
+        for row in embeddings @ embeddings.T
+    ]
+
+
+def test_a_server_goes_on_with_what_the_one_before_was_doing(store: Store) -> None:
+    """Killed with all its processes in the middle of a build, the next one ends that build as the same operation."""
+    with server_process(store) as (process, target), Stubs(target) as stubs:
+        started = stubs.indexes.BuildVersion(BuildVersionRequest())
+        process.kill()
+        process.wait()
+        _kill_child_of(started.name)
+    with server_process(store) as (_, target), Stubs(target) as stubs:
+        built = _response(stubs.ended(started), BuildVersionResponse)
+        assert (built.version.version, built.version.state) == (2, Version.STATE_ACTIVE)
+
+
+def test_a_second_server_on_a_store_names_the_first(store: Store) -> None:
+    """And is welcome once that has ended, however it did."""
+    with server_process(store) as (process, _):
+        words = [sys.executable, "-c", SERVE, str(store.root), "127.0.0.1:0"]
+        refused = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
+        assert refused.returncode == 1
+        assert f"process {process.pid} serves {store.root} already" in refused.stderr
+        process.kill()
+    with server_process(store) as (_, target), Stubs(target) as stubs:
+        assert stubs.found(image=photo(0))[0] == "000.png"
 
 
 def _kill_child_of(name: str) -> None:
