@@ -110,23 +110,27 @@ def test_the_server_runs_without_torch_in_little_memory(gallery: Gallery) -> Non
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_lets_requests_in_progress_finish_and_refuses_new_ones(number: int, gallery: Gallery) -> None:
     """Under load: what the server has begun is answered, what comes later gets UNAVAILABLE, and it exits with 0."""
-    calls: list[Call] = []
+    calls, begun = list[Call](), dict[int, float]()
     slow = SearchRequest(image=photo(1, side=5000))  # 25 megapixels take far longer than a signal
     with server_process(gallery.store) as (process, target):
-        threads = [threading.Thread(target=_search_until_refused, args=(target, slow, calls)) for _ in range(4)]
+        arguments = (target, slow, calls, begun)
+        threads = [threading.Thread(target=_search_until_refused, args=arguments) for _ in range(4)]
         for thread in threads:
             thread.start()
-        time.sleep(1)
+        while not (calls and min(begun.values()) < time.monotonic() - ON_ITS_WAY_S):
+            time.sleep(0.01)
         signalled = time.monotonic()
         process.send_signal(number)
         for thread in threads:
             thread.join(40)
         assert process.wait(40) == 0
-    # A request may still be on its way to the server when it began: some milliseconds, more on a busy machine.
-    in_progress = [call.code for call in calls if call.began < signalled - 0.25 and call.ended > signalled]
+    in_progress = [call.code for call in calls if call.began < signalled - ON_ITS_WAY_S and call.ended > signalled]
     assert in_progress
     assert {None} == {*in_progress, *(call.code for call in calls if call.ended < signalled)}
     assert [call.code for call in calls if call.code is not None] == [grpc.StatusCode.UNAVAILABLE] * 4
+
+
+ON_ITS_WAY_S = 0.4  # a request that began so short ago may not have reached the server yet, on a busy machine
 
 
 class Call(NamedTuple):
@@ -135,12 +139,12 @@ class Call(NamedTuple):
     code: grpc.StatusCode | None
 
 
-def _search_until_refused(target: str, request: SearchRequest, calls: list[Call]) -> None:
+def _search_until_refused(target: str, request: SearchRequest, calls: list[Call], begun: dict[int, float]) -> None:
     code = None
     with grpc.insecure_channel(target, [("grpc.enable_retries", 0)]) as channel:
         stub = stub_of(channel)
         while code is None:
-            began = time.monotonic()
+            began = begun[threading.get_ident()] = time.monotonic()
             try:
                 stub.Search(request, timeout=30)
             except grpc.RpcError as error:
