@@ -1,0 +1,106 @@
+"""Swaps of versions under searching clients: `python tests/benchmarks/bench_swap.py`.
+
+Two versions of 100,000 × 128 clustered embeddings are activated in turn over gRPC, 200 times, while 8 clients search.
+Every answer is compared with what its version alone gives. The server is a process of its own; its memory is read
+after each swap; what counts is its growth from the first quarter of the swaps to the last. SWAPS=20 makes it short.
+"""
+
+import json
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import grpc
+import numpy as np
+from kinsight.v1.index_service_pb2 import ActivateVersionRequest
+from kinsight.v1.search_service_pb2 import Embedding, SearchRequest
+
+from indexer.store import Store
+from indexer.version import open_version, version_dir
+from tests.benchmarks.bench_search import COUNT, DIM, Floats, clustered
+from tests.serving import Stubs, make_model, make_version, server_process
+
+SWAPS = int(os.environ.get("SWAPS", "200"))
+CLIENTS = 8
+QUERIES = 64
+Expected = dict[int, list[list[str]]]  # by version: the hits of each query
+
+
+def main() -> None:
+    """Build both versions, swap under load, print."""
+    embeddings, queries = clustered(np.random.default_rng(0))
+    queries = queries[:QUERIES]
+    with tempfile.TemporaryDirectory() as root:
+        store = Store(Path(root))
+        model = make_model(store, dim=DIM)
+        expected = {
+            number: _publish(store, number, model, np.roll(embeddings, number, axis=0), queries) for number in (2, 1)
+        }
+        with server_process(store) as (process, target):
+            answers: Counter[str] = Counter()
+            stop = threading.Event()
+            threads = [
+                threading.Thread(target=_search, args=(target, model, queries, expected, answers, stop))
+                for _ in range(CLIENTS)
+            ]
+            for thread in threads:
+                thread.start()
+            resident = _swap(target, process.pid)
+            stop.set()
+            for thread in threads:
+                thread.join()
+    _print(answers, resident)
+
+
+def _publish(store: Store, number: int, model: str, embeddings: Floats, queries: Floats) -> list[list[str]]:
+    """Publish a version whose items are other ones at the same places, and say what it answers."""
+    items = [f"version {number}/{row:06d}" for row in range(COUNT)]
+    make_version(store, "swapped", number, model, items, embeddings)
+    opened = open_version(version_dir(store.index("swapped"), number))
+    return [opened.items(opened.search(query[None], 10)[1][0]) for query in queries]
+
+
+def _search(
+    target: str, model: str, queries: Floats, expected: Expected, answers: Counter[str], stop: threading.Event
+) -> None:
+    requests = [SearchRequest(embedding=Embedding(model=model, values=query.tolist())) for query in queries]
+    with Stubs(target) as stubs:
+        while not stop.is_set():
+            for place, request in enumerate(requests):
+                try:
+                    answer = stubs.search.Search(request, timeout=30)
+                except grpc.RpcError as error:
+                    answers[f"failed: {error.code()}"] += 1
+                    continue
+                whole = [hit.item for hit in answer.hits] == expected[answer.version][place]
+                answers[f"version {answer.version}" if whole else "of no version"] += 1
+
+
+def _swap(target: str, pid: int) -> list[int]:
+    """Swap, and read the resident bytes after each time."""
+    resident = []
+    with Stubs(target) as stubs:
+        for number in range(SWAPS):
+            stubs.indexes.ActivateVersion(ActivateVersionRequest(version=1 + (number + 1) % 2), timeout=60)
+            time.sleep(0.05)
+            status = Path(f"/proc/{pid}/status").read_text()
+            resident.append(int(status.split("VmRSS:")[1].split()[0]) * 1024)
+    return resident
+
+
+def _print(answers: Counter[str], resident: list[int]) -> None:
+    quarter = max(1, len(resident) // 4)
+    first, last = (float(np.median(part)) for part in (resident[:quarter], resident[-quarter:]))
+    bad = {kind: count for kind, count in answers.items() if not kind.startswith("version")}
+    print(f"{SWAPS} swaps under {CLIENTS} clients: {answers.total():,} answers; not right: {bad or 'none'}")
+    print(f"resident: {first / 2**20:.0f} MiB at first, {last / 2**20:.0f} at last, {last / first - 1:+.1%}")
+    print(json.dumps({"swaps": SWAPS, "answers": answers, "resident_bytes": [first, last]}))
+    sys.exit(1 if bad else 0)
+
+
+if __name__ == "__main__":
+    main()
