@@ -51,7 +51,7 @@ def wanted(images: Sequence[Path], item: str | None, payload: object, lines: Pat
         with lines.open(encoding="utf-8") as file:
             for number, line in enumerate(file, start=1):
                 if line.strip():
-                    yield Wanted(f"{lines}, line {number}", line)
+                    yield Wanted(f"{lines}, line {number}", line.strip())
 
 
 def upsert_all(client: "Client", index: str, entries: Iterable[Wanted], total: int, report: Progress) -> Upserted:

@@ -5,7 +5,7 @@ import sys
 import zipfile
 from pathlib import Path
 
-from tests.serving import Gallery, Served, photo
+from tests.serving import Gallery, Served, build_photos, photo, serving
 
 CLIENT = Path(__file__).parents[2] / "clients" / "python"
 
@@ -51,3 +51,21 @@ def test_the_example_runs(tmp_path: Path, served: Served, gallery: Gallery) -> N
     )
     assert good.stdout.splitlines()[1] == f"1.0000  {gallery.items[8]}"
     assert (bad.returncode, bad.stderr.partition(":")[0]) == (1, "IMAGE_DECODE_FAILED")
+
+
+def test_the_collection_example_runs(tmp_path: Path) -> None:
+    """Upsert, search by a condition, delete, build and roll back, with a photograph that is none among them."""
+    store, new = build_photos(tmp_path), tmp_path / "new"
+    new.mkdir()
+    for seed in range(100, 106):
+        (new / f"{seed}.png").write_bytes(photo(seed, side=seed))
+    (new / "notes.png").write_text("not a photo")
+    with serving(store) as served:
+        example = [sys.executable, str(CLIENT / "examples" / "collection.py"), str(new), served.target, "photos"]
+        done = subprocess.run(example, capture_output=True, text=True, check=False)
+    lines = done.stdout.splitlines()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert lines[0].startswith("left out notes.png: ")
+    assert lines[1] == "upserted 6 of 7"
+    assert "deleted 100.png" in lines
+    assert lines[-2:] == ["version 2: 29 items, active", "rolled back from version 2 to 1; 29 items as before"]

@@ -1,0 +1,195 @@
+"""`kinsight items`, `kinsight remote` and the choices of `kinsight search`, against a real server."""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from clients.cli.command import kinsight
+from server.folders import Folders
+from tests.serving import build_photos, photo, serving
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Run]:
+    """Runs the command against a server on an index of 40 photographs; `tmp_path` may be read and written."""
+    folders = Folders((tmp_path,), (tmp_path,))
+    with serving(build_photos(tmp_path, 40), folders=folders) as served:
+
+        def invoke(*words: object) -> Result:
+            return CliRunner().invoke(kinsight, [*map(str, words), "--server", served.target])
+
+        yield invoke
+
+
+@pytest.fixture
+def new(tmp_path: Path) -> Path:
+    """A folder of 6 new photographs and a file that is none."""
+    folder = tmp_path / "new"
+    folder.mkdir()
+    for seed in range(100, 106):
+        (folder / f"{seed}.png").write_bytes(photo(seed))
+    (folder / "bad.png").write_text("x")
+    return folder
+
+
+def keys_of(*verb: str) -> set[str]:
+    """The words of a verb's help after `JSON keys`."""
+    return set(re.findall(r"\w+", CliRunner().invoke(kinsight, [*verb, "--help"]).stdout.partition("JSON keys")[2]))
+
+
+def found(result: Result, *verb: str) -> Any:
+    """The JSON object of a verb that succeeded, its keys documented."""
+    assert result.exit_code == 0, result.stderr
+    answer = json.loads(result.stdout)
+    assert answer.keys() - keys_of(*verb) == set()
+    return answer
+
+
+def test_items_are_upserted_listed_searched_and_deleted(run: Run, new: Path) -> None:
+    """From files, with a payload for all of them, found by conditions on it."""
+    images = sorted(new.glob("1*.png"))
+    done = found(run("items", "upsert", "photos", *images, "--payload", '{"new": 1}', "--json"), "items", "upsert")
+    assert done == {"index": "photos", "upserted": 6, "errors": []}
+    listed = run("items", "list", "photos", "--filter", "new = 1", "--limit", 4, "--json")
+    answer = found(listed, "items", "list")
+    assert ([one["item"] for one in answer["items"]], answer["more"]) == (
+        [path.as_posix() for path in images[:4]],
+        True,
+    )
+    assert answer["items"][0].keys() - keys_of("items", "list") == set()
+    assert "the first 4" in listed.stderr
+
+    searched = run("search", images[0], "--filter", "new = 1", "--payload", "--top-k", 40, "--json")
+    hits = found(searched, "search")["hits"]
+    assert len(hits) == 6
+    assert (hits[0]["item"], hits[0]["payload"]) == (images[0].as_posix(), {"new": 1})
+    assert "{'new': 1}" not in run("search", images[0], "--payload").stdout
+    assert '{"new": 1}' in run("search", images[0], "--payload").stdout
+
+    done = found(run("items", "delete", "photos", images[0].as_posix(), "000.png", "--json"), "items", "delete")
+    assert (done["deleted"], done["errors"]) == (2, [])
+    assert "ITEM_NOT_FOUND" in run("items", "get", "photos", "000.png").stderr
+    kept = found(run("items", "get", "photos", images[1].as_posix(), "--json"), "items", "get")
+    assert (kept["payload"], kept["searchable"]) == ({"new": 1}, True)
+
+
+def test_lines_that_can_not_be_taken_are_named_and_the_others_are(run: Run, new: Path, tmp_path: Path) -> None:
+    """Each with its reason, on stderr and as JSON; the exit code is 1."""
+    image = str(new / "100.png")
+    lines = [
+        {"item": "good", "image": image, "payload": {"year": 2020}},
+        {"item": "gone", "image": str(new / "none.png")},
+        {"item": "text", "image": str(new / "bad.png")},
+        {"item": "digits", "image": image, "payload": {"n": 2**53 + 1}},
+        {"item": "field", "picture": image},
+        {"item": "half", "embedding": [1.0]},
+        {"item": "other", "embedding": [1.0], "model": "other"},
+        {"image": image},
+        {"item": "nobody", "payload": {}},
+        {"item": "good", "payload": {"year": 2021}},
+    ]
+    file = tmp_path / "items.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines) + "{\n")
+    result = run("items", "upsert", "photos", "--lines", file, "--json")
+    answer = json.loads(result.stdout)
+    assert (result.exit_code, answer["upserted"]) == (1, 2)
+    said = {error["item"]: error["error"] for error in answer["errors"]}
+    expected = {
+        "gone": "No such file",
+        "text": "IMAGE_DECODE_FAILED",
+        "digits": "beyond 2^53",
+        "field": "unknown field 'picture'",
+        "half": "the model that made it",
+        "other": "MODEL_MISMATCH",
+        f"{file}, line 8": '"item"',
+        "nobody": "ITEM_NOT_FOUND",
+        f"{file}, line 11": "line 1 column 2",
+    }
+    assert said.keys() == expected.keys()
+    assert [item for item, reason in expected.items() if reason not in said[item]] == []
+    assert all(f"error: {item}: " in result.stderr for item in expected)
+    assert json.loads(run("items", "get", "photos", "good", "--json").stdout)["payload"] == {"year": 2021}
+
+
+def test_hits_can_be_grouped_thinned_and_bounded(run: Run, new: Path) -> None:
+    """Each option of the search arrives at the server, and a wrong condition is told with its column."""
+    for number, path in enumerate(sorted(new.glob("1*.png"))):
+        run("items", "upsert", "photos", path, "--item", f"n{number}", "--payload", json.dumps({"kind": number % 2}))
+    run("items", "upsert", "photos", new / "100.png", "--item", "copy")
+
+    def items(*options: object) -> list[str]:
+        answer = found(run("search", new / "100.png", "--top-k", 60, "--json", *options), "search")
+        return [hit["item"] for hit in answer["hits"]]
+
+    assert len(items("--filter", "kind:*", "--group-by", "kind")) == 2
+    assert {*items("--min-similarity", 0.999)} == {"n0", "copy"}
+    assert len({"n0", "copy"} & {*items("--near-duplicates", 0.999)}) == 1
+    assert items() == items("--target-recall", 0.9)
+    assert items() != items("--diversity", 0.9)
+    assert "column 6" in run("search", "item:n0", "--filter", "kind ~ 1").stderr
+    assert "no item matches" in run("search", "item:n0", "--filter", "kind = 7").stdout
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["items", "upsert", "photos"],
+        ["items", "upsert", "photos", "a.png", "b.png", "--item", "c"],
+        ["items", "upsert", "photos", "a.png", "--payload", "{"],
+        ["items", "delete", "photos"],
+        ["items", "list", "photos", "--limit", "0"],
+        ["remote", "rebuild", "photos", "--model", "m", "--learn"],
+        ["search", "a.png", "--diversity", "2"],
+    ],
+    ids=" ".join,
+)
+def test_a_wrong_call_exits_with_2(words: list[str]) -> None:
+    """Before a server is asked."""
+    result = CliRunner().invoke(kinsight, words)
+    assert (result.exit_code, result.stdout) == (2, "")
+
+
+def test_a_server_imports_rebuilds_rolls_back_and_exports(run: Run, new: Path, tmp_path: Path) -> None:
+    """The whole life of an index from the command, each answer with its documented keys."""
+    imported = found(run("items", "import", "photos", new, "--json"), "items", "import")
+    assert (imported["imported"], imported["failed"], imported["failures"][0]["item"]) == (6, 1, "bad.png")
+    exported = found(run("items", "export", "photos", tmp_path / "all.parquet", "--json"), "items", "export")
+    assert (exported["items"], Path(exported["path"]).stat().st_size) == (46, exported["bytes"])
+
+    built = found(run("remote", "rebuild", "photos", "--json"), "remote", "rebuild")
+    assert (built["version"]["version"], built["version"]["state"], built["version"]["items"]) == (2, "active", 46)
+    listed = found(run("remote", "versions", "photos", "--json"), "remote", "versions")
+    assert [(one["version"], one["state"]) for one in listed["versions"]] == [(2, "active"), (1, "ready")]
+    back = found(run("remote", "rollback", "photos", "--json"), "remote", "rollback")
+    assert (back["active_version"], back["items"]) == (1, 46)
+    assert "version 2 is active" in run("remote", "activate", "photos", 2).stdout
+    stats = found(run("remote", "stats", "photos", "--json"), "remote", "stats")
+    assert (stats["version"], stats["items"]) == (2, 46)
+
+    listed = found(run("remote", "operations", "--filter", "done = true", "--json"), "remote", "operations")
+    assert [(one["kind"], one["state"]) for one in listed["operations"]] == [
+        ("import", "succeeded"),
+        ("export", "succeeded"),
+        ("build", "succeeded"),
+    ]
+    told = found(run("remote", "wait", listed["operations"][2]["id"], "--json"), "remote", "wait")
+    assert told["result"]["version"]["version"] == 2
+    assert "OPERATION" in run("remote", "cancel", "nosuch").stderr
+
+
+def test_a_rebuild_that_is_refused_exits_with_1_and_says_why(run: Run, tmp_path: Path) -> None:
+    """The version is kept, and the active one is searched on."""
+    for path in sorted((tmp_path / "images").iterdir())[:20]:
+        path.write_text("not an image any more")
+    result = run("remote", "rebuild", "photos", "--images", tmp_path / "images", "--json")
+    built = json.loads(result.stdout)
+    assert (result.exit_code, built["version"]["state"]) == (1, "refused")
+    assert f"not activated: {built['version']['refusal']}" in result.stderr
+    assert json.loads(run("remote", "list", "--json").stdout)["indexes"][0]["active_version"] == 1
