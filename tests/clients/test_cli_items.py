@@ -137,6 +137,17 @@ def test_hits_can_be_grouped_thinned_and_bounded(run: Run, new: Path) -> None:
     assert "no item matches" in run("search", "item:n0", "--filter", "kind = 7").stdout
 
 
+@pytest.mark.parametrize("group", ["items", "remote"])
+def test_every_verb_has_help_that_documents_its_json(group: str) -> None:
+    """With the option that names the server."""
+    verbs = kinsight.commands[group].commands  # type: ignore[attr-defined]
+    assert len(verbs) >= 6
+    for verb in verbs:
+        text = CliRunner().invoke(kinsight, [group, verb, "--help"]).stdout
+        assert "JSON keys" in text
+        assert "--server" in text
+
+
 @pytest.mark.parametrize(
     "words",
     [

@@ -140,6 +140,18 @@ def test_only_unavailable_is_retried(kind: Any, gallery: Gallery) -> None:
     assert (caught.value.reason, draining.asked) == ("DRAINING", 5)
 
 
+def test_what_a_second_time_would_undo_is_not_retried(gallery: Gallery) -> None:
+    """A rollback whose answer was lost may have happened; reading again is harmless."""
+    draining = Counting()
+    draining.drain()
+    with serving(gallery.store, admission=draining) as served, Client(served.target) as client:
+        for call, asked in ((client.indexes.rollback, 1), (client.indexes.get, 5)):
+            draining.asked = 0
+            with pytest.raises(kinsight_client.Unavailable):
+                call("photos")
+            assert draining.asked == asked
+
+
 @KINDS
 def test_ready_says_whether_there_is_something_to_search(kind: Any, served: Served, tmp_path: Path) -> None:
     """True on a serving server, False on one without index, False where nobody listens."""
