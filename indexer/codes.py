@@ -15,7 +15,7 @@ from indexer.embedding import Progress
 from indexer.encoder import Device
 from indexer.evaluate import OperatingPoint, Recall
 from indexer.ivfpq import Rows
-from indexer.plan import Plan
+from indexer.plan import MeasuredPoint, Plan
 from indexer.rows import Embeddings, map_rows, take
 from indexer.version import CODES, ROWS
 
@@ -83,12 +83,16 @@ def index_rows(
     with clock.stage("measure"):
         progress("measure", 0, 1)
         index = ivfpq.Index(ivfpq.load(staging / ROWS, mapped=True), codes)
-        point = evaluate.choose(index, take(rows, held), held, chosen.nlist)
+        points = evaluate.measure(index, take(rows, held), held, chosen.nlist)
         progress("measure", 1, 1)
     ivfpq.save(codes, staging / CODES)
+    point = evaluate.choose(points)
     if point.recall.recall_at_10 < evaluate.WANTED_RECALL:
         warnings += (_low_recall(point),)
-    settled = dataclasses.replace(chosen, nprobe=point.nprobe, k_factor=point.k_factor)
+    measured = tuple(MeasuredPoint(one.nprobe, one.k_factor, one.recall.recall_at_10) for one in points)
+    if chosen.train_rows < plan.TRAIN_PER_LIST * chosen.nlist:
+        warnings += (_few_to_train(chosen),)
+    settled = dataclasses.replace(chosen, nprobe=point.nprobe, k_factor=point.k_factor, measured=measured)
     return Indexed(settled, index, point.recall, warnings)
 
 
@@ -96,6 +100,13 @@ def _low_recall(point: OperatingPoint) -> str:
     return (
         f"recall@10 is {point.recall.recall_at_10:.3f}, below {evaluate.WANTED_RECALL}, at the most thorough setting "
         f"tried (nprobe {point.nprobe}, k_factor {point.k_factor}); an exact search finds the rest"
+    )
+
+
+def _few_to_train(chosen: Plan) -> str:
+    return (
+        f"the {chosen.nlist:,} lists were trained on {chosen.train_rows / chosen.nlist:.0f} rows each, not "
+        f"{plan.TRAIN_PER_LIST}: there were no more, or no memory for more; the measured recall is what this gives"
     )
 
 

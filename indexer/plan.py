@@ -37,6 +37,15 @@ class BudgetTooSmall(ValueError):
     """No plan for so many rows of so many dimensions fits the memory budget."""
 
 
+@dataclass(frozen=True)
+class MeasuredPoint:
+    """What an operating point found of the true neighbours when the index was built."""
+
+    nprobe: int
+    k_factor: int
+    recall_at_10: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """How a collection is indexed.
@@ -52,6 +61,8 @@ class Plan:
         serving_bytes: memory that a search needs at hand: codes, ids and centroids, or all rows for flat. The
             full-precision rows of `ivfpq` are mapped from the disk and not counted.
         peak_build_bytes: memory that building takes above the encoder's own.
+        measured: operating points in the order of their cost, from which a search takes the cheapest that has the
+            recall it wants; empty before the build has measured them, and for flat.
     """
 
     kind: Literal["flat", "ivfpq"]
@@ -63,6 +74,7 @@ class Plan:
     reason: str
     serving_bytes: int
     peak_build_bytes: int
+    measured: tuple[MeasuredPoint, ...] = ()
 
 
 def plan(count: int, dim: int, *, memory_budget_bytes: int | None = None) -> Plan:

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from indexer import evaluate, ivfpq
+from indexer.evaluate import OperatingPoint, Recall
 from indexer.ivfpq import Index
 from indexer.manifest import CorruptFile
-from indexer.plan import FLAT_BELOW, MIN_PER_LIST, BudgetTooSmall, Plan, held_out, plan
+from indexer.plan import FLAT_BELOW, LADDER, MIN_PER_LIST, BudgetTooSmall, Plan, held_out, plan
 from indexer.rows import RowWriter, map_rows
 
 
@@ -68,7 +69,8 @@ def test_recall_is_measured_and_high_enough(searched: tuple[Plan, Index], hard: 
     """The chosen operating point finds 99 % of the neighbours of rows that it was not trained on."""
     chosen, index = searched
     held = np.arange(held_out(len(hard)))
-    point = evaluate.choose(index, hard[held], held, chosen.nlist)
+    points = evaluate.measure(index, hard[held], held, chosen.nlist)
+    point = evaluate.choose(points)
     assert point.recall.low < point.recall.recall_at_10 <= point.recall.high
     assert point.recall.recall_at_10 >= 0.99
     naive = []
@@ -77,6 +79,25 @@ def test_recall_is_measured_and_high_enough(searched: tuple[Plan, Index], hard: 
         exact = [row for row in np.argsort(-(hard @ hard[query])) if row != query][:10]
         naive.append(len(set(exact) & set([row for row in found[query] if row != query][:10])) / 10)
     np.testing.assert_allclose(point.recall.recall_at_10, np.mean(naive), atol=0.02)
+
+
+def test_the_cheapest_point_with_the_wanted_recall_is_chosen() -> None:
+    """The first point that finds 0.99 is the default, and where none does the most thorough one."""
+    points = [OperatingPoint(nprobe, 10, Recall(found, 0.0, 1.0, 100)) for nprobe, found in ((1, 0.5), (2, 0.99))]
+    more = [*points, OperatingPoint(4, 10, Recall(0.999, 0.0, 1.0, 100))]
+    assert points[1] == evaluate.choose(points) == evaluate.choose(more)
+    assert points[0] == evaluate.choose(points[:1])
+
+
+def test_points_are_measured_until_nearly_all_is_found(searched: tuple[Plan, Index], hard: np.ndarray) -> None:
+    """A set that is hard to search is measured at points of rising recall, beyond the default's."""
+    chosen, index = searched
+    held = np.arange(held_out(len(hard)))
+    points = evaluate.measure(index, hard[held], held, chosen.nlist)
+    found = [point.recall.recall_at_10 for point in points]
+    assert sorted(found) == found
+    assert all(value < evaluate.BEST_RECALL for value in found[:-1])
+    assert found[-1] >= evaluate.BEST_RECALL or len(points) == len(LADDER)
 
 
 def test_the_rotation_earns_its_place(searched: tuple[Plan, Index], hard: np.ndarray) -> None:
