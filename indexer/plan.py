@@ -26,6 +26,12 @@ MIN_PER_LIST = 39
 LADDER = ((16, 10), (32, 20), (64, 40), (128, 100), (128, 200))
 ADD_CHUNK = 16_384  # rows encoded at a time
 
+# CPU seconds of one thread (AMD EPYC, AVX-512), fitted to what python tests/benchmarks/bench_scale.py measured.
+# Rows of 128 dimensions, predicted / measured: 10,000 0.5 / 0.5 s, 100,000 3.7 / 4.2 s, 1,000,000 59 / 61 s.
+_TRAIN_S, _TRAIN_PRODUCT_S = 0.35, 2.6e-10  # of training, and for each product of a row's value and a centroid's
+_ADD_ROW_S, _ADD_PRODUCT_S = 2.3e-6, 3.0e-11
+_MEASURE_PRODUCT_S = 3.6e-11  # of held-out rows with all rows
+
 _FLOAT_BYTES, _ID_BYTES = 4, 8
 _SCAN_BLOCK = 32  # rows; fast-scan pads each list to a multiple
 # Training holds the sample, its rotated copy, and k-means' or PQ's copy of it, and room that BLAS and OpenMP keep.
@@ -61,6 +67,7 @@ class Plan:
         serving_bytes: memory that a search needs at hand: codes, ids and centroids, or all rows for flat. The
             full-precision rows of `ivfpq` are mapped from the disk and not counted.
         peak_build_bytes: memory that building takes above the encoder's own.
+        build_cpu_s: CPU seconds of one thread to train, add and measure; embedding images is not in it. Predicted.
         measured: operating points in the order of their cost, from which a search takes the cheapest that has the
             recall it wants; empty before the build has measured them, and for flat.
     """
@@ -74,6 +81,7 @@ class Plan:
     reason: str
     serving_bytes: int
     peak_build_bytes: int
+    build_cpu_s: float
     measured: tuple[MeasuredPoint, ...] = ()
 
 
@@ -100,8 +108,8 @@ def plan(count: int, dim: int, *, memory_budget_bytes: int | None = None) -> Pla
     if memory_budget_bytes is not None and needed > memory_budget_bytes:
         raise BudgetTooSmall(
             f"{count:,} rows of dimension {dim} need {needed:,} bytes of memory ({chosen.serving_bytes:,} to serve, "
-            f"{chosen.peak_build_bytes:,} to build); the budget is {memory_budget_bytes:,}: raise it, index fewer "
-            f"images, or train a model of a smaller dimension"
+            f"{chosen.peak_build_bytes:,} to build, in {chosen.build_cpu_s:,.0f} CPU seconds); the budget is "
+            f"{memory_budget_bytes:,}: raise it, index fewer images, or train a model of a smaller dimension"
         )
     return chosen
 
@@ -123,6 +131,7 @@ def _flat(count: int, dim: int, reason: str) -> Plan:
         reason=reason,
         serving_bytes=row_bytes,
         peak_build_bytes=min(row_bytes, ADD_CHUNK * dim * _FLOAT_BYTES),
+        build_cpu_s=0.0,
     )
 
 
@@ -153,4 +162,11 @@ def _ivfpq(count: int, dim: int, budget: int | None) -> Plan:
         reason=f"{count:,} rows: {nlist:,} lists, {train_rows / nlist:.0f} training rows each, 2 bits a dimension",
         serving_bytes=lists_bytes + tables_bytes,
         peak_build_bytes=tables_bytes + max(training_bytes, adding_bytes),
+        build_cpu_s=_build_cpu_s(count, dim, nlist, train_rows),
     )
+
+
+def _build_cpu_s(count: int, dim: int, nlist: int, train_rows: int) -> float:
+    training_s = _TRAIN_S + nlist * train_rows * dim * _TRAIN_PRODUCT_S
+    adding_s = count * (_ADD_ROW_S + nlist * dim * _ADD_PRODUCT_S)
+    return training_s + adding_s + held_out(count) * count * dim * _MEASURE_PRODUCT_S

@@ -134,6 +134,7 @@ def build(staging: Path, count: int) -> Figures:
         "point": [chosen.nprobe, chosen.k_factor],
         "recall_at_10": indexed.recall.recall_at_10,
         "build_s": build_s,
+        "predicted_s": chosen.build_cpu_s,
         "publish_s": time.process_time() - started,
         "wall_s": clock.seconds,
         "peak_bytes": memory[0],
