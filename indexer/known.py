@@ -65,7 +65,7 @@ class KnownRows:
         """The (D,) embedding of the image with this digest, or None where no version has it."""
         if not sha256:
             return None
-        wanted = np.bytes_(bytes.fromhex(sha256))
+        wanted = _as_digests([sha256])[0]
         for part in self._parts:
             place = int(np.searchsorted(part.digests, wanted))
             if place < len(part.digests) and part.digests[place] == wanted:
@@ -105,6 +105,11 @@ def _unfinished(staging: Path, dim: int) -> _Part | None:
 
 
 def _part(row: Callable[[int], Embeddings], digests: Sequence[str]) -> _Part:
-    known = np.frombuffer(bytes.fromhex("".join(digest or _NO_IMAGE for digest in digests)), "S32")
+    known = _as_digests(digests)
     order = np.argsort(known, kind="stable")
     return _Part(row, known[order], order)
+
+
+def _as_digests(digests: Sequence[str]) -> Digests:
+    """Digests as NumPy compares them: elements lose the zero bytes at their end, and `bytes` would keep them."""
+    return np.frombuffer(bytes.fromhex("".join(digest or _NO_IMAGE for digest in digests)), "S32")

@@ -99,7 +99,7 @@ def open_collection(images: Path) -> Collection:
     """
     collection = _open(images)
     if not collection.sources:
-        found = f"{collection.ignored:,} other files" if collection.ignored else "nothing else"
+        found = f"{collection.ignored:,} other files" if collection.ignored else "it is empty"
         reasons = "".join(f"; {warning}" for warning in collection.warnings)
         accepted = " ".join(sorted(pixels.EXTENSIONS))
         raise SourceError(f"no image in {shown(images)} ({found}{reasons}); accepted: {accepted}")

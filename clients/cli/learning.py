@@ -81,7 +81,8 @@ def _train(words: Sequence[str], store: Path, memory_bytes: int | None, report: 
 
 def _restrain(pid: int, memory_bytes: int | None) -> None:
     """Put the training behind everything else, before it has begun."""
-    os.setpriority(os.PRIO_PROCESS, pid, NICENESS)
+    # Only root may make a process less nice than it was started.
+    os.setpriority(os.PRIO_PROCESS, pid, max(NICENESS, os.getpriority(os.PRIO_PROCESS, pid)))
     Path(f"/proc/{pid}/oom_score_adj").write_text(str(OOM_SCORE))
     if memory_bytes is not None:
         resource.prlimit(pid, resource.RLIMIT_DATA, (memory_bytes, memory_bytes))

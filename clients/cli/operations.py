@@ -111,8 +111,9 @@ def _tell(operation: "Operation", as_json: bool) -> None:
         "rate": f"{operation.rate:,.1f}/s",
         "eta_s": "unknown" if operation.eta_s is None else f"{operation.eta_s:,.0f}",
     }
-    result = {f"result.{name}": value for name, value in operation.result.items()}
-    print_facts({name: printable(str(value)) for name, value in (facts | result).items() if name != "result"})
+    result = {f"result.{name}": value for name, value in facts.pop("result").items()}
+    for_programs = ("error_types", "request_id")
+    print_facts({name: printable(str(value)) for name, value in (facts | result).items() if name not in for_programs})
 
 
 def _progress(operation: "Operation") -> str:

@@ -103,7 +103,9 @@ def warn_duplicates(duplicates: "Duplicates") -> None:
         return
     pairs = ", ".join(f"{group[1]} = {group[0]}" for group in duplicates.groups[:3])
     more = ", …" if duplicates.copies > 3 else ""
-    click.echo(f"{duplicates.copies:,} images are byte for byte copies of others: {pairs}{more}", err=True)
+    several = f"{duplicates.copies:,} images are byte for byte copies of others"
+    said = several if duplicates.copies > 1 else "1 image is a byte for byte copy of another"
+    click.echo(f"{said}: {pairs}{more}", err=True)
 
 
 @contextmanager

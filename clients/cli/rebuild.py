@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from indexer.candidate import Comparison, Paired
 
 REFUSED = 1  # exit code
+RETRY_S = 60.0  # after a rebuild that failed: it may be long work, and leaves a record each time
 KEPT_FOLLOWING = 3  # old versions, unless another number is asked for: a folder that changes often fills any disk
 
 
@@ -195,42 +196,49 @@ def _remove_old(wanted: Wanted, keep: int) -> None:
 
 
 def _follow(wanted: Wanted) -> None:
-    """Rebuild at once, and then whenever the images have changed and come to rest."""
-    built, seen = "", ""
+    """Rebuild at once, and then whenever the images have changed and come to rest; one trouble is told once."""
+    from indexer.sources import SourceError
+
+    built = seen = trouble = ""
+    at_once = True
     while True:
-        before, seen = seen, _state(wanted)
-        if seen != built and (seen == before or not built):
-            # What changes while it builds is seen at the next look.
-            built = seen if _attempt(wanted) else ""
-        time.sleep(wanted.interval)
+        before, told, wait_s = seen, trouble, wanted.interval
+        try:
+            seen = ""
+            seen = _state(wanted)
+            if seen != built and (seen == before or at_once):
+                _once(wanted)
+                built = seen  # what changes while it builds is seen at the next look
+            trouble = ""
+        except SourceError as error:  # an inbox that is empty yet, or a folder that is being replaced
+            trouble = f"{error}; waiting for images"
+        except Exception as error:
+            trouble = f"{_foreseen(error)}; trying again every {RETRY_S:.0f} s"
+            wait_s = max(wait_s, RETRY_S)
+        if trouble and trouble != told:
+            click.echo(f"error: {trouble}", err=True)
+        at_once = False
+        time.sleep(wait_s)
 
 
-def _attempt(wanted: Wanted) -> bool:
-    """Whether a rebuild came to its end, also one whose version was refused; a foreseen error is told instead."""
+def _foreseen(error: Exception) -> str:
+    """What to tell of an error, which is raised again if it is a defect of Kinsight."""
     from clients.cli.command import expected_message
 
-    try:
-        _once(wanted)
-    except Exception as error:
-        message = expected_message(error)
-        if message is None:
-            raise
-        click.echo(f"error: {message}; trying again", err=True)
-        return False
-    return True
+    message = expected_message(error)
+    if message is None:
+        raise error
+    return message
 
 
 def _state(wanted: Wanted) -> str:
-    """A digest that changes when an image of the collection does, or comes or goes."""
-    from indexer.sources import SourceError, open_collection
+    """A digest that changes when an image of the collection does, or comes or goes; raises SourceError."""
+    from indexer.sources import open_collection
 
     assert wanted.images is not None  # noqa: S101  checked
     digest = hashlib.sha256()
-    try:
-        for source in open_collection(wanted.images.absolute()).sources:
-            digest.update(f"{source.item}\0{source.state()}\0".encode("utf-8", "surrogatepass"))
-    except SourceError as error:  # a folder that is being replaced: the rebuild says what is wrong with it
-        digest.update(str(error).encode("utf-8", "surrogatepass"))
+    for source in open_collection(wanted.images.absolute()).sources:
+        digest.update(f"{source.item}\0{source.state()}\0".encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
 
 
@@ -241,12 +249,19 @@ def _print(done: "BuildReport") -> None:
         "active": "yes" if done.activated else "no",
         "model": done.model,
         "count": f"{done.count:,}",
+        **_if_any("finished before", done.resumed),
         "reused": f"{done.reused:,}",
         "decoded": f"{done.decoded:,}",
         "skipped": f"{len(done.skipped):,}",
+        **_if_any("stay deleted", done.deleted),
+        **_if_any("stay as upserted", done.upserted),
         "recall@10": f"{done.recall.recall_at_10:.4f} ({done.recall.low:.4f} to {done.recall.high:.4f})",
     }
     print_facts(facts | (compared(done.comparison) if done.comparison else {}))
+
+
+def _if_any(name: str, count: int) -> dict[str, str]:
+    return {name: f"{count:,}"} if count else {}
 
 
 def compared(comparison: "Comparison") -> dict[str, object]:

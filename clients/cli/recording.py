@@ -1,5 +1,6 @@
 """Verbs that take long leave a record in the store, which shows their progress to others, and resumes them."""
 
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -43,6 +44,7 @@ def recorded(kind: str, index: str, store: Path, style: str = "auto", *, once: S
     from indexer.store import Store
 
     context = click.get_current_context()
+    _hear_cancellation()
     directory = Store(store).operations
     identity = context.params["operation"] or operations.queue(directory, kind, index, words_of(context, once)).id
     with operations.running(directory, identity) as recorder, progress(style) as shown:
@@ -52,6 +54,12 @@ def recorded(kind: str, index: str, store: Path, style: str = "auto", *, once: S
             recorder.progress(stage, done, total)
 
         yield Work(report, recorder.finish)
+
+
+def _hear_cancellation() -> None:
+    """Let SIGINT, which cancels operations, end this verb also where a script started it, or the server, with `&`."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def words_of(context: click.Context, without: Sequence[str] = ()) -> list[str]:

@@ -57,9 +57,9 @@ def more(photos: Path, tmp_path: Path) -> Path:
 
 
 @contextmanager
-def started(*words: object) -> Iterator["subprocess.Popen[str]"]:
-    """The command in a process of its own, which takes Ctrl-C also where this one ignores it; killed at the end."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+def started(*words: object, in_background: bool = False) -> Iterator["subprocess.Popen[str]"]:
+    """The command in a process of its own, killed at the end; in the background, a script's `&` ignores SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN if in_background else signal.default_int_handler)
     command = [sys.executable, "-m", "clients.cli", *map(str, words)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         signal.signal(signal.SIGINT, before)
@@ -186,14 +186,32 @@ def test_following_a_folder_rebuilds_when_it_changes(store: Store, index: Path, 
     """A new image in the folder is in the next version; old versions do not pile up; Ctrl-C ends it."""
     words = ["rebuild", "photos", "--images", more, "--follow", "--interval", "0.1", "--keep", "0", "--json"]
     with started(*words, "--store", store.root) as process:
-        wait_until(lambda: active_version(index) == 2)
+        assert process.stdout is not None
+        counts = [json.loads(process.stdout.readline())["count"]]
         shutil.copy(more / "new.png", more / "newer.png")
-        wait_until(lambda: active_version(index) == 3)
-        wait_until(lambda: list_versions(index) == [2, 3])
+        counts.append(json.loads(process.stdout.readline())["count"])
         process.send_signal(signal.SIGINT)
-        stdout, stderr = process.communicate(timeout=30)
+        _, stderr = process.communicate(timeout=30)
     assert process.returncode == INTERRUPTED, stderr
-    assert [json.loads(line)["count"] for line in stdout.splitlines()] == [91, 92]
+    assert counts == [91, 92]
+    assert (active_version(index), list_versions(index)) == (3, [2, 3])
+
+
+def test_following_waits_for_a_folder_to_fill(store: Store, index: Path, more: Path, tmp_path: Path) -> None:
+    """An inbox that is empty yet is told of once, and fails no operation; SIGINT ends it in the background, too."""
+    inbox = tmp_path / "inbox"
+    inbox.mkdir()
+    words = ["rebuild", "photos", "--images", inbox, "--follow", "--interval", "0.1", "--store", store.root]
+    with started(*words, in_background=True) as process:
+        assert process.stderr is not None
+        assert f"no image in {inbox} (it is empty)" in process.stderr.readline()
+        time.sleep(0.5)  # several looks
+        shutil.copy(more / "new.png", inbox)
+        wait_until(lambda: [one.state for one in operations.list_operations(store.operations)] == ["done", "done"])
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=30)
+    assert process.returncode == INTERRUPTED, stderr
+    assert "waiting for images" not in stderr
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def test_an_archive_is_indexed_and_its_copies_and_damage_told(photos: Path, stor
     assert [entry["item"] for entry in found["skipped"]] == ["b.tar/01.jpg"]
     assert found["duplicates"] == {"copies": 1, "groups": [["a.tar/street/00.png", "a.tar/street/copy.png"]]}
     assert (
-        "1 images are byte for byte copies of others: a.tar/street/copy.png = a.tar/street/00.png\n" in result.stderr
+        "1 image is a byte for byte copy of another: a.tar/street/copy.png = a.tar/street/00.png\n" in result.stderr
     )
     assert "warning: " in result.stderr
     assert "b.tar is cut off after '01.jpg'" in result.stderr
