@@ -328,7 +328,8 @@ class LiveIndex:
         """What the catalogue says now, without what has come and gone since the version was made."""
         version = self.version
         rows, upserted = delta.empty(version.manifest.dim, version.index.codes), _Upserted()
-        columns = Columns(partial(self._payloads, upserted), partial(self._items, upserted))
+        payloads = partial(_payloads, version, self._catalog, upserted)
+        columns = Columns(payloads, partial(_items, version, upserted))
         live = np.ones(version.count, bool)
         snapshot = Snapshot(version, rows, live, upserted, columns, version.manifest.sequence)
         for chunk in self._changes(snapshot.sequence):
@@ -367,27 +368,32 @@ class LiveIndex:
             upserted.append(change.item, change.payload)
         return Snapshot(self.version, rows, live, upserted, old.columns, sequence)
 
-    def _payloads(self, upserted: _Upserted, first: int, end: int) -> Iterator[tuple[int, str]]:
-        """Row and payload of rows `first` to `end` that have one."""
-        count = self.version.count
-        stored = self._catalog.payloads() if first < count else iter(())
-        while chunk := dict(islice(stored, _CHUNK)):
-            for item, row in self.version.rows_of(list(chunk)).items():
-                if first <= row < end:
-                    yield row, chunk[item]
-        for row in range(max(first, count), end):
-            payload = upserted.payloads[row - count]
-            if payload is not None:
-                yield row, payload
 
-    def _items(self, upserted: _Upserted, first: int, end: int) -> Iterator[tuple[int, str]]:
-        """Row and item id of rows `first` to `end`."""
-        count = self.version.count
-        for start in range(first, min(end, count), _CHUNK):
-            rows = range(start, min(start + _CHUNK, end, count))
-            yield from zip(rows, self.version.items(rows), strict=True)
-        for row in range(max(first, count), end):
-            yield row, upserted.items[row - count]
+# No methods: columns bound to a LiveIndex would keep a version that was replaced until some late garbage collection.
+def _payloads(
+    version: Version, catalog: Catalog, upserted: _Upserted, first: int, end: int
+) -> Iterator[tuple[int, str]]:
+    """Row and payload of rows `first` to `end` that have one."""
+    count = version.count
+    stored = catalog.payloads() if first < count else iter(())
+    while chunk := dict(islice(stored, _CHUNK)):
+        for item, row in version.rows_of(list(chunk)).items():
+            if first <= row < end:
+                yield row, chunk[item]
+    for row in range(max(first, count), end):
+        payload = upserted.payloads[row - count]
+        if payload is not None:
+            yield row, payload
+
+
+def _items(version: Version, upserted: _Upserted, first: int, end: int) -> Iterator[tuple[int, str]]:
+    """Row and item id of rows `first` to `end`."""
+    count = version.count
+    for start in range(first, min(end, count), _CHUNK):
+        rows = range(start, min(start + _CHUNK, end, count))
+        yield from zip(rows, version.items(rows), strict=True)
+    for row in range(max(first, count), end):
+        yield row, upserted.items[row - count]
 
 
 def _nothing(queries: int) -> Neighbours:

@@ -129,8 +129,9 @@ class Jobs:
         told = tempfile.TemporaryFile()  # noqa: SIM115  closed by who follows the process
         nothing = subprocess.DEVNULL
         process = subprocess.Popen(words, stdin=nothing, stdout=nothing, stderr=told)  # noqa: S603  our own command
+        niceness = max(NICENESS, os.getpriority(os.PRIO_PROCESS, 0))  # only root may take some of ours back
         with suppress(ProcessLookupError):  # it has ended already
-            os.setpriority(os.PRIO_PROCESS, process.pid, NICENESS)
+            os.setpriority(os.PRIO_PROCESS, process.pid, niceness)
         self._processes[operation.id] = process
         threading.Thread(target=self._follow, args=(operation.id, process, told), daemon=True).start()
 

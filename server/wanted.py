@@ -20,6 +20,7 @@ from server.searching import Condition, Group
 
 DEFAULT_TOP_K = 10
 MAX_TOP_K = 1000
+ROUNDING = 1e-6  # a recall of 0.9 comes over the wire as 0.89999998
 
 
 def group_of(request: SearchRequest, index: ActiveIndex) -> Group:
@@ -49,7 +50,7 @@ def _operating_point(params: SearchParams, index: ActiveIndex) -> tuple[int | No
     measured = index.version.manifest.plan.get("measured", ())
     if not measured:  # a flat index, or one of a build that kept only the point it chose
         return None, False, None
-    reached = (point for point in measured if point["recall_at_10"] >= target)
+    reached = (point for point in measured if point["recall_at_10"] >= target - ROUNDING)
     point = next(reached, measured[-1])
     return point["nprobe"], False, point["k_factor"]
 

@@ -68,9 +68,16 @@ def photo(seed: int, side: int = 48) -> bytes:
 
 
 def make_version(
-    store: Store, name: str, number: int, model: str, items: Sequence[str], embeddings: Floats, activated: bool = True
+    store: Store,
+    name: str,
+    number: int,
+    model: str,
+    items: Sequence[str],
+    embeddings: Floats,
+    activated: bool = True,
+    measured: Sequence[dict[str, float]] = (),
 ) -> Path:
-    """Publish, and activate, a version with these items and (N, D) unit-length embeddings."""
+    """Publish, and activate, a version with these items, (N, D) unit-length embeddings and operating points."""
     count, dim = embeddings.shape
     chosen = plan(count, dim)
     staging = store.index(name) / f"staging-{number}"
@@ -91,7 +98,7 @@ def make_version(
         model=model,
         dim=dim,
         count=count,
-        plan=dataclasses.asdict(chosen),
+        plan=dataclasses.asdict(chosen) | {"measured": list(measured)},
         skipped=0,
         recall={},
         build={},

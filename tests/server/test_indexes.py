@@ -1,6 +1,8 @@
 """Indexes: what is served when the store changes."""
 
+import gc
 import logging
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +40,23 @@ def test_an_activated_version_is_swapped_in_and_the_old_one_searches_on(own: Gal
     _, rows = before.version.search(own.embeddings[5:6], 1)
     assert [own.items[5]] == before.items.of(rows[0])
     assert before.encoder is after.encoder
+
+
+def test_a_version_that_was_swapped_out_is_let_go_of_at_once(own: Gallery) -> None:
+    """Its memory does not wait for the garbage collector, which seldom looks at old objects."""
+    indexes = Indexes(own.store)
+    indexes.refresh()
+    index = indexes.get("photos")
+    index.snapshot.search(own.embeddings[:1], 3)
+    old = weakref.ref(index.version)
+    gc.disable()
+    try:
+        _next_version(own, 2)
+        indexes.refresh()
+        del index
+        assert old() is None
+    finally:
+        gc.enable()
 
 
 def test_a_version_that_is_not_activated_is_not_served(own: Gallery) -> None:
