@@ -249,10 +249,11 @@ def _end_recorded(recorder: Recorder) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        state: State = "cancelled" if isinstance(error, KeyboardInterrupt) else "failed"
+        cancelled = isinstance(error, KeyboardInterrupt)
+        told = "" if cancelled else str(error) or type(error).__name__
         try:
             types = tuple(kind.__name__ for kind in type(error).__mro__)
-            recorder.end(state, error=str(error) or type(error).__name__, error_types=types)
+            recorder.end("cancelled" if cancelled else "failed", error=told, error_types=types)
         except OSError as unwritten:  # the disk that is full is mostly why it failed
             error.add_note(f"the record of {recorder.operation.id} could not be written: {unwritten}")
         raise

@@ -38,8 +38,8 @@ def list_(store: Path, as_json: bool) -> None:
     if as_json:
         print_json({"operations": [dataclasses.asdict(operation) for operation in found]})
     elif found:
-        rows = [(one.id, one.kind, one.index, one.state, _progress(one), one.error) for one in found]
-        print_table(["operation", "kind", "index", "state", "progress", "error"], rows)
+        rows = [(one.id, one.kind, one.index, one.state, _progress(one), _trouble(one)) for one in found]
+        print_table(["operation", "kind", "index", "state", "progress", "trouble"], rows)
     else:
         click.echo(f"no operation in {store}")
 
@@ -117,4 +117,12 @@ def _tell(operation: "Operation", as_json: bool) -> None:
 
 
 def _progress(operation: "Operation") -> str:
-    return f"{operation.stage} {operation.done:,}/{operation.total:,}" if operation.stage else ""
+    """How far one that has not done all got."""
+    if operation.state == "done" or not operation.stage:
+        return ""
+    return f"{operation.stage} {operation.done:,}/{operation.total:,}"
+
+
+def _trouble(operation: "Operation") -> str:
+    refused = operation.result.get("refused")
+    return f"not activated: {refused}" if refused else operation.error

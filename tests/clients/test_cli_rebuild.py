@@ -111,6 +111,7 @@ def test_a_refused_candidate_exits_with_1(
     assert result.exit_code == 1
     assert "not activated: 30 of 60 items would be lost" in result.stderr
     assert json.loads(result.stdout)["activated"] is False
+    assert "not activated: 30 of 60 items would be lost" in run("operations", "list").stdout
     assert output_of(run("index", "inspect", "photos", "--version", 2, "--json"))["refused"]
     measured = output_of(run("index", "evaluate", "photos", "--version", 2, "--json"))
     assert (measured["recall_at_10"], measured["labelled"]) == (1.0, 0)
