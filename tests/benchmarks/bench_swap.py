@@ -93,12 +93,12 @@ def _swap(target: str, pid: int) -> list[int]:
 
 
 def _print(answers: Counter[str], resident: list[int]) -> None:
-    quarter = max(1, len(resident) // 4)
-    first, last = (float(np.median(part)) for part in (resident[:quarter], resident[-quarter:]))
+    quarters = [float(np.median(part)) for part in np.array_split(np.array(resident), 4)]
     bad = {kind: count for kind, count in answers.items() if not kind.startswith("version")}
+    shown = ", ".join(f"{quarter / 2**20:.0f}" for quarter in quarters)
     print(f"{SWAPS} swaps under {CLIENTS} clients: {answers.total():,} answers; not right: {bad or 'none'}")
-    print(f"resident: {first / 2**20:.0f} MiB at first, {last / 2**20:.0f} at last, {last / first - 1:+.1%}")
-    print(json.dumps({"swaps": SWAPS, "answers": answers, "resident_bytes": [first, last]}))
+    print(f"resident MiB, median of each quarter: {shown}; first to last {quarters[-1] / quarters[0] - 1:+.1%}")
+    print(json.dumps({"swaps": SWAPS, "answers": answers, "resident_bytes": quarters}))
     sys.exit(1 if bad else 0)
 
 
