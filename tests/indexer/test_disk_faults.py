@@ -4,7 +4,8 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +29,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 8 MiB; skipped where this process may not mount one."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", folder], capture_output=True)
-    if mounted.returncode:
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
         pytest.skip("this process may not mount a file system")
     yield folder
     subprocess.run(["umount", "-l", folder], check=True)
@@ -39,7 +40,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def full(disk: Path, free_bytes: int) -> Iterator[None]:
     """So many bytes, and no more, can be written to a file system."""
     filler = disk / "filler"
-    with filler.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
+    with suppress(OSError), filler.open("wb", buffering=0) as file:
         while True:
             file.write(bytes(4096))
     with filler.open("r+b") as file:
@@ -48,9 +49,9 @@ def full(disk: Path, free_bytes: int) -> Iterator[None]:
     filler.unlink()
 
 
-def vectors(count: int, seed: int = 0) -> np.ndarray:
-    """(count, DIM) rows of unit length."""
-    drawn = np.random.default_rng(seed).standard_normal((count, DIM))
+def vectors(rows: int, seed: int = 0) -> np.ndarray:
+    """(rows, DIM) rows of unit length."""
+    drawn = np.random.default_rng(seed).standard_normal((rows, DIM))
     return np.asarray(drawn / np.linalg.norm(drawn, axis=1, keepdims=True), np.float32)
 
 
@@ -62,12 +63,16 @@ def test_upserts_to_a_full_disk_are_refused_and_the_acknowledged_ones_kept(small
     acknowledged = set[str]()
     with closing(Catalog(store.index("photos"))) as catalog:
         live = LiveIndex(version, catalog)
-        with full(small_disk, 256 * 1024), pytest.raises(CatalogWriteFailed, match="free some space"):
-            for first in range(0, 100_000, 50):
+
+        def upsert_for_ever() -> None:
+            for first in count(step=50):
                 names = [f"new {n}" for n in range(first, first + 50)]
                 rows = vectors(50, first)
                 catalog.upsert([Upsert(*each, "model") for each in zip(names, rows, strict=True)], dim=DIM)
-                acknowledged |= set(names)
+                acknowledged.update(names)
+
+        with full(small_disk, 256 * 1024), pytest.raises(CatalogWriteFailed, match="free some space"):
+            upsert_for_ever()
         live.refresh()
         assert live.snapshot.count == 50 + len(acknowledged)
         assert live.snapshot.search(vectors(1), 10)[1].shape == (1, 10)
@@ -80,12 +85,12 @@ def test_upserts_to_a_full_disk_are_refused_and_the_acknowledged_ones_kept(small
 def test_a_build_on_a_full_disk_leaves_the_old_version(
     small_disk: Path, tiny_model: str, store: Store, photos: Path, free_bytes: int
 ) -> None:
-    """Wherever the space ends, the build is an error, and the version before is active, whole and built upon later."""
+    """Wherever the space ends, the build is an error; the version before is active, whole, and built upon later."""
     on_disk = Store(small_disk / "store")
     subprocess.run(["cp", "-r", store.root, on_disk.root], check=True)
     build("street", photos, model=tiny_model, store=on_disk, progress=lambda *_: None)
     (photos / "garden" / "01.jpg").unlink()
-    with full(small_disk, free_bytes), pytest.raises((WriteFailed, CatalogWriteFailed, OSError)):
+    with full(small_disk, free_bytes), pytest.raises((WriteFailed, CatalogWriteFailed)):
         build("street", photos, model=tiny_model, store=on_disk, progress=lambda *_: None)
     index_dir = on_disk.index("street")
     assert (list_versions(index_dir), active_version(index_dir)) == ([1], 1)
@@ -128,16 +133,15 @@ for flip, end in cases:
 @pytest.mark.parametrize("name", ["index.faiss", "rows.faiss", "items.sqlite", "manifest.json"])
 def test_a_damaged_file_of_a_version_is_refused_by_name(store: Store, name: str) -> None:
     """One flipped bit, or a lost end, anywhere in any file: refused naming it, and the process goes on."""
-    count = 4_000
-    assert plan(count, DIM).kind == "ivfpq"
-    path = make_version(store, "photos", 1, "model", [f"item {n}" for n in range(count)], vectors(count))
+    rows = 4_000
+    assert plan(rows, DIM).kind == "ivfpq"
+    path = make_version(store, "photos", 1, "model", [f"item {n}" for n in range(rows)], vectors(rows))
     size = (path / name).stat().st_size
     offsets = sorted({*range(min(size, 48)), *np.linspace(0, size - 1, 80, dtype=int).tolist(), size - 1})
     cases: list[tuple[int | None, int]] = [(offset, size) for offset in offsets]
     cases += [(None, offset) for offset in offsets[:-1]]  # the last byte of a manifest is a line end: no part of it
-    child = subprocess.run(
-        [sys.executable, "-c", OPEN, str(path), name, json.dumps(cases)], capture_output=True, text=True
-    )
+    program = [sys.executable, "-c", OPEN, str(path), name, json.dumps(cases)]
+    child = subprocess.run(program, check=False, capture_output=True, text=True)
     assert (child.returncode, child.stderr) == (0, "")
     assert ["refused"] * len(cases) == child.stdout.splitlines()
-    assert open_version(path).count == count
+    assert open_version(path).count == rows
