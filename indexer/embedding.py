@@ -5,6 +5,7 @@ Every image of a collection is read and hashed; only those that no version of th
 
 import hashlib
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,7 +29,7 @@ from indexer.version import ITEMS, ROWS
 Progress = Callable[[str, int, int], None]  # report(stage, done, total)
 
 BATCH = 64  # images an inference: larger ones gained nothing on a CPU, and fit any GPU at 518 pixels
-SAVE_EVERY = 1_000  # rows; what a crash can cost, some seconds of a CPU's work
+SAVE_EVERY_S = 5.0  # what a crash, or Ctrl-C, can cost: on a busy CPU a thousand rows are more than half a minute
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,8 @@ def embed_entries(
     reused = decoded = 0
     with ItemWriter(staging / ITEMS) as items:
         resumed = items.count()
-        done = saved = resumed + len(items.skipped())
+        done = resumed + len(items.skipped())
+        saved_at = time.monotonic()
         with RowWriter(staging / ROWS, encoder.dim, keep=resumed) as rows:
             progress("embed", done, len(entries))
             for batch in _batches(_make_all(entries[done:], maker)):
@@ -126,9 +128,9 @@ def embed_entries(
                 decoded += images
                 reused += sum(made.embedding is not None for made in batch)
                 done += len(batch)
-                if done - saved >= SAVE_EVERY:
+                if time.monotonic() - saved_at >= SAVE_EVERY_S:
                     _save(rows, items)
-                    saved = done
+                    saved_at = time.monotonic()
                 progress("embed", done, len(entries))
             _save(rows, items)
             rows.finish()

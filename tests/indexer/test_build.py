@@ -26,7 +26,7 @@ from pathlib import Path
 from indexer import build as module, embedding
 from indexer.store import Store
 
-embedding.BATCH = embedding.SAVE_EVERY = 4
+embedding.BATCH, embedding.SAVE_EVERY_S = 4, 0.0
 
 def progress(stage, done, total):
     if done >= 20:

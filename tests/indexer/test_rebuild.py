@@ -40,7 +40,7 @@ from indexer.rebuild import rebuild
 from indexer.records import Upsert
 from indexer.store import Store
 
-embedding.BATCH = embedding.SAVE_EVERY = 4
+embedding.BATCH, embedding.SAVE_EVERY_S = 4, 0.0
 store, model, image, stage, kill_at = Store(Path(sys.argv[1])), sys.argv[2], Path(sys.argv[3]), *sys.argv[4:]
 
 def progress(now, done, total):
