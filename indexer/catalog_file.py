@@ -176,6 +176,11 @@ class CatalogFile:
         return self.corrupt(str(error))
 
 
+def is_read_only(directory: Path) -> bool:
+    """Whether a directory lies on a file system that is mounted read-only."""
+    return bool(os.statvfs(directory).f_flag & os.ST_RDONLY)
+
+
 def seal(*values: object) -> int:
     """The checksum of a row's columns: text, bytes, numbers or None."""
     checksum = 0
@@ -206,8 +211,12 @@ def _create(path: Path) -> None:
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    # Without `mode=rw` SQLite would create a file that was removed this moment.
+    # Without a mode SQLite would create a file that was removed this moment.
     uri = f"{path.resolve().as_uri()}?mode=rw"
+    if is_read_only(path.parent):  # nobody can write there, so that it needs no locks
+        log = path.with_name(f"{path.name}-wal")
+        settled = not log.exists() or log.stat().st_size == 0
+        uri = f"{path.resolve().as_uri()}?{'immutable=1' if settled else 'mode=ro'}"
     connection = sqlite3.connect(uri, uri=True, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
     connection.execute("PRAGMA synchronous=FULL")
     return connection

@@ -25,6 +25,7 @@ from kinsight.v1 import (
     search_service_pb2_grpc,
 )
 
+from indexer.catalog_file import is_read_only
 from indexer.locks import Held, hold
 from indexer.store import Store
 from server import reflection
@@ -179,7 +180,8 @@ def sole_server(store: Store) -> Iterator[None]:
     """Hold a store: two servers would each search without what the other was just given; raises StoreServed."""
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(hold(store.root / ".server"))
+            if not is_read_only(store.root):  # where nobody can write, any number of servers see the same
+                stack.enter_context(hold(store.root / ".server"))
         except Held as error:
             raise StoreServed(
                 f"process {error.pid} serves {store.root} already; end it first, or serve another store"

@@ -1,7 +1,8 @@
 """Fixtures that several rooms share: a tiny real model and a folder of real pictures."""
 
 import io
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -117,3 +118,15 @@ def _write_probe(staging: Path, spec: PixelSpec) -> None:
     session = onnxruntime.InferenceSession(staging / "model.onnx", providers=["CPUExecutionProvider"])
     (embedding,) = session.run(None, {"pixels": pixels.decode(encoded.getvalue(), spec)[None]})
     np.save(staging / "probe.npy", embedding[0])
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 8 MiB; skipped where this process may not mount one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("this process may not mount a file system")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)

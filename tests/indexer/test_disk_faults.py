@@ -24,18 +24,6 @@ from tests.serving import make_version
 DIM = 16
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 8 MiB; skipped where this process may not mount one."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
-    if subprocess.run(mount, check=False, capture_output=True).returncode:
-        pytest.skip("this process may not mount a file system")
-    yield folder
-    subprocess.run(["umount", "-l", folder], check=True)
-
-
 @contextmanager
 def full(disk: Path, free_bytes: int) -> Iterator[None]:
     """So many bytes, and no more, can be written to a file system."""

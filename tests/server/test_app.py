@@ -15,11 +15,24 @@ from typing import NamedTuple
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from kinsight.v1.item_service_pb2 import ItemUpsert
 from kinsight.v1.search_service_pb2 import SearchRequest
 
 from indexer.store import Store
 from server import app
-from tests.serving import SERVE, Gallery, Served, make_gallery, make_version, photo, server_process, serving, stub_of
+from tests.serving import (
+    SERVE,
+    Gallery,
+    Served,
+    Stubs,
+    build_photos,
+    make_gallery,
+    make_version,
+    photo,
+    server_process,
+    serving,
+    stub_of,
+)
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 BUF = Path(sys.executable).with_name("buf")
@@ -105,6 +118,21 @@ def test_the_server_runs_without_torch_in_little_memory(gallery: Gallery) -> Non
     assert "torch" not in maps
     resident_kib = int(status.split("VmRSS:")[1].split()[0])
     assert resident_kib < 400 * 1024
+
+
+def test_a_store_on_a_read_only_disk_is_served(small_disk: Path) -> None:
+    """What was upserted before is found there, and a new upsert is refused with the reason."""
+    store = build_photos(small_disk)
+    with server_process(store) as (process, target), Stubs(target) as client:
+        client.upsert(ItemUpsert(item="new", image=photo(1000)))
+        process.terminate()
+        assert process.wait(30) == 0
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    with server_process(store) as (_, target), Stubs(target) as client:
+        assert client.found(image=photo(1000))[0] == "new"
+        with pytest.raises(grpc.RpcError) as refused:
+            client.upsert(ItemUpsert(item="newer", image=photo(1001)))
+        assert "catalog.sqlite can't be written" in refused.value.details()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
