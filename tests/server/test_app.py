@@ -132,7 +132,7 @@ def test_a_store_on_a_read_only_disk_is_served(small_disk: Path) -> None:
         assert client.found(image=photo(1000))[0] == "new"
         with pytest.raises(grpc.RpcError) as refused:
             client.upsert(ItemUpsert(item="newer", image=photo(1001)))
-        assert "catalog.sqlite can't be written" in refused.value.details()
+        assert "catalog.sqlite can't be written" in str(refused.value.details())
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
