@@ -220,7 +220,8 @@ def export_result(response: item_service_pb2.ExportItemsResponse) -> ExportResul
 
 
 def _payload_of(message: Any) -> Payload | None:
-    return _plain(message.payload.fields) or None
+    # Asked for first, because most hits have none, and reading an absent message makes one.
+    return (_plain(message.payload.fields) or None) if message.HasField("payload") else None
 
 
 def _plain(fields: Any) -> dict[str, Any]:
