@@ -75,8 +75,8 @@ def remove_content(connection: sqlite3.Connection, old: Row | None) -> None:
     connection.execute("DELETE FROM embeddings WHERE item = ?", (old.item,))
     if old.source is None and old.sha256 is not None:
         connection.execute(
-            "DELETE FROM images WHERE sha256 = ?1 "
-            "AND NOT EXISTS (SELECT 1 FROM items WHERE source IS NULL AND items.sha256 = ?1)",
+            "DELETE FROM images WHERE sha256 = ? "
+            "AND NOT EXISTS (SELECT 1 FROM items WHERE source IS NULL AND items.sha256 = images.sha256)",
             (old.sha256,),
         )
 
