@@ -14,7 +14,11 @@ class Blocking:
 
     def __init__(self, target: str, **options: float) -> None:
         self._loop = asyncio.new_event_loop()
-        self._client = self._loop.run_until_complete(self._make(target, options))
+        try:
+            self._client = self._loop.run_until_complete(self._make(target, options))
+        except BaseException:
+            self._loop.close()
+            raise
 
     async def _make(self, target: str, options: dict[str, float]) -> AsyncClient:
         return await AsyncClient(target, **options).__aenter__()

@@ -80,6 +80,7 @@ def test_a_few_labels_make_a_new_model_that_is_judged_beside_the_old(
     assert "from 24 images, 8 of them labelled." in (store.model(told["model"]) / "card.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_table_for_people_has_the_three_models_and_what_is_doubtful(finetune: Run) -> None:
     """Frozen, start and trained beside each other; the wrong labels are named first; being no better is said."""
     done = finetune(few_classes(wrong=3), "--set", "optimizer.lr=0.0", "--epochs", 1)
@@ -97,6 +98,7 @@ def test_a_table_for_people_has_the_three_models_and_what_is_doubtful(finetune: 
     assert "warning: the labels disagree with the model for" in done.stderr
 
 
+@pytest.mark.slow
 def test_pairs_teach_and_nothing_is_judged(finetune: Run) -> None:
     """A table of pairs is enough to learn from."""
     pairs = "path_a,path_b,relation\n00.png,04.png,same\n00.png,01.png,different\n01.png,05.png,same\n"
@@ -129,6 +131,7 @@ def test_labels_that_teach_nothing_are_one_line(finetune: Run, labels: str | byt
     assert said in line
 
 
+@pytest.mark.slow
 def test_unknown_and_damaged_labelled_images_are_told(finetune: Run, work: tuple[Path, Store, str]) -> None:
     """The rest teaches all the same; where no labelled image can be decoded, that is the error."""
     pictures, _, _ = work
@@ -145,6 +148,7 @@ def test_unknown_and_damaged_labelled_images_are_told(finetune: Run, work: tuple
     assert alone.exit_code == 1
 
 
+@pytest.mark.slow
 def test_a_stopped_finetuning_goes_on_with_its_labels(finetune: Run, work: tuple[Path, Store, str]) -> None:
     """A finished run that is resumed gives its model again; its recipe can't be changed on the way."""
     first = json.loads(finetune(few_classes(), "--epochs", 1, "--run", "again", "--json").stdout)

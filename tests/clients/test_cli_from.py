@@ -24,6 +24,7 @@ def run(store: Store) -> Callable[..., Result]:
     return lambda *words: CliRunner().invoke(kinsight, [*map(str, words), "--store", str(store.root)])
 
 
+@pytest.mark.slow
 def test_a_program_trains_from_a_model_and_reads_progress(
     run: Callable[..., Result], store: Store, photos: Path
 ) -> None:

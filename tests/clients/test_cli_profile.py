@@ -18,6 +18,7 @@ def train(photos: Path, store: Path, *options: str) -> Result:
     return result
 
 
+@pytest.mark.slow
 def test_shares_are_told_on_stderr_and_in_the_json(photos: Path, tmp_path: Path) -> None:
     """Both list the parts of a step with their percent, and name the trace in the run's folder."""
     result = train(photos, tmp_path, "--epochs", "6", "--json")

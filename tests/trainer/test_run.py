@@ -97,6 +97,7 @@ def test_without_labels_nothing_is_judged(photos: Path, tmp_path: Path) -> None:
     assert not list((tmp_path / "r").rglob("*.u8"))
 
 
+@pytest.mark.slow
 def test_a_report_that_can_not_be_written_costs_only_itself(photos: Path, tmp_path: Path) -> None:
     """The model is registered, the pixels are forgotten, and a warning says why there is no report."""
     runs = tmp_path / "r"

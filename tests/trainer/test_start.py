@@ -124,6 +124,7 @@ def test_a_run_from_a_model_is_judged_beside_it_and_says_so(learned: Path, pictu
     assert recipe_from(learned.parent / done.model.id).encoder.from_model == done.model.id
 
 
+@pytest.mark.slow
 def test_a_stopped_run_from_a_model_goes_on_to_the_same_model(learned: Path, pictures: Path, tmp_path: Path) -> None:
     """Stopped in its second epoch and resumed by its name, it ends with the model of a run never stopped."""
     recipe = override(recipe_from(learned), "run.epochs=3")
@@ -179,6 +180,7 @@ def test_models_that_can_not_be_started_from_are_refused(
         begin(recipe_from(damaged), tmp_path / "damaged", CPU)
 
 
+@pytest.mark.slow
 def test_weights_that_are_gone_cost_only_the_comparison(learned: Path, pictures: Path, tmp_path: Path) -> None:
     """A run from a model goes on where the file that the model once started from is not there any more."""
     labels = tmp_path / "labels.csv"
@@ -208,6 +210,7 @@ def test_collections_are_learned_from_together(tmp_path: Path) -> None:
     assert [source.item for source in joined.sources] == ["00.png", "01.png", "2:00.png", "2:01.png", "02.png"]
 
 
+@pytest.mark.slow
 def test_a_run_learns_from_several_collections(tmp_path: Path) -> None:
     """Every image of each is learned from."""
     first, second = draw_pictures(tmp_path / "first", 12), draw_pictures(tmp_path / "second", 11)
