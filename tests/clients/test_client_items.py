@@ -1,5 +1,6 @@
 """client.items against real servers; one suite for both clients."""
 
+import asyncio
 import inspect
 import json
 from collections.abc import Iterator
@@ -157,7 +158,16 @@ def test_upserting_where_no_server_is_raises_unavailable(kind: Any) -> None:
 @pytest.mark.parametrize("kind", [kinsight_client.Client, kinsight_client.AsyncClient])
 def test_help_shows_what_each_method_takes_and_says(kind: Any) -> None:
     """The methods of both clients carry the documentation and the parameters of their calls."""
-    with_parts = [kind, *(type(part) for part in vars(kind("localhost:1")).values() if hasattr(part, "_calls"))]
+
+    async def parts() -> list[type]:  # on a loop, which the asyncio client would otherwise make and leave open
+        closed = kind("localhost:1")
+        found = [type(part) for part in vars(closed).values() if hasattr(part, "_calls")]
+        closing = closed._channel.close()
+        if inspect.isawaitable(closing):
+            await closing
+        return found
+
+    with_parts = [kind, *asyncio.run(parts())]
     methods = [
         method for owner in with_parts for name, method in vars(owner).items() if callable(method) and name[0] != "_"
     ]
