@@ -1,12 +1,22 @@
 from google.api import field_behavior_pb2 as _field_behavior_pb2
 from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class ScoreKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    SCORE_KIND_UNSPECIFIED: _ClassVar[ScoreKind]
+    SCORE_KIND_SIMILARITY: _ClassVar[ScoreKind]
+    SCORE_KIND_PROBABILITY: _ClassVar[ScoreKind]
+SCORE_KIND_UNSPECIFIED: ScoreKind
+SCORE_KIND_SIMILARITY: ScoreKind
+SCORE_KIND_PROBABILITY: ScoreKind
 
 class Embedding(_message.Message):
     __slots__ = ("model", "values")
@@ -27,7 +37,7 @@ class SearchParams(_message.Message):
     def __init__(self, nprobe: _Optional[int] = ..., exact: _Optional[bool] = ..., target_recall: _Optional[float] = ...) -> None: ...
 
 class SearchRequest(_message.Message):
-    __slots__ = ("index", "image", "embedding", "item", "top_k", "params", "filter", "min_similarity", "near_duplicate_threshold", "group_by", "diversity", "include_payload")
+    __slots__ = ("index", "image", "embedding", "item", "top_k", "params", "filter", "min_similarity", "near_duplicate_threshold", "group_by", "diversity", "include_payload", "score_kind", "min_probability")
     INDEX_FIELD_NUMBER: _ClassVar[int]
     IMAGE_FIELD_NUMBER: _ClassVar[int]
     EMBEDDING_FIELD_NUMBER: _ClassVar[int]
@@ -40,6 +50,8 @@ class SearchRequest(_message.Message):
     GROUP_BY_FIELD_NUMBER: _ClassVar[int]
     DIVERSITY_FIELD_NUMBER: _ClassVar[int]
     INCLUDE_PAYLOAD_FIELD_NUMBER: _ClassVar[int]
+    SCORE_KIND_FIELD_NUMBER: _ClassVar[int]
+    MIN_PROBABILITY_FIELD_NUMBER: _ClassVar[int]
     index: str
     image: bytes
     embedding: Embedding
@@ -52,29 +64,35 @@ class SearchRequest(_message.Message):
     group_by: str
     diversity: float
     include_payload: bool
-    def __init__(self, index: _Optional[str] = ..., image: _Optional[bytes] = ..., embedding: _Optional[_Union[Embedding, _Mapping]] = ..., item: _Optional[str] = ..., top_k: _Optional[int] = ..., params: _Optional[_Union[SearchParams, _Mapping]] = ..., filter: _Optional[str] = ..., min_similarity: _Optional[float] = ..., near_duplicate_threshold: _Optional[float] = ..., group_by: _Optional[str] = ..., diversity: _Optional[float] = ..., include_payload: _Optional[bool] = ...) -> None: ...
+    score_kind: ScoreKind
+    min_probability: float
+    def __init__(self, index: _Optional[str] = ..., image: _Optional[bytes] = ..., embedding: _Optional[_Union[Embedding, _Mapping]] = ..., item: _Optional[str] = ..., top_k: _Optional[int] = ..., params: _Optional[_Union[SearchParams, _Mapping]] = ..., filter: _Optional[str] = ..., min_similarity: _Optional[float] = ..., near_duplicate_threshold: _Optional[float] = ..., group_by: _Optional[str] = ..., diversity: _Optional[float] = ..., include_payload: _Optional[bool] = ..., score_kind: _Optional[_Union[ScoreKind, str]] = ..., min_probability: _Optional[float] = ...) -> None: ...
 
 class Hit(_message.Message):
-    __slots__ = ("item", "similarity", "payload")
+    __slots__ = ("item", "similarity", "payload", "probability")
     ITEM_FIELD_NUMBER: _ClassVar[int]
     SIMILARITY_FIELD_NUMBER: _ClassVar[int]
     PAYLOAD_FIELD_NUMBER: _ClassVar[int]
+    PROBABILITY_FIELD_NUMBER: _ClassVar[int]
     item: str
     similarity: float
     payload: _struct_pb2.Struct
-    def __init__(self, item: _Optional[str] = ..., similarity: _Optional[float] = ..., payload: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
+    probability: float
+    def __init__(self, item: _Optional[str] = ..., similarity: _Optional[float] = ..., payload: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., probability: _Optional[float] = ...) -> None: ...
 
 class SearchResponse(_message.Message):
-    __slots__ = ("hits", "index", "version", "model")
+    __slots__ = ("hits", "index", "version", "model", "false_accept_rate")
     HITS_FIELD_NUMBER: _ClassVar[int]
     INDEX_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
+    FALSE_ACCEPT_RATE_FIELD_NUMBER: _ClassVar[int]
     hits: _containers.RepeatedCompositeFieldContainer[Hit]
     index: str
     version: int
     model: str
-    def __init__(self, hits: _Optional[_Iterable[_Union[Hit, _Mapping]]] = ..., index: _Optional[str] = ..., version: _Optional[int] = ..., model: _Optional[str] = ...) -> None: ...
+    false_accept_rate: float
+    def __init__(self, hits: _Optional[_Iterable[_Union[Hit, _Mapping]]] = ..., index: _Optional[str] = ..., version: _Optional[int] = ..., model: _Optional[str] = ..., false_accept_rate: _Optional[float] = ...) -> None: ...
 
 class EmbedRequest(_message.Message):
     __slots__ = ("index", "image")
