@@ -61,7 +61,7 @@ class Operation:
     Attributes:
         id: sorts by time of beginning.
         kind: what it does, such as `rebuild`.
-        index: what it does it to.
+        index: what it does it to; empty where that is no index.
         arguments: of the `kinsight` command that does it; the same ones resume it.
         state: `queued` before a process took it up, `interrupted` where that process was killed.
         stage, done, total: what it is at.
@@ -139,12 +139,12 @@ def queue(directory: Path, kind: str, index: str, arguments: Sequence[str], *, r
     Args:
         directory: of a store's operations.
         kind: what it does.
-        index: what it does it to.
+        index: what it does it to; empty where that is no index.
         arguments: of the `kinsight` command, to which `--operation ID` is to be added.
         request_id: kept in the record.
     """
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")[:-3]
-    identity = f"{stamp}-{kind}-{index}-{secrets.token_hex(2)}"
+    identity = "-".join(part for part in (stamp, kind, index, secrets.token_hex(2)) if part)
     operation = Operation(
         id=identity,
         kind=kind,

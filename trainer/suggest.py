@@ -1,4 +1,7 @@
-"""Which images of a collection a person should label."""
+"""Which images of a collection a person should label.
+
+BudgetOutOfRange   as many images can't be chosen
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +19,10 @@ from trainer.parts.selection import select
 from trainer.sheet import Picture
 
 _PICTURE = PixelSpec(size=160)  # large enough to tell a class by
+
+
+class BudgetOutOfRange(ValueError):
+    """The budget is below 1 or above the number of images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,13 +58,13 @@ def suggest(
     Raises:
         ManifestError: the model can't be opened.
         SourceError: the collection can't be read, or none of its images can be decoded.
-        ValueError: the budget is out of its range.
+        BudgetOutOfRange: it is not 1 to the number of images.
     """
     chosen = choose_device(device)
     runtime = RuntimeEncoder.open(model, device="cpu" if chosen.type == "cpu" else "cuda")
     collection = open_collection(images)
     if not 1 <= budget <= len(collection.sources):
-        raise ValueError(
+        raise BudgetOutOfRange(
             f"the budget is {budget:,}; it must be 1 to {len(collection.sources):,}, the images in {images}"
         )
     sources = [source for source in collection.sources if _nameable(source)]

@@ -7,7 +7,8 @@ import click
 
 from clients.cli.options import PATH, device_option, json_option, progress_option, store_option
 from clients.cli.output import print_json, printable
-from clients.cli.training import followed, is_main, print_training, tell_problems, train_result
+from clients.cli.recording import operation_option
+from clients.cli.training import followed, is_main, print_training, run_to_do, tell_problems, train_result
 
 if TYPE_CHECKING:
     from trainer.train_report import TrainReport
@@ -42,6 +43,7 @@ _MANY = 0.5  # share of them from which the labels as a whole are doubted
 @click.option("--run", "name", metavar="NAME", help="What to call the run, for --resume.  [default: by the time]")
 @click.option("--resume", metavar="RUN", help="Go on with this unfinished run and its own recipe.")
 @progress_option
+@operation_option
 @json_option
 def finetune(
     model: str,
@@ -56,6 +58,7 @@ def finetune(
     name: str | None,
     resume: str | None,
     progress_style: str,
+    operation: str | None,  # noqa: ARG001  recording reads it
     as_json: bool,
 ) -> None:
     """Learn on from MODEL with labels of a few IMAGES, and register the new model in the store.
@@ -91,7 +94,7 @@ def finetune(
 
     place = Store(store)
     recipe = override(with_objective(recipe_from(place.model(model)), _METHODS[method]), *settings, *given)
-    with followed(place, progress_style) as report:
+    with followed(place, progress_style, "finetune") as work:
         done = train(
             images,
             models=place.models,
@@ -101,18 +104,22 @@ def finetune(
             teach=True,
             datasets=place.datasets,
             device=device,
-            name=name,
-            resume=resume,
-            progress=report,
+            **run_to_do(place, work, name, resume),
+            progress=work.report,
         )
+        work.finish(_result(done))
     if not is_main():
         return
     tell_problems(done, images, labels)
     if as_json:
-        print_json({**train_result(done), "compared": done.compared, "suspects": [vars(s) for s in done.suspects]})
+        print_json(_result(done))
         return
     print_training(done)
     _tell_suspects(done)
+
+
+def _result(done: "TrainReport") -> dict[str, object]:
+    return {**train_result(done), "compared": done.compared, "suspects": [vars(s) for s in done.suspects]}
 
 
 def _tell_suspects(done: "TrainReport") -> None:

@@ -23,10 +23,12 @@ class Work:
     Attributes:
         report: shows and records progress.
         finish: records the result.
+        operation: its id; empty for work that is not recorded.
     """
 
     report: Progress
     finish: Callable[[Mapping[str, Any]], None]
+    operation: str = ""
 
 
 @contextmanager
@@ -35,7 +37,7 @@ def recorded(kind: str, index: str, store: Path, style: str = "auto", *, once: S
 
     Args:
         kind: what it does.
-        index: what it does it to.
+        index: what it does it to; empty where that is no index.
         store: where the record goes.
         style: of progress, as `clients.cli.output.progress` takes it.
         once: parameters that the recorded words leave out.
@@ -53,7 +55,7 @@ def recorded(kind: str, index: str, store: Path, style: str = "auto", *, once: S
             shown(stage, done, total)
             recorder.progress(stage, done, total)
 
-        yield Work(report, recorder.finish)
+        yield Work(report, recorder.finish, identity)
 
 
 def _hear_cancellation() -> None:
@@ -74,5 +76,10 @@ def words_of(context: click.Context, without: Sequence[str] = ()) -> list[str]:
             continue
         option = [] if isinstance(parameter, click.Argument) else parameter.opts[:1]
         for one in value if isinstance(value, tuple) else (value,):
-            words += [*option, str(one.absolute() if isinstance(one, Path) else one)]
+            words += [*option, str(one.absolute() if isinstance(one, Path) and not _is_named(one) else one)]
     return words
+
+
+def _is_named(path: Path) -> bool:
+    """Whether it is no path but a public set, such as torchvision:Flowers102."""
+    return str(path).startswith("torchvision:")

@@ -3,11 +3,16 @@
 import csv
 import io
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from clients.cli.options import PATH, device_option, json_option, store_option
-from clients.cli.output import named, print_json, progress, warn_skipped
+from clients.cli.output import named, print_json, warn_skipped
+from clients.cli.recording import operation_option, recorded
+
+if TYPE_CHECKING:
+    from trainer.suggest import Suggestion
 
 
 @click.command()
@@ -18,9 +23,18 @@ from clients.cli.output import named, print_json, progress, warn_skipped
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Of the choice.")
 @store_option
 @device_option
+@operation_option
 @json_option
 def suggest(
-    images: Path, model: str, budget: int, sheet: Path | None, seed: int, store: Path, device: str, as_json: bool
+    images: Path,
+    model: str,
+    budget: int,
+    sheet: Path | None,
+    seed: int,
+    store: Path,
+    device: str,
+    operation: str | None,  # noqa: ARG001  recording reads it
+    as_json: bool,
 ) -> None:
     """Choose the IMAGES that are most worth labelling, by Unsupervised Selective Labeling.
 
@@ -36,22 +50,31 @@ def suggest(
     from trainer.suggest import suggest as run
 
     directory = Store(store).model(model)
-    with progress() as report:
-        found = run(directory, images, budget, seed=seed, device=device, progress=report)
-    if sheet:
-        from trainer.sheet import write_sheet
+    with recorded("suggest", "", store) as work:
+        found = run(directory, images, budget, seed=seed, device=device, progress=work.report)
+        if sheet:
+            from trainer.sheet import write_sheet
 
-        write_sheet(sheet, pictures(found.sources))
+            write_sheet(sheet, pictures(found.sources))
+        work.finish(_result(directory.name, found, sheet))
     warn_skipped(found.skipped)
     for warning in found.warnings:
         click.echo(f"warning: {warning}", err=True)
-    paths = [source.relative for source in found.sources]
     if as_json:
-        facts = {"model": directory.name, "images": found.images, "suggested": paths}
-        told = {"sheet": str(sheet) if sheet else None, "warnings": list(found.warnings)}
-        print_json({**facts, **told, "skipped": named(found.skipped)})
+        print_json(_result(directory.name, found, sheet))
         return
     table = io.StringIO()
     rows = csv.writer(table, lineterminator="\n")
-    rows.writerows([("path", "class_id"), *((path, "") for path in paths)])
+    rows.writerows([("path", "class_id"), *((source.relative, "") for source in found.sources)])
     click.echo(table.getvalue(), nl=False)
+
+
+def _result(model: str, found: "Suggestion", sheet: Path | None) -> dict[str, Any]:
+    return {
+        "model": model,
+        "images": found.images,
+        "suggested": [source.relative for source in found.sources],
+        "sheet": str(sheet) if sheet else None,
+        "warnings": list(found.warnings),
+        "skipped": named(found.skipped),
+    }

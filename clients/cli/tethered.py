@@ -11,6 +11,7 @@ import threading
 from pathlib import Path
 
 from clients.cli.command import Failure, kinsight
+from clients.cli.training import TETHERED
 
 
 def main(store: Path, words: list[str]) -> None:
@@ -20,7 +21,7 @@ def main(store: Path, words: list[str]) -> None:
     threading.Thread(target=_die_with_starter, daemon=True).start()
     try:
         with sole_learner(store):
-            kinsight(words, prog_name="kinsight")
+            kinsight(words, prog_name="kinsight", obj=TETHERED)
     except LearningInProgress as error:
         Failure(str(error)).show()
         sys.exit(Failure.exit_code)

@@ -7,7 +7,16 @@ import click
 
 from clients.cli.options import PATH, device_option, json_option, labels_help, progress_option, store_option
 from clients.cli.output import named, print_facts, print_json, progress, warn_skipped
-from clients.cli.training import followed, is_main, print_training, rounded, tell_problems, train_result
+from clients.cli.recording import operation_option
+from clients.cli.training import (
+    followed,
+    is_main,
+    print_training,
+    rounded,
+    run_to_do,
+    tell_problems,
+    train_result,
+)
 
 if TYPE_CHECKING:
     from indexer.store import Store
@@ -49,6 +58,7 @@ _KEY_OF = {
 @click.option("--resume", metavar="RUN", help="Go on with this unfinished run and its own recipe.")
 @click.option("--profile", is_flag=True, help="Say where a step's time goes, and write a trace into the run.")
 @progress_option
+@operation_option
 @json_option
 def train(
     images: tuple[Path, ...],
@@ -62,6 +72,7 @@ def train(
     resume: str | None,
     profile: bool,
     progress_style: str,
+    operation: str | None,  # noqa: ARG001  recording reads it
     as_json: bool,
     **shortcuts: str | int | None,
 ) -> None:
@@ -111,7 +122,7 @@ def train(
         cache_size = round(int(shortcuts["size"]) * chosen.data.cache_size / chosen.data.size)
         settings = (f"data.cache_size={cache_size}", *settings)
     chosen = recipes.override(chosen, *settings, *given)
-    with followed(place, progress_style) as report:
+    with followed(place, progress_style, "train") as work:
         done = run(
             images[0],
             also=images[1:],
@@ -121,11 +132,11 @@ def train(
             labels=labels,
             datasets=place.datasets,
             device=device,
-            name=name,
-            resume=resume,
+            **run_to_do(place, work, name, resume),
             profile=profile,
-            progress=report,
+            progress=work.report,
         )
+        work.finish(train_result(done))
     if not is_main():
         return
     tell_problems(done, images[0], labels)

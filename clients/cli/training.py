@@ -2,15 +2,14 @@
 
 import dataclasses
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from clients.cli.output import (
-    Progress,
     named,
     print_facts,
     print_table,
@@ -19,11 +18,14 @@ from clients.cli.output import (
     warn_duplicates,
     warn_skipped,
 )
+from clients.cli.recording import Work, recorded
 
 if TYPE_CHECKING:
     from indexer.store import Store
     from trainer.evaluate import Metrics
     from trainer.train_report import TrainReport
+
+TETHERED = "tethered"  # click's object of a training that is a part of a rebuild, which is what is recorded
 
 
 def is_main() -> bool:
@@ -32,11 +34,11 @@ def is_main() -> bool:
 
 
 @contextmanager
-def followed(place: "Store", style: str) -> Iterator[Progress]:
-    """Show the progress of a run, where this process is the main one, and say on Ctrl-C how to go on."""
+def followed(place: "Store", style: str, kind: str) -> Iterator[Work]:
+    """Show and record the progress of a run, where this process is the main one, and say on Ctrl-C how to go on."""
     try:
-        with progress(style) if is_main() else nullcontext(_tell_nothing) as report:
-            yield report
+        with _followed(place, style, kind) as work:
+            yield work
     except KeyboardInterrupt:
         runs = sorted(place.runs.glob("*"), key=lambda run: run.stat().st_mtime)
         if runs:
@@ -44,8 +46,41 @@ def followed(place: "Store", style: str) -> Iterator[Progress]:
         raise
 
 
+@contextmanager
+def _followed(place: "Store", style: str, kind: str) -> Iterator[Work]:
+    context = click.get_current_context()
+    if not is_main():
+        yield Work(_tell_nothing, _keep_nothing)
+    elif context.obj == TETHERED:
+        with progress(style) as report:
+            yield Work(report, _keep_nothing)
+    elif context.params["operation"]:
+        from indexer.staging import sole_learner
+
+        # Whoever calls the verb may train twice at once; what a server starts shares the machine with its searches.
+        with recorded(kind, "", place.root, style) as work, sole_learner(place.root):
+            yield work
+    else:
+        with recorded(kind, "", place.root, style) as work:
+            yield work
+
+
+def run_to_do(place: "Store", work: Work, name: str | None, resume: str | None) -> dict[str, str | None]:
+    """How `trainer.run.train` is told its run: a new one, called as its operation is, or one to go on with."""
+    if resume:
+        return {"resume": resume}
+    called = name or work.operation or None
+    taken_up = click.get_current_context().params["operation"] is not None
+    begun = called is not None and (place.runs / called / "recipe.toml").exists()
+    return {"resume": called} if taken_up and begun else {"name": called}
+
+
 def _tell_nothing(stage: str, done: int, total: int) -> None:
     """Progress of a process that is not the main one."""
+
+
+def _keep_nothing(result: Mapping[str, object]) -> None:
+    """The result of work that is not recorded: another process records what it is a part of."""
 
 
 def tell_problems(done: "TrainReport", images: Path, labels: Path | None) -> None:
