@@ -39,9 +39,10 @@ class Given:
 
     @property
     def unknown(self) -> tuple[str, ...]:
-        """Paths of the labels that are not in the collection."""
-        labels = self.taught or self.judged
-        return labels.unknown if labels else ()
+        """Paths of the labels that would be learned from or judged on, were they in the collection."""
+        if self.taught:
+            return self.taught.unknown
+        return self.judged.missing if self.judged else ()
 
     def known(self, items: Sequence[str]) -> Known | None:
         """What it teaches of a training set of these items; None where it teaches nothing."""

@@ -221,7 +221,7 @@ def evaluate(
     """Judge a model of a store on labelled images: all but the split `train`, or all where there is no split.
 
     Returns:
-        The metrics, and (item, reason) of each labelled image that is not there or could not be decoded.
+        The metrics, and (item, reason) of each image to judge on that is not there or could not be decoded.
 
     Raises:
         SourceError, LabelsError: the images or labels can't be used.
@@ -233,11 +233,10 @@ def evaluate(
     collection = open_collection(images)
     known = read_labels(labels, collection)
     sources = known.judging(collection.sources)
-    gone = [(path, f"labelled, but not in {images}") for path in known.unknown]
+    gone = [(path, f"labelled, but not in {images}") for path in known.missing]
     embeddings, items, skipped = embed_sources(sources, runtime, progress)
     if not items:
-        reason = [*gone, *skipped][0][1]
-        raise SourceError(f"none of the {len(sources):,} labelled images in {images} can be decoded: {reason}")
+        raise SourceError(f"none of the {len(sources):,} labelled images in {images} can be decoded: {skipped[0][1]}")
     metrics = retrieval_metrics(
         embeddings.to(chosen),
         known.classes(items),

@@ -115,7 +115,7 @@ def _read_classes(table: Path, collection: Collection) -> Taught:
         warnings = (*warnings, lonely)
     class_of = {item: numbers[number] for item, number in taught.items()}
     judged = labels if set(labels.split_of.values()) - {"train"} else None
-    return Taught(class_of, None, judged, warnings, labels.unknown)
+    return Taught(class_of, None, judged, warnings, tuple(labels.unknown))
 
 
 def _read_pairs(table: Path, collection: Collection) -> Taught:

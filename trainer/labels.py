@@ -27,14 +27,14 @@ class Labels:
         class_of: item to class, 0 to C - 1, in order of first appearance.
         class_names: what the table calls each class.
         split_of: item to one of `SPLITS`; empty where the table has no split column.
-        unknown: paths of the table that are not in the collection.
+        unknown: path of the table that is not in the collection, to its split; "" where the table has none.
         warnings: what else of the table was left out, each a sentence.
     """
 
     class_of: dict[str, int]
     class_names: tuple[str, ...]
     split_of: dict[str, str]
-    unknown: tuple[str, ...]
+    unknown: dict[str, str]
     warnings: tuple[str, ...] = ()
 
     def training(self, sources: Sequence[Source]) -> list[Source]:
@@ -44,6 +44,11 @@ class Labels:
     def judging(self, sources: Sequence[Source]) -> list[Source]:
         """The labelled sources to judge on: all but the training split, or all where there is no split."""
         return [s for s in sources if s.item in self.class_of and self.split_of.get(s.item) != "train"]
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Paths of the table that would be judged on, were they in the collection."""
+        return tuple(path for path, split in self.unknown.items() if split != "train")
 
     def classes(self, items: Sequence[str]) -> Tensor:
         """The classes of items, (N,) int64, -1 where unknown."""
@@ -91,7 +96,8 @@ def read_labels(table: Path, collection: Collection, *, to_teach: bool = False) 
     numbers: dict[str, int] = {}
     class_of: dict[str, int] = {}
     split_of: dict[str, str] = {}
-    unknown, blank, repeated = [], 0, 0
+    unknown: dict[str, str] = {}
+    blank = repeated = 0
     for line, (path, name, split) in enumerate(
         zip(columns["path"], columns["class_id"], splits, strict=True), start=2
     ):
@@ -100,7 +106,7 @@ def read_labels(table: Path, collection: Collection, *, to_teach: bool = False) 
             continue
         item = find(path)
         if item is None:
-            unknown.append(path)
+            unknown[path] = split
             continue
         repeated += item in class_of
         number = numbers.setdefault(name, len(numbers))
@@ -109,9 +115,9 @@ def read_labels(table: Path, collection: Collection, *, to_teach: bool = False) 
         if "split" in columns:
             split_of[item] = _split(table, line, path, split, split_of.get(item))
     if not class_of:
-        raise LabelsError(_without_any(table, collection, unknown, blank))
+        raise LabelsError(_without_any(table, collection, tuple(unknown), blank))
     _check_judged(table, split_of, to_teach)
-    return Labels(class_of, tuple(numbers), split_of, tuple(unknown), _left_out(table, blank, repeated))
+    return Labels(class_of, tuple(numbers), split_of, unknown, _left_out(table, blank, repeated))
 
 
 def _split(table: Path, line: int, path: str, split: str, earlier: str | None) -> str:

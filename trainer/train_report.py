@@ -24,7 +24,7 @@ class TrainReport:
         images: how many images it learned from.
         skipped: (item, reason) of each image that could not be decoded.
         duplicates: images learned from or judged on whose files are the same.
-        unknown_labels: paths of the labels table that are not in the collection.
+        unknown_labels: paths of the labels table to learn from or judge on that are not in the collection.
         frozen: metrics of the backbone as it was before any training; None without labels.
         start: metrics of the model that the run started from; None where it started from pretrained weights.
         trained: metrics of the exported model; None without labels.

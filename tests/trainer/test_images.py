@@ -93,7 +93,16 @@ def test_without_a_split_all_are_learned_from_and_judged(collection: Collection,
 def test_unknown_paths_are_named_and_the_rest_goes_on(collection: Collection, tmp_path: Path) -> None:
     """Rows about other images don't spoil the known ones."""
     labels = read_labels(labels_file(tmp_path, "path,class_id\na.png,1\ngone.png,1\n"), collection)
-    assert labels.unknown == ("gone.png",)
+    assert labels.unknown == {"gone.png": ""}
+    assert labels.missing == ("gone.png",)
+
+
+def test_unknown_paths_of_the_training_split_are_not_missing(collection: Collection, tmp_path: Path) -> None:
+    """A table of a larger set names images to learn from that nobody judges on; only the others are missing."""
+    rows = "a.png,1,test\nb.png,1,test\nfar.png,1,train\ngone.png,1,test\n"
+    labels = read_labels(labels_file(tmp_path, f"path,class_id,split\n{rows}"), collection)
+    assert labels.unknown == {"far.png": "train", "gone.png": "test"}
+    assert labels.missing == ("gone.png",)
 
 
 @pytest.mark.parametrize(

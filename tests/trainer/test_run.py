@@ -37,9 +37,9 @@ def tiny_recipe(*assignments: str) -> Recipe:
 
 @pytest.fixture
 def labelled(photos: Path) -> Path:
-    """A labels table of the photos: four classes, half of each to judge on, and one damaged image."""
+    """A labels table of the photos: four classes, half of each to judge on; one is damaged and two are not there."""
     (photos / "broken.jpg").write_bytes(b"\xff\xd8\xff damaged")
-    rows = ["path,class_id,split", "broken.jpg,0,train", "gone.jpg,0,test"]
+    rows = ["path,class_id,split", "broken.jpg,0,train", "gone.jpg,0,test", "far.jpg,0,train"]
     for path in sorted(photos.rglob("[0-9]*.*")):
         number = int(path.stem)
         rows.append(f"{path.relative_to(photos)},{number % 4},{'train' if number < 30 else 'test'}")

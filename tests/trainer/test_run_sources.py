@@ -95,7 +95,7 @@ def test_labels_name_images_of_an_archive_by_their_ids(name: str, prefix: str, t
     (tmp_path / "labels.csv").write_text("\n".join(["path,class_id", *lines]) + "\n")
     collection = open_collection(tmp_path / name)
     labels = read_labels(tmp_path / "labels.csv", collection)
-    assert labels.unknown == ()
+    assert labels.unknown == {}
     assert [labels.class_of[source.item] for source in collection.sources] == [0, 1, 2, 0, 1, 2]
 
 
