@@ -8,6 +8,7 @@ from trainer.encoders import Encoder
 from trainer.objective import Objective
 
 OBJECTIVES = {
+    "cmsf_semi": "trainer.objectives.cmsf_semi:CMSFSemi",
     "stml": "trainer.objectives.stml:STML",
     "stml_semi": "trainer.objectives.stml_semi:STMLSemi",
     "supervised": "trainer.objectives.supervised:Supervised",
