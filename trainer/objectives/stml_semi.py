@@ -1,10 +1,10 @@
 """Semi-supervised STML: all images teach as in STML, and the few that people have labelled teach what they show."""
 
 import random
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainer.distributed import gather
@@ -14,6 +14,9 @@ from trainer.objective import Batch, EmbedAll
 from trainer.objectives.stml import STML
 from trainer.parts.labelled import balanced_batches
 from trainer.parts.multi_similarity import multi_similarity
+from trainer.parts.proxy_anchor import proxy_anchor
+
+_PROXY_RATE = 100  # times the heads' learning rate: Proxy-Anchor's paper, section 4.1
 
 
 def with_known(similarity: Tensor, same: Tensor, different: Tensor) -> Tensor:
@@ -37,7 +40,7 @@ class STMLSemi(STML):
 
     The batches of STML, of nearest neighbours among all images, labelled or not; where both images of a pair are
     labelled, what is known replaces the pseudo-label. Labelled images, as many of each class, join each batch: they
-    learn by the multi-similarity loss on head f. Without any label this is STML.
+    learn by the multi-similarity or the Proxy-Anchor loss on head f. Without any label this is STML.
 
     Source:
         The authors have published neither code nor formulas of their variant; how the two losses are joined here is
@@ -51,6 +54,7 @@ class STMLSemi(STML):
         classes: int = 8,
         images: int = 3,
         supervised_weight: float = 1.0,
+        supervised_loss: Literal["multi_similarity", "proxy_anchor"] = "multi_similarity",
         **stml: Any,
     ):
         """All keywords but these are STML's.
@@ -59,7 +63,9 @@ class STMLSemi(STML):
             encoder: as STML's.
             classes: whose labelled images join a batch; at most as many as there are.
             images: labelled ones of each class; a class that has fewer repeats them, in other views.
-            supervised_weight: of the multi-similarity loss beside STML's total.
+            supervised_weight: of the supervised loss beside STML's total.
+            supervised_loss: `multi_similarity`, or `proxy_anchor`, which has a proxy for each class and so needs
+                classes: pairs alone don't tell them.
             **stml: keywords of `STML`.
 
         Raises:
@@ -71,15 +77,46 @@ class STMLSemi(STML):
         if supervised_weight < 0:
             raise ValueError(f"supervised_weight is {supervised_weight}; it must be 0 or more")
         self.classes, self.images, self.supervised_weight = classes, images, supervised_weight
+        if supervised_loss not in ("multi_similarity", "proxy_anchor"):
+            raise ValueError(
+                f"supervised_loss is {supervised_loss!r}; it must be 'multi_similarity' or 'proxy_anchor'"
+            )
+        self.supervised_loss = supervised_loss
         self.joined = 0  # labelled images at the end of each batch
 
     def know(self, known: Known) -> None:
-        """Take what is known of the training set."""
+        """Take what is known of the training set.
+
+        Raises:
+            ValueError: the loss needs classes, and what is known are pairs.
+        """
         self.known = known
+        if self.supervised_loss == "proxy_anchor" and known.classes:
+            self._place_proxies(known)
         self.joined = self.images * min(self.classes, len(known.classes))
 
+    def _place_proxies(self, known: Known) -> None:
+        if known.apart is not None:
+            raise ValueError(
+                "proxy_anchor needs classes, which pairs don't tell; set objective.supervised_loss=multi_similarity"
+            )
+        head = self.encoder.head
+        assert isinstance(head, nn.Linear)  # noqa: S101  # checked by STML
+        self.proxies = nn.Parameter(torch.empty(1 + known.classes[-1], head.out_features))
+        nn.init.kaiming_normal_(self.proxies, mode="fan_out")
+
+    def param_groups(self, lr: float, head_lr: float | None = None) -> list[dict[str, Any]]:
+        """As the base has them; proxies start at random and learn a hundred times as fast as the heads."""
+        groups = super().param_groups(lr, head_lr)
+        if not hasattr(self, "proxies"):
+            return groups
+        for group in groups:
+            group["params"] = [p for p in group["params"] if p is not self.proxies]
+        faster = _PROXY_RATE * (lr if head_lr is None else head_lr)
+        return [*(group for group in groups if group["params"]), {"params": [self.proxies], "lr": faster}]
+
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """STML's terms on the batch of neighbours, and the multi-similarity loss on the labelled images that join it.
+        """STML's terms on the batch of neighbours, and the supervised loss on the labelled images that join it.
 
         The weights of STML's terms are the paper's.
         """
@@ -95,9 +132,14 @@ class STMLSemi(STML):
             if self.joined:
                 rows = F.normalize(_of_each_view(f, views, slice(count, None)), dim=1)
                 joined = label[count:].repeat(views)
-                loss = multi_similarity(rows @ rows.T, *self.known.relations(joined, joined))
-                terms["multi_similarity"] = self.supervised_weight * loss
+                terms[self.supervised_loss] = self.supervised_weight * self._supervised(rows, joined)
         return terms
+
+    def _supervised(self, rows: Tensor, label: Tensor) -> Tensor:
+        """The supervised loss of labelled images, (L, D) of unit length, with their labels."""
+        if self.supervised_loss == "proxy_anchor":
+            return proxy_anchor(rows @ F.normalize(self.proxies, dim=1).T, label)
+        return multi_similarity(rows @ rows.T, *self.known.relations(label, label))
 
     def before_epoch(self, embed_all: EmbedAll, batch_size: int) -> Tensor:
         """Draw STML's batches of neighbours, and labelled images that join each.
