@@ -24,6 +24,7 @@ class Store:
     runs/<run>/                            checkpoints and logs of training
     datasets/<name>/                       public data sets that were downloaded by name
     operations/<id>.json                   records of long work
+    labels/<digest>.csv                    labels that came with requests
     """
 
     root: Path
@@ -52,6 +53,11 @@ class Store:
     def operations(self) -> Path:
         """The directory of the records of long work."""
         return self.root / "operations"
+
+    @property
+    def labels(self) -> Path:
+        """The directory of labels that came with requests."""
+        return self.root / "labels"
 
     def model_ids(self) -> list[str]:
         """The ids of all models, oldest first."""

@@ -21,6 +21,8 @@ from kinsight.v1 import (
     index_service_pb2_grpc,
     item_service_pb2,
     item_service_pb2_grpc,
+    model_service_pb2,
+    model_service_pb2_grpc,
     search_service_pb2,
     search_service_pb2_grpc,
 )
@@ -36,13 +38,14 @@ from server.jobs import Jobs
 from server.news import News
 from server.service_index import IndexService
 from server.service_items import ItemService
+from server.service_model import ModelService
 from server.service_operations import OperationsService
 from server.service_search import SearchService
 from server.workers import Workers
 
 SERVICES = tuple(
     service.full_name
-    for file in (search_service_pb2, item_service_pb2, index_service_pb2, operations_pb2)
+    for file in (search_service_pb2, item_service_pb2, index_service_pb2, model_service_pb2, operations_pb2)
     for service in file.DESCRIPTOR.services_by_name.values()
 )
 MAX_MESSAGE_BYTES = 32 * 2**20  # a 100-megapixel JPEG fits; gRPC answers RESOURCE_EXHAUSTED beyond it
@@ -171,6 +174,9 @@ def _add_services(
     )
     index_service_pb2_grpc.add_IndexServiceServicer_to_server(  # type: ignore[no-untyped-call]
         IndexService(indexes, admission, jobs, folders), server
+    )
+    model_service_pb2_grpc.add_ModelServiceServicer_to_server(  # type: ignore[no-untyped-call]
+        ModelService(indexes, admission, jobs, folders), server
     )
     operations_pb2_grpc.add_OperationsServicer_to_server(OperationsService(indexes, admission, jobs), server)
 

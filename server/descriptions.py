@@ -2,32 +2,45 @@
 
 from collections.abc import Mapping
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp  # type: ignore[import-untyped]
 from kinsight.v1 import index_service_pb2 as pb
+from kinsight.v1 import model_service_pb2
 
 from indexer import manifest, version
 from indexer.manifest import ManifestError, VersionManifest
 from indexer.stats import stats
-from indexer.store import Store
+from indexer.store import NotFound, Store
 from server.errors import VersionNotFound
 from server.indexes import ActiveIndex, Indexes
 
 
 def index(store: Store, indexes: Indexes, name: str) -> pb.Index:
-    """An index as it is now."""
+    """An index as it is now; raises VersionError where its pointer is damaged."""
     index_dir = store.index(name)
-    active, previous = version.active_version(index_dir) or 0, version.previous_version(index_dir) or 0
-    served = indexes.served(name)
+    active, previous = version.pointer(index_dir)
+    model, items = _searched(index_dir, active, indexes.served(name))
     return pb.Index(
         index=name,
         active_version=active,
         previous_version=previous,
-        model=served.model if served else "",
-        items=served.snapshot.count if served else 0,
+        model=model,
+        items=items,
         etag=f"{active}-{previous}",
     )
+
+
+def _searched(index_dir: Path, active: int, served: ActiveIndex | None) -> tuple[str, int]:
+    """The model and the items of the version that the pointer says, which may be swapped in only in a moment."""
+    if served is not None and served.number == active:
+        return served.model, served.snapshot.count
+    try:
+        found = manifest.read_version(version.version_dir(index_dir, active))
+    except ManifestError:  # nothing is active, or the version before a damaged one is served on
+        return (served.model, served.snapshot.count) if served is not None else ("", 0)
+    return found.model, found.count
 
 
 def one_version(store: Store, name: str, number: int) -> pb.Version:
@@ -84,6 +97,30 @@ def index_stats(store: Store, served: ActiveIndex) -> pb.IndexStats:
         memory_bytes=memory,
         disk_bytes=found.disk_bytes,
     )
+
+
+def model(directory: Path) -> model_service_pb2.Model:
+    """What the model in a directory is; raises ManifestError."""
+    found = manifest.read_model(directory)
+    return model_service_pb2.Model(
+        model=found.id,
+        backbone=found.backbone,
+        objective=found.objective,
+        dimension=found.dim,
+        images=found.images,
+        labelled=found.labelled,
+        metrics=found.metrics,
+        create_time=timestamp(found.created),
+        licence=found.licence,
+    )
+
+
+def model_or_id(store: Store, identity: str) -> model_service_pb2.Model:
+    """What a model is; nothing but its id where it has been removed or damaged since."""
+    try:
+        return model(store.model(identity))
+    except (NotFound, ManifestError):
+        return model_service_pb2.Model(model=identity)
 
 
 def timestamp(text: str) -> Timestamp | None:

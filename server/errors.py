@@ -15,6 +15,7 @@
     ├── NoIndex                   the server has nothing to search yet
     ├── VersionNotFound, VersionInUse, NothingToRollBack, StaleEtag
     ├── BuildInProgress, LearningInProgress, MinRecallOutOfRange, ModelNotFound
+    ├── InvalidLabels, InvalidLearning, BudgetOutOfRange
     ├── InvalidPath, PathNotAllowed, PathNotFound, PathExists
     ├── OperationFailed           the process of an operation was killed
     ├── Overloaded
@@ -186,6 +187,18 @@ class MinRecallOutOfRange(RequestError):
     """min_recall is not in [0, 1]."""
 
 
+class InvalidLabels(RequestError):
+    """Labels are missing, come in more than one form, or have an empty field."""
+
+
+class InvalidLearning(RequestError):
+    """A recipe, a method or a number of epochs is not one that there is."""
+
+
+class BudgetOutOfRange(RequestError):
+    """The budget is below 1."""
+
+
 class InvalidPath(RequestError):
     """A path is empty or not absolute."""
 
@@ -288,6 +301,9 @@ TABLE: Mapping[type[Exception], Answer] = {
     PathExists: Answer(_EXISTS, "PATH_EXISTS"),
     SourceError: Answer(_INVALID, "INVALID_COLLECTION", field="path"),
     LabelsError: Answer(_INVALID, "INVALID_LABELS", field="labels"),
+    InvalidLabels: Answer(_INVALID, "INVALID_LABELS", field="labels"),
+    InvalidLearning: Answer(_INVALID, "INVALID_LEARNING"),
+    BudgetOutOfRange: Answer(_INVALID, "BUDGET_OUT_OF_RANGE", field="budget"),
     NoActiveVersion: Answer(_UNMET, "NO_ACTIVE_VERSION", subject="index"),
     NotEmpty: Answer(_EXISTS, "PATH_EXISTS"),
     DamagedSnapshot: Answer(_LOST, "SNAPSHOT_CORRUPT"),
@@ -307,7 +323,11 @@ TABLE: Mapping[type[Exception], Answer] = {
 }
 
 # Other processes record their errors by name; the table has those of the indexer, or twins of them.
-_BY_NAME = {kind.__name__: answer for kind, answer in TABLE.items()}
+_BY_NAME = {kind.__name__: answer for kind, answer in TABLE.items()} | {
+    # The trainer's, which this room can't import.
+    "RecipeError": TABLE[InvalidLearning],
+    "StartError": Answer(_UNMET, "MODEL_NOT_LEARNABLE", subject="model"),
+}
 _INTERNAL = Answer(grpc.StatusCode.INTERNAL, "INTERNAL")
 
 

@@ -28,6 +28,7 @@ from server.errors import BuildInProgress, LearningInProgress, OperationFailed
 NICENESS = 10  # of children: searches come first
 END_TIMEOUT_S = 5.0  # until a child that was asked to end is killed
 BUILDS = ("build", "rebuild")
+LEARNING = ("train", "finetune")
 _TOLD_CHARACTERS = 500  # of what a child that failed wrote last
 
 log = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ class Job:
 
     Attributes:
         kind: of the operation.
-        index: what it is about.
+        index: what it is about; empty where that is no index.
         words: of the `kinsight` command, without --store.
     """
 
@@ -50,7 +51,7 @@ class Job:
     @property
     def learns(self) -> bool:
         """Whether it trains a model."""
-        return "--learn" in self.words
+        return _learns(self.kind, self.words)
 
 
 class Jobs:
@@ -119,7 +120,7 @@ class Jobs:
                 doing = f"operations/{busy[0]}" if busy else "another process"
                 raise BuildInProgress(f"{doing} is building index {job.index} already; wait for it or cancel it")
         if job.learns:
-            busy = [one.id for one in at_work if "--learn" in one.arguments]
+            busy = [one.id for one in at_work if _learns(one.kind, one.arguments)]
             if busy or is_held(self.store.root / ".learner"):
                 doing = f"operations/{busy[0]}" if busy else "another process"
                 raise LearningInProgress(f"{doing} is learning in this store already; wait for it or cancel it")
@@ -160,6 +161,10 @@ class Jobs:
                 process.wait(END_TIMEOUT_S)
             except subprocess.TimeoutExpired:
                 process.kill()
+
+
+def _learns(kind: str, words: Sequence[str]) -> bool:
+    return kind in LEARNING or "--learn" in words or "--finetune" in words
 
 
 def _same(operation: Operation, arguments: Sequence[str]) -> Operation:

@@ -7,7 +7,7 @@ from google.longrunning import operations_pb2
 from google.protobuf import duration_pb2  # type: ignore[import-untyped]
 from google.protobuf.message import Message  # type: ignore[import-untyped]
 from google.rpc import code_pb2, status_pb2
-from kinsight.v1 import index_service_pb2, item_service_pb2
+from kinsight.v1 import index_service_pb2, item_service_pb2, model_service_pb2
 from kinsight.v1.operation_metadata_pb2 import OperationMetadata
 
 from indexer.operations import UNFINISHED, NoSuchOperation, Operation
@@ -34,6 +34,9 @@ KINDS = {
     "evaluate": OperationMetadata.KIND_EVALUATE,
     "snapshot": OperationMetadata.KIND_SNAPSHOT,
     "restore": OperationMetadata.KIND_RESTORE,
+    "train": OperationMetadata.KIND_TRAIN,
+    "finetune": OperationMetadata.KIND_FINE_TUNE,
+    "suggest": OperationMetadata.KIND_SUGGEST_LABELS,
 }
 
 
@@ -58,7 +61,7 @@ def message(indexes: Indexes, store: Store, operation: Operation) -> operations_
 
 
 def is_ours(operation: Operation) -> bool:
-    """Whether it is of a kind that this service knows; a training by hand, say, is not."""
+    """Whether it is of a kind that this service knows; the kinds of later versions are not."""
     return operation.kind in KINDS
 
 
@@ -86,11 +89,8 @@ def metadata(operation: Operation) -> OperationMetadata:
 def _response(indexes: Indexes, store: Store, operation: Operation) -> Message:
     result = operation.result
     match operation.kind:
-        case "import":
-            known = _of(result, "imported", "unchanged", "failed", "failures", "warnings")
-            return item_service_pb2.ImportItemsResponse(**known)
-        case "export":
-            return item_service_pb2.ExportItemsResponse(**_of(result, "path", "items", "bytes", "model", "sequence"))
+        case "import" | "export":
+            return _of_items(operation.kind, result)
         case "snapshot":
             known = _of(result, "directory", "version", "sequence", "bytes")
             return index_service_pb2.SnapshotIndexResponse(**known)
@@ -98,7 +98,46 @@ def _response(indexes: Indexes, store: Store, operation: Operation) -> Message:
             return descriptions.index(store, indexes, result["index"])
         case "evaluate":
             return descriptions.evaluation(result["version"], result["recall"], result["comparison"])
-    return _built(store, operation)
+        case "build" | "rebuild":
+            return _built(store, operation)
+    return _of_learning(store, operation.kind, result)
+
+
+def _of_items(kind: str, result: Mapping[str, Any]) -> Message:
+    if kind == "export":
+        return item_service_pb2.ExportItemsResponse(**_of(result, "path", "items", "bytes", "model", "sequence"))
+    known = _of(result, "imported", "unchanged", "failed", "failures", "warnings")
+    return item_service_pb2.ImportItemsResponse(**known)
+
+
+def _of_learning(store: Store, kind: str, result: Mapping[str, Any]) -> Message:
+    match kind:
+        case "train":
+            return _trained(store, result)
+        case "finetune":
+            return _fine_tuned(store, result)
+    return model_service_pb2.SuggestLabelsResponse(
+        **_of(result, "model", "images", "warnings"), paths=result["suggested"], failed=len(result["skipped"])
+    )
+
+
+def _trained(store: Store, result: Mapping[str, Any]) -> model_service_pb2.TrainResponse:
+    return model_service_pb2.TrainResponse(
+        model=descriptions.model_or_id(store, result["model"]),
+        failed=len(result["skipped"]),
+        warnings=result["warnings"],
+        beats_start=result.get("beats_start"),
+    )
+
+
+def _fine_tuned(store: Store, result: Mapping[str, Any]) -> model_service_pb2.FineTuneResponse:
+    return model_service_pb2.FineTuneResponse(
+        **_of(result, "compared", "unknown_labels", "warnings"),
+        model=descriptions.model_or_id(store, result["model"]),
+        suspects=[model_service_pb2.Suspect(**suspect) for suspect in result["suspects"]],
+        failed=len(result["skipped"]),
+        beats_start=result.get("beats_start"),
+    )
 
 
 def _built(store: Store, operation: Operation) -> index_service_pb2.BuildVersionResponse:

@@ -23,6 +23,7 @@ from grpc_status import rpc_status
 from kinsight.v1.index_service_pb2_grpc import IndexServiceStub
 from kinsight.v1.item_service_pb2 import BatchDeleteItemsRequest, BatchUpsertItemsRequest, ItemUpsert
 from kinsight.v1.item_service_pb2_grpc import ItemServiceStub
+from kinsight.v1.model_service_pb2_grpc import ModelServiceStub
 from kinsight.v1.search_service_pb2 import SearchRequest
 from kinsight.v1.search_service_pb2_grpc import SearchServiceStub
 from PIL import Image
@@ -224,6 +225,7 @@ class Stubs:
         self.search: Any = SearchServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self.items: Any = ItemServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self.indexes: Any = IndexServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        self.models: Any = ModelServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self.operations: Any = operations_pb2_grpc.OperationsStub(self._channel)
 
     def found(self, **request: Any) -> list[str]:

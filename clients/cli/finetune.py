@@ -95,6 +95,7 @@ def finetune(
     place = Store(store)
     recipe = override(with_objective(recipe_from(place.model(model)), _METHODS[method]), *settings, *given)
     with followed(place, progress_style, "finetune") as work:
+        name, resume = run_to_do(place, work, name, resume)
         done = train(
             images,
             models=place.models,
@@ -104,7 +105,8 @@ def finetune(
             teach=True,
             datasets=place.datasets,
             device=device,
-            **run_to_do(place, work, name, resume),
+            name=name,
+            resume=resume,
             progress=work.report,
         )
         work.finish(_result(done))

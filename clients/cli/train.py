@@ -123,6 +123,7 @@ def train(
         settings = (f"data.cache_size={cache_size}", *settings)
     chosen = recipes.override(chosen, *settings, *given)
     with followed(place, progress_style, "train") as work:
+        name, resume = run_to_do(place, work, name, resume)
         done = run(
             images[0],
             also=images[1:],
@@ -132,7 +133,8 @@ def train(
             labels=labels,
             datasets=place.datasets,
             device=device,
-            **run_to_do(place, work, name, resume),
+            name=name,
+            resume=resume,
             profile=profile,
             progress=work.report,
         )

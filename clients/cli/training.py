@@ -65,14 +65,14 @@ def _followed(place: "Store", style: str, kind: str) -> Iterator[Work]:
             yield work
 
 
-def run_to_do(place: "Store", work: Work, name: str | None, resume: str | None) -> dict[str, str | None]:
-    """How `trainer.run.train` is told its run: a new one, called as its operation is, or one to go on with."""
+def run_to_do(place: "Store", work: Work, name: str | None, resume: str | None) -> tuple[str | None, str | None]:
+    """What to call a new run, which is called as its operation is, or else the run to go on with."""
     if resume:
-        return {"resume": resume}
+        return None, resume
     called = name or work.operation or None
     taken_up = click.get_current_context().params["operation"] is not None
     begun = called is not None and (place.runs / called / "recipe.toml").exists()
-    return {"resume": called} if taken_up and begun else {"name": called}
+    return (None, called) if taken_up and begun else (called, None)
 
 
 def _tell_nothing(stage: str, done: int, total: int) -> None:

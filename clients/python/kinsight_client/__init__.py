@@ -25,6 +25,7 @@ from kinsight_client.messages import (
     SearchResult,
     Upsert,
 )
+from kinsight_client.models import FineTuneResult, Model, Suggestion, Suspect, TrainResult
 from kinsight_client.operations import Operation
 from kinsight_client.sync_client import Client
 from kinsight_client.versions import (
@@ -52,6 +53,7 @@ __all__ = [
     "Evaluation",
     "ExportResult",
     "FailedPrecondition",
+    "FineTuneResult",
     "Hit",
     "ImportResult",
     "Index",
@@ -60,6 +62,7 @@ __all__ = [
     "Item",
     "ItemResult",
     "KinsightError",
+    "Model",
     "NotFound",
     "Operation",
     "Paired",
@@ -67,6 +70,9 @@ __all__ = [
     "ResourceExhausted",
     "SearchResult",
     "SnapshotResult",
+    "Suggestion",
+    "Suspect",
+    "TrainResult",
     "Unavailable",
     "Upsert",
     "Version",

@@ -14,6 +14,7 @@ from kinsight_client.calls import Call, Pages, Progress
 from kinsight_client.errors import from_rpc
 from kinsight_client.indexes import IndexCalls
 from kinsight_client.items import ItemCalls
+from kinsight_client.learning import ModelCalls
 from kinsight_client.operations import Operation, OperationCalls, out_of_time, result_of
 from kinsight_client.search import SearchCalls
 
@@ -107,6 +108,16 @@ class AsyncIndexes(Service[IndexCalls]):
     restore = _answered(IndexCalls.restore)
 
 
+class AsyncModels(Service[ModelCalls]):
+    """The server's models, and learning."""
+
+    list = _paged(ModelCalls.list)
+    get = _answered(ModelCalls.get)
+    train = _answered(ModelCalls.train)
+    finetune = _answered(ModelCalls.finetune)
+    suggest = _answered(ModelCalls.suggest)
+
+
 class AsyncOperations(Service[OperationCalls]):
     """The server's long work."""
 
@@ -151,6 +162,7 @@ class AsyncClient(Service[SearchCalls]):
     Attributes:
         items: to upsert, delete, read, import and export them.
         indexes: to build, measure, activate and roll back their versions.
+        models: to learn them, and to ask which images are worth labelling.
         operations: to wait for what takes long.
     """
 
@@ -165,6 +177,7 @@ class AsyncClient(Service[SearchCalls]):
         super().__init__(SearchCalls(self._channel), timeout_s)
         self.items = AsyncItems(ItemCalls(self._channel), timeout_s)
         self.indexes = AsyncIndexes(IndexCalls(self._channel), timeout_s)
+        self.models = AsyncModels(ModelCalls(self._channel), timeout_s)
         self.operations = AsyncOperations(OperationCalls(self._channel), timeout_s)
         self._health: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(channel.HEALTH_CHECK)
 

@@ -21,7 +21,13 @@ _RETRY = {
 # have been lost after the server did what they ask for: doing it again would undo it, fail, or do it twice.
 _NOT_RETRIED = ("RollbackIndex", "ActivateVersion", "DeleteVersion", "EvaluateVersion")
 _INDEX_SERVICE = "kinsight.v1.IndexService"
-_RETRIED = ("kinsight.v1.SearchService", "kinsight.v1.ItemService", _INDEX_SERVICE, "google.longrunning.Operations")
+_RETRIED = (
+    "kinsight.v1.SearchService",
+    "kinsight.v1.ItemService",
+    _INDEX_SERVICE,
+    "kinsight.v1.ModelService",
+    "google.longrunning.Operations",
+)
 _SERVICE_CONFIG = {
     "methodConfig": [
         {"name": [{"service": service} for service in _RETRIED], "retryPolicy": _RETRY},

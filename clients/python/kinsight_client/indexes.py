@@ -7,6 +7,7 @@ from kinsight.v1.index_service_pb2_grpc import IndexServiceStub
 
 from kinsight_client import versions
 from kinsight_client.calls import Call, Channel, Pages, unique
+from kinsight_client.learning import GivenLabels, labels_message
 from kinsight_client.operations import Operation, operation_of
 from kinsight_client.versions import BuildResult, Evaluation, Index, IndexStats, SnapshotResult, Version
 
@@ -48,6 +49,9 @@ class IndexCalls:
         images: "str | PathLike[str]" = "",
         model: str = "",
         learn: bool = False,
+        few_labels: GivenLabels | None = None,
+        method: str = "",
+        epochs: int = 0,
         min_recall: float | None = None,
         activate: bool = True,
         labels: "str | PathLike[str]" = "",
@@ -60,22 +64,32 @@ class IndexCalls:
             images: a collection of new images that becomes part of the index; empty for none.
             model: id of the model to embed everything with; empty for the active version's.
             learn: train on from the active version's model on all images, and embed them with what comes of it.
+            few_labels: learn on from the active version's model with these few labels and all images, and embed them
+                with what comes of it, which is activated only where it measures better; as of `models.finetune`. A
+                path of them may also be the id of an item.
+            method: of learning from labels; empty for the server's, stml-semi.
+            epochs: of learning, passes over the images; 0 for the model's own recipe's.
             min_recall: the recall@10 that it must have to be activated, 0 to 1; None for the server's, 0.95.
             activate: whether to activate it when it is good enough.
             labels: a table with the columns path and class_id, only to judge with; empty for none.
             request_id: marks repetitions, which get the same operation; one of its own if empty.
 
         Raises:
-            TypeError: both a model and `learn`.
+            TypeError: more than one of a model, `learn` and `few_labels`.
         """
-        if model and learn:
-            raise TypeError("learning goes on from the index's own model; leave out model")
+        if sum((bool(model), learn, few_labels is not None)) > 1:
+            raise TypeError("learning goes on from the index's own model: give one of model, learn and few_labels")
+        fine_tune = None
+        if few_labels is not None:
+            fine_tune = pb.FineTune(labels=labels_message(few_labels), method=method)
         request = pb.BuildVersionRequest(
             index=index,
             request_id=request_id or unique(),
             images=fspath(images),
             model=model or None,
             learn=learn or None,
+            fine_tune=fine_tune,
+            epochs=epochs,
             min_recall=min_recall,
             activate=activate,
             labels=fspath(labels),

@@ -7,10 +7,10 @@ from typing import Any, Generic, TypeVar
 
 from google.longrunning import operations_pb2 as pb
 from google.longrunning.operations_pb2_grpc import OperationsStub
-from kinsight.v1 import index_service_pb2, item_service_pb2
+from kinsight.v1 import index_service_pb2, item_service_pb2, model_service_pb2
 from kinsight.v1.operation_metadata_pb2 import OperationMetadata
 
-from kinsight_client import messages, versions
+from kinsight_client import messages, models, versions
 from kinsight_client.calls import Call, Channel, Pages
 from kinsight_client.errors import DeadlineExceeded, KinsightError, from_status
 
@@ -27,6 +27,9 @@ _RESULTS: Mapping[type[Any], Callable[[Any], Any]] = {
     index_service_pb2.Evaluation: versions.evaluation_of,
     index_service_pb2.SnapshotIndexResponse: versions.snapshot_result,
     index_service_pb2.Index: versions.index_of,
+    model_service_pb2.TrainResponse: models.train_result,
+    model_service_pb2.FineTuneResponse: models.fine_tune_result,
+    model_service_pb2.SuggestLabelsResponse: models.suggestion_of,
 }
 
 
@@ -36,8 +39,8 @@ class Operation(Generic[R]):
 
     Attributes:
         id: its id.
-        kind: import, export, build, evaluate, snapshot or restore.
-        index: name of the index that it is about.
+        kind: import, export, build, evaluate, snapshot, restore, train, fine_tune or suggest_labels.
+        index: name of the index that it is about; empty for the last three.
         state: queued, running, interrupted (its process was killed; the server resumes it), succeeded, failed or
             cancelled.
         stage: what it is doing, for people.

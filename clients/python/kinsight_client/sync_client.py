@@ -14,6 +14,7 @@ from kinsight_client.calls import Call, Pages, Progress
 from kinsight_client.errors import from_rpc
 from kinsight_client.indexes import IndexCalls
 from kinsight_client.items import ItemCalls
+from kinsight_client.learning import ModelCalls
 from kinsight_client.operations import Operation, OperationCalls, out_of_time, result_of
 from kinsight_client.search import SearchCalls
 
@@ -104,6 +105,16 @@ class Indexes(Service[IndexCalls]):
     restore = _answered(IndexCalls.restore)
 
 
+class Models(Service[ModelCalls]):
+    """The server's models, and learning."""
+
+    list = _paged(ModelCalls.list)
+    get = _answered(ModelCalls.get)
+    train = _answered(ModelCalls.train)
+    finetune = _answered(ModelCalls.finetune)
+    suggest = _answered(ModelCalls.suggest)
+
+
 class Operations(Service[OperationCalls]):
     """The server's long work."""
 
@@ -146,6 +157,7 @@ class Client(Service[SearchCalls]):
     Attributes:
         items: to upsert, delete, read, import and export them.
         indexes: to build, measure, activate and roll back their versions.
+        models: to learn them, and to ask which images are worth labelling.
         operations: to wait for what takes long.
     """
 
@@ -160,6 +172,7 @@ class Client(Service[SearchCalls]):
         super().__init__(SearchCalls(self._channel), timeout_s)
         self.items = Items(ItemCalls(self._channel), timeout_s)
         self.indexes = Indexes(IndexCalls(self._channel), timeout_s)
+        self.models = Models(ModelCalls(self._channel), timeout_s)
         self.operations = Operations(OperationCalls(self._channel), timeout_s)
         self._health: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(channel.HEALTH_CHECK)
 

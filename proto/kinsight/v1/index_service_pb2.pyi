@@ -4,6 +4,7 @@ from google.api import field_behavior_pb2 as _field_behavior_pb2
 from google.longrunning import operations_pb2 as _operations_pb2
 from google.protobuf import empty_pb2 as _empty_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from kinsight.v1 import labels_pb2 as _labels_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
@@ -186,24 +187,36 @@ class IndexStats(_message.Message):
     def __init__(self, index: _Optional[str] = ..., version: _Optional[int] = ..., model: _Optional[str] = ..., items: _Optional[int] = ..., delta_items: _Optional[int] = ..., hidden_items: _Optional[int] = ..., pending_items: _Optional[int] = ..., sequence: _Optional[int] = ..., recall_at_10: _Optional[float] = ..., list_imbalance: _Optional[float] = ..., memory_bytes: _Optional[_Mapping[str, int]] = ..., disk_bytes: _Optional[_Mapping[str, int]] = ...) -> None: ...
 
 class BuildVersionRequest(_message.Message):
-    __slots__ = ("index", "request_id", "images", "model", "learn", "min_recall", "activate", "labels")
+    __slots__ = ("index", "request_id", "images", "model", "learn", "fine_tune", "min_recall", "activate", "labels", "epochs")
     INDEX_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     IMAGES_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     LEARN_FIELD_NUMBER: _ClassVar[int]
+    FINE_TUNE_FIELD_NUMBER: _ClassVar[int]
     MIN_RECALL_FIELD_NUMBER: _ClassVar[int]
     ACTIVATE_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
+    EPOCHS_FIELD_NUMBER: _ClassVar[int]
     index: str
     request_id: str
     images: str
     model: str
     learn: bool
+    fine_tune: FineTune
     min_recall: float
     activate: bool
     labels: str
-    def __init__(self, index: _Optional[str] = ..., request_id: _Optional[str] = ..., images: _Optional[str] = ..., model: _Optional[str] = ..., learn: _Optional[bool] = ..., min_recall: _Optional[float] = ..., activate: _Optional[bool] = ..., labels: _Optional[str] = ...) -> None: ...
+    epochs: int
+    def __init__(self, index: _Optional[str] = ..., request_id: _Optional[str] = ..., images: _Optional[str] = ..., model: _Optional[str] = ..., learn: _Optional[bool] = ..., fine_tune: _Optional[_Union[FineTune, _Mapping]] = ..., min_recall: _Optional[float] = ..., activate: _Optional[bool] = ..., labels: _Optional[str] = ..., epochs: _Optional[int] = ...) -> None: ...
+
+class FineTune(_message.Message):
+    __slots__ = ("labels", "method")
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    METHOD_FIELD_NUMBER: _ClassVar[int]
+    labels: _labels_pb2.Labels
+    method: str
+    def __init__(self, labels: _Optional[_Union[_labels_pb2.Labels, _Mapping]] = ..., method: _Optional[str] = ...) -> None: ...
 
 class BuildVersionResponse(_message.Message):
     __slots__ = ("version", "evaluation", "reused", "embedded", "failed", "warnings")

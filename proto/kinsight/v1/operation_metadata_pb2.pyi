@@ -21,6 +21,9 @@ class OperationMetadata(_message.Message):
         KIND_EVALUATE: _ClassVar[OperationMetadata.Kind]
         KIND_SNAPSHOT: _ClassVar[OperationMetadata.Kind]
         KIND_RESTORE: _ClassVar[OperationMetadata.Kind]
+        KIND_TRAIN: _ClassVar[OperationMetadata.Kind]
+        KIND_FINE_TUNE: _ClassVar[OperationMetadata.Kind]
+        KIND_SUGGEST_LABELS: _ClassVar[OperationMetadata.Kind]
     KIND_UNSPECIFIED: OperationMetadata.Kind
     KIND_IMPORT: OperationMetadata.Kind
     KIND_EXPORT: OperationMetadata.Kind
@@ -28,6 +31,9 @@ class OperationMetadata(_message.Message):
     KIND_EVALUATE: OperationMetadata.Kind
     KIND_SNAPSHOT: OperationMetadata.Kind
     KIND_RESTORE: OperationMetadata.Kind
+    KIND_TRAIN: OperationMetadata.Kind
+    KIND_FINE_TUNE: OperationMetadata.Kind
+    KIND_SUGGEST_LABELS: OperationMetadata.Kind
     class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         STATE_UNSPECIFIED: _ClassVar[OperationMetadata.State]

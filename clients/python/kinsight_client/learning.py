@@ -1,0 +1,132 @@
+"""The calls of ModelService."""
+
+from collections.abc import Mapping, Sequence
+from os import PathLike, fspath
+from typing import TypeAlias
+
+from kinsight.v1 import model_service_pb2 as pb
+from kinsight.v1.labels_pb2 import LabelledImage, LabelledPair, Labels
+from kinsight.v1.model_service_pb2_grpc import ModelServiceStub
+
+from kinsight_client import models
+from kinsight_client.calls import Call, Channel, Pages, unique
+from kinsight_client.models import FineTuneResult, Model, Suggestion, TrainResult
+from kinsight_client.operations import Operation, operation_of
+
+# A table on the server's machine; the class of each path; or pairs of paths and whether both show the same.
+GivenLabels: TypeAlias = "str | PathLike[str] | Mapping[str, str] | Sequence[tuple[str, str, bool]]"
+
+PAGE_SIZE = 1000
+
+
+class ModelCalls:
+    """Learns models, and asks which images are worth labelling.
+
+    Paths are absolute ones on the server's machine, in folders that it was allowed to read. Every method may raise
+    `KinsightError`: see `kinsight_client.errors`.
+    """
+
+    def __init__(self, channel: Channel) -> None:
+        self._stub = ModelServiceStub(channel)  # type: ignore[no-untyped-call] # generated without types
+
+    def list(self) -> Pages[Model]:
+        """Go through the models of the server, oldest first."""
+        request = pb.ListModelsRequest(page_size=PAGE_SIZE)
+        return Pages(self._stub.ListModels, request, lambda response: map(models.model_of, response.models))
+
+    def get(self, model: str) -> Call[Model]:
+        """What the model of this id is, or whose id begins so."""
+        return Call(self._stub.GetModel, pb.GetModelRequest(model=model), models.model_of)
+
+    def train(
+        self,
+        *images: "str | PathLike[str]",
+        model: str = "",
+        recipe: str = "",
+        labels: "str | PathLike[str]" = "",
+        epochs: int = 0,
+        seed: int | None = None,
+        request_id: str = "",
+    ) -> Call[Operation[TrainResult]]:
+        """Begin to learn a model from images without labels; only one learns at a time, another is `Aborted`.
+
+        Args:
+            images: collections; it learns from all together.
+            model: id of the model to start from; empty for pretrained weights.
+            recipe: name of one that the server has; empty for the model's own, or stml.
+            labels: a table with the columns path and class_id, only to judge with; empty for none.
+            epochs: passes over the images; 0 for the recipe's.
+            seed: of everything random; None for the recipe's.
+            request_id: marks repetitions, which get the same operation; one of its own if empty.
+        """
+        request = pb.TrainRequest(
+            request_id=request_id or unique(),
+            images=[fspath(path) for path in images],
+            model=model,
+            recipe=recipe,
+            labels=fspath(labels),
+            epochs=epochs,
+            seed=seed,
+        )
+        return Call(self._stub.Train, request, operation_of)
+
+    def finetune(
+        self,
+        model: str,
+        images: "str | PathLike[str]",
+        labels: GivenLabels,
+        *,
+        method: str = "",
+        epochs: int = 0,
+        seed: int | None = None,
+        request_id: str = "",
+    ) -> Call[Operation[FineTuneResult]]:
+        """Begin to learn on from a model with a few labels and all images of a collection.
+
+        Args:
+            model: its id.
+            images: the collection.
+            labels: a table on the server's machine; or the class of each path; or (path, path, whether both show the
+                same). Paths are relative to the collection, or absolute on the server's machine.
+            method: of learning; empty for the server's, stml-semi.
+            epochs: passes over the images; 0 for the model's recipe's.
+            seed: of everything random; None for the recipe's.
+            request_id: as for `train`.
+        """
+        request = pb.FineTuneRequest(
+            request_id=request_id or unique(),
+            model=model,
+            images=fspath(images),
+            labels=labels_message(labels),
+            method=method,
+            epochs=epochs,
+            seed=seed,
+        )
+        return Call(self._stub.FineTune, request, operation_of)
+
+    def suggest(
+        self, model: str, images: "str | PathLike[str]", budget: int, *, seed: int = 0, request_id: str = ""
+    ) -> Call[Operation[Suggestion]]:
+        """Begin to choose the images of a collection that are most worth labelling.
+
+        Args:
+            model: id of the model that sees them.
+            images: the collection.
+            budget: how many to choose, 1 to all.
+            seed: of the choice.
+            request_id: as for `train`.
+        """
+        request = pb.SuggestLabelsRequest(
+            request_id=request_id or unique(), model=model, images=fspath(images), budget=budget, seed=seed
+        )
+        return Call(self._stub.SuggestLabels, request, operation_of)
+
+
+def labels_message(labels: GivenLabels) -> Labels:
+    """The message of labels."""
+    if isinstance(labels, str | PathLike):
+        return Labels(path=fspath(labels))
+    if isinstance(labels, Mapping):
+        return Labels(images=[LabelledImage(path=path, class_id=name) for path, name in labels.items()])
+    relations = {True: LabelledPair.RELATION_SAME, False: LabelledPair.RELATION_DIFFERENT}
+    return Labels(pairs=[LabelledPair(path_a=a, path_b=b, relation=relations[same]) for a, b, same in labels])

@@ -1,0 +1,152 @@
+"""What a server's models are, and what learning resulted in, as typed values."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from kinsight.v1 import model_service_pb2 as pb
+
+
+@dataclass(frozen=True)
+class Model:
+    """What turns images into embeddings.
+
+    Attributes:
+        model: its id.
+        backbone: the network that it is made of.
+        objective: what it learned by.
+        dimension: D of its embeddings.
+        images: how many images it learned from.
+        labelled: of how many of these it learned from labels too.
+        metrics: what was measured of it; empty where no labels judged it.
+        created: when it was made.
+        licence: of the weights that its learning started from.
+    """
+
+    model: str
+    backbone: str
+    objective: str
+    dimension: int
+    images: int
+    labelled: int
+    metrics: Mapping[str, float]
+    created: datetime
+    licence: str
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What was learned.
+
+    Attributes:
+        model: the model.
+        failed: how many images could not be used.
+        warnings: what a person should know, each a sentence.
+        beats_start: whether its R@1 is above that of the model it started from; None where no labels judged both.
+    """
+
+    model: Model
+    failed: int
+    warnings: tuple[str, ...]
+    beats_start: bool | None
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """A labelled image that looks most like one that is labelled as something else.
+
+    Attributes:
+        item: the image.
+        like: the image that it looks like.
+        similarity: of the two, -1 to 1.
+        own_similarity: its greatest to an image with its own label, -1 to 1.
+    """
+
+    item: str
+    like: str
+    similarity: float
+    own_similarity: float
+
+
+@dataclass(frozen=True)
+class FineTuneResult:
+    """What was learned from a few labels.
+
+    Attributes:
+        model: the model.
+        suspects: labels that disagree with the model that it started from, the surest first.
+        compared: how many labelled images could agree or disagree.
+        unknown_labels: paths of the labels that are not in the collection.
+        failed: how many images could not be used.
+        warnings: what a person should know, each a sentence.
+        beats_start: whether its R@1 is above that of the model it started from; None where no labels judged both.
+    """
+
+    model: Model
+    suspects: tuple[Suspect, ...]
+    compared: int
+    unknown_labels: tuple[str, ...]
+    failed: int
+    warnings: tuple[str, ...]
+    beats_start: bool | None
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """Images that are most worth labelling.
+
+    Attributes:
+        model: id of the model that saw the images.
+        images: how many it chose from.
+        paths: of the images, as labels name them; those that stand for most others first.
+        failed: how many images could not be used.
+        warnings: what a person should know, each a sentence.
+    """
+
+    model: str
+    images: int
+    paths: tuple[str, ...]
+    failed: int
+    warnings: tuple[str, ...]
+
+
+def model_of(message: pb.Model) -> Model:
+    """The typed form of a message."""
+    return Model(
+        model=message.model,
+        backbone=message.backbone,
+        objective=message.objective,
+        dimension=message.dimension,
+        images=message.images,
+        labelled=message.labelled,
+        metrics=dict(message.metrics),
+        created=message.create_time.ToDatetime(UTC),
+        licence=message.licence,
+    )
+
+
+def train_result(message: pb.TrainResponse) -> TrainResult:
+    """The typed form of a message."""
+    return TrainResult(model_of(message.model), message.failed, tuple(message.warnings), _beats_start(message))
+
+
+def fine_tune_result(message: pb.FineTuneResponse) -> FineTuneResult:
+    """The typed form of a message."""
+    return FineTuneResult(
+        model=model_of(message.model),
+        suspects=tuple(Suspect(s.item, s.like, s.similarity, s.own_similarity) for s in message.suspects),
+        compared=message.compared,
+        unknown_labels=tuple(message.unknown_labels),
+        failed=message.failed,
+        warnings=tuple(message.warnings),
+        beats_start=_beats_start(message),
+    )
+
+
+def suggestion_of(message: pb.SuggestLabelsResponse) -> Suggestion:
+    """The typed form of a message."""
+    return Suggestion(message.model, message.images, tuple(message.paths), message.failed, tuple(message.warnings))
+
+
+def _beats_start(message: pb.TrainResponse | pb.FineTuneResponse) -> bool | None:
+    return message.beats_start if message.HasField("beats_start") else None

@@ -1,0 +1,98 @@
+"""What requests say of learning, as words of the `kinsight` command."""
+
+import csv
+import hashlib
+import io
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from kinsight.v1.labels_pb2 import LabelledPair, Labels
+
+from indexer.manifest import write_atomically
+from indexer.store import NotFound, Store
+from server.errors import InvalidLabels, InvalidLearning, ModelNotFound
+from server.folders import Folders
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")  # of a recipe or a method: never a path, nor an option
+_RELATIONS = {LabelledPair.RELATION_SAME: "same", LabelledPair.RELATION_DIFFERENT: "different"}
+_DIGEST_LENGTH = 32
+
+
+def model_id(store: Store, reference: str) -> str:
+    """The id of a model of the store; raises ModelNotFound."""
+    try:
+        return store.model(reference).name
+    except NotFound as error:
+        raise ModelNotFound(str(error)) from error
+
+
+def named(option: str, name: str) -> Sequence[str]:
+    """The words that choose a recipe or a method; none where the request leaves it open.
+
+    Raises:
+        InvalidLearning: it can't be the name of one.
+    """
+    if not name:
+        return []
+    if not _NAME.fullmatch(name):
+        raise InvalidLearning(f"{name[:80]!r} can't name a {option.removeprefix('--')}; see `kinsight recipes`")
+    return [option, name]
+
+
+def passes(epochs: int) -> Sequence[str]:
+    """The words that say how many passes over the images; none for 0.
+
+    Raises:
+        InvalidLearning: there are fewer.
+    """
+    if epochs < 0:
+        raise InvalidLearning(f"epochs is {epochs}; it must be 1 or more, or 0 for the recipe's own")
+    return ["--epochs", str(epochs)] if epochs else []
+
+
+def table_of(labels: Labels, store: Store, folders: Folders) -> Path:
+    """The table of labels that a request names, or one of those that came with it; called on threads.
+
+    Raises:
+        InvalidLabels: there are none, in more than one form, or with an empty field.
+        InvalidPath, PathNotAllowed, PathNotFound: as of `Folders.to_read`.
+        OSError: the disk is full or fails.
+    """
+    if sum(map(bool, (labels.path, labels.images, labels.pairs))) != 1:
+        raise InvalidLabels("labels must have exactly one of path, images and pairs")
+    if labels.path:
+        return folders.to_read(labels.path)
+    text = _table(_pair_rows(labels) if labels.pairs else _image_rows(labels)).encode()
+    store.labels.mkdir(parents=True, exist_ok=True)
+    # By its digest: the same request again is the same words.
+    path = store.labels.absolute() / f"{hashlib.sha256(text).hexdigest()[:_DIGEST_LENGTH]}.csv"
+    if not path.exists():
+        write_atomically(path, text)
+    return path
+
+
+def _image_rows(labels: Labels) -> list[tuple[str, ...]]:
+    judged = any(row.held_out for row in labels.images)
+    rows: list[tuple[str, ...]] = [("path", "class_id", *(["split"] if judged else []))]
+    for number, row in enumerate(labels.images):
+        if not row.path or not row.class_id:
+            raise InvalidLabels(f"labels.images[{number}] has no {'class_id' if row.path else 'path'}")
+        split = ["test" if row.held_out else "train"] if judged else []
+        rows.append((row.path, row.class_id, *split))
+    return rows
+
+
+def _pair_rows(labels: Labels) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = [("path_a", "path_b", "relation")]
+    for number, row in enumerate(labels.pairs):
+        if not row.path_a or not row.path_b or row.relation not in _RELATIONS:
+            raise InvalidLabels(f"labels.pairs[{number}] needs path_a, path_b, and a relation: same or different")
+        rows.append((row.path_a, row.path_b, _RELATIONS[row.relation]))
+    return rows
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()

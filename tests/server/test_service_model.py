@@ -1,0 +1,223 @@
+"""ModelService over a real server, with real learning in processes of its own."""
+
+import shutil
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from kinsight.v1.labels_pb2 import LabelledImage, LabelledPair, Labels
+from kinsight.v1.model_service_pb2 import (
+    FineTuneRequest,
+    FineTuneResponse,
+    GetModelRequest,
+    ListModelsRequest,
+    SuggestLabelsRequest,
+    SuggestLabelsResponse,
+    TrainRequest,
+    TrainResponse,
+)
+from kinsight.v1.operation_metadata_pb2 import OperationMetadata
+from PIL import Image
+
+from clients.cli.command import kinsight
+from indexer import operations
+from indexer.locks import hold
+from indexer.store import Store
+from server.folders import Folders
+from tests.serving import Stubs, reason_of, server_process, serving
+
+COLOURS = [(200, 60, 60), (60, 200, 60), (60, 60, 200), (200, 200, 60)]
+TINY = (
+    *("--backbone", "test_resnet", "--weights", "none", "--dim", "16", "--size", "32", "--epochs", "1"),
+    *("--set", "run.batch_size=20", "--device", "cpu"),
+)
+
+
+@dataclass
+class School:
+    """A store with a model that can be learned on from, and the forty pictures of four colours that it saw."""
+
+    store: Store
+    pictures: Path
+    model: str
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> School:
+    """Learned once; not to be changed."""
+    root = tmp_path_factory.mktemp("school")
+    rng = np.random.default_rng(3)
+    (root / "pictures").mkdir()
+    for number in range(40):
+        blocks = np.array(COLOURS[number % 4]) + rng.integers(-50, 50, (6, 6, 3))
+        picture = Image.fromarray(blocks.clip(0, 255).astype(np.uint8)).resize((50, 40))
+        picture.save(root / "pictures" / f"{number:02d}.png")
+    store = Store(root / "store")
+    words = ["train", str(root / "pictures"), *TINY, "--store", str(store.root)]
+    assert CliRunner().invoke(kinsight, words).exit_code == 0
+    return School(store, root / "pictures", store.model_ids()[0])
+
+
+@pytest.fixture
+def school(learned: School, tmp_path: Path) -> School:
+    """A copy to change."""
+    shutil.copytree(learned.store.root, tmp_path / "store")
+    return School(Store(tmp_path / "store"), learned.pictures, learned.model)
+
+
+@pytest.fixture
+def stubs(school: School) -> Iterator[Stubs]:
+    """Of a server on that store; the pictures may be read."""
+    with serving(school.store, folders=Folders((school.pictures,))) as served, Stubs(served.target) as stubs:
+        yield stubs
+
+
+def _few() -> Labels:
+    """Two labelled pictures of each colour to learn from, four of each held out."""
+    kept = [(number, number >= 8) for number in (*range(8), *range(24, 40))]
+    rows = [LabelledImage(path=f"{n:02d}.png", class_id=f"colour {n % 4}", held_out=out) for n, out in kept]
+    return Labels(images=rows)
+
+
+def _response(done: Any, kind: Any) -> Any:
+    assert not done.HasField("error"), done.error
+    message = kind()
+    assert done.response.Unpack(message)
+    return message
+
+
+def _reason(call: Any, request: Any) -> tuple[str, str]:
+    with pytest.raises(grpc.RpcError) as caught:
+        call(request, timeout=30)
+    return reason_of(caught.value)
+
+
+def test_suggested_images_are_labelled_and_learned_from(stubs: Stubs, school: School) -> None:
+    """Labels that come with a request make a new model that tells what it is; a repetition is not done twice."""
+    request = SuggestLabelsRequest(model=school.model, images=str(school.pictures), budget=8)
+    done = stubs.ended(stubs.models.SuggestLabels(request))
+    suggested = _response(done, SuggestLabelsResponse)
+    assert (len(set(suggested.paths)), suggested.images, suggested.failed) == (8, 40, 0)
+    assert all((school.pictures / path).is_file() for path in suggested.paths)
+
+    teach = FineTuneRequest(
+        model=school.model, images=str(school.pictures), labels=_few(), epochs=1, seed=1, request_id="one"
+    )
+    begun = stubs.models.FineTune(teach)
+    done = stubs.ended(begun)
+    metadata = OperationMetadata()
+    assert done.metadata.Unpack(metadata)
+    assert (metadata.kind, metadata.index) == (OperationMetadata.KIND_FINE_TUNE, "")
+    taught = _response(done, FineTuneResponse)
+    assert (taught.model.images, taught.model.labelled, taught.compared) == (24, 8, 8)
+    assert taught.HasField("beats_start")
+    assert taught.model.metrics["trained.recall_at_1"] > 0
+    assert stubs.models.FineTune(teach).name == begun.name
+    models = stubs.models.ListModels(ListModelsRequest()).models
+    assert [model.model for model in models] == [school.model, taught.model.model]
+    assert stubs.models.GetModel(GetModelRequest(model=taught.model.model[:9])) == taught.model
+
+
+def test_pairs_are_learned_from(stubs: Stubs, school: School) -> None:
+    """What is the same and what is not, sent along."""
+    same, different = LabelledPair.RELATION_SAME, LabelledPair.RELATION_DIFFERENT
+    pairs = [("00.png", "04.png", same), ("01.png", "05.png", same), ("00.png", "01.png", different)]
+    rows = [LabelledPair(path_a=a, path_b=b, relation=relation) for a, b, relation in pairs]
+    request = FineTuneRequest(
+        model=school.model, images=str(school.pictures), labels=Labels(pairs=rows), epochs=1, method="supervised"
+    )
+    taught = _response(stubs.ended(stubs.models.FineTune(request)), FineTuneResponse)
+    assert (taught.model.objective, taught.model.labelled) == ("supervised", 4)
+    assert not taught.HasField("beats_start")
+
+
+def test_training_goes_on_after_the_server_was_killed(school: School) -> None:
+    """The next server's process finishes the same run, under the same operation."""
+    with server_process(school.store) as (process, _):
+        process.send_signal(signal.SIGKILL)  # dead before the work that follows is taken up
+    words = (
+        "train",
+        str(school.pictures),
+        "--from",
+        school.model,
+        "--epochs",
+        "2",
+        "--store",
+        str(school.store.root),
+    )
+    left = operations.queue(school.store.operations, "train", "", (*words, "--json"), request_id="x")
+    with server_process(school.store) as (_, target), Stubs(target) as stubs:
+        done = stubs.ended(stubs.operations.GetOperation(operations_request(left.id)))
+    assert _response(done, TrainResponse).model.images == 40
+    assert (school.store.runs / left.id / "recipe.toml").is_file()
+
+
+def operations_request(identity: str) -> Any:
+    from google.longrunning.operations_pb2 import GetOperationRequest
+
+    return GetOperationRequest(name=f"operations/{identity}")
+
+
+def test_only_one_learns_at_a_time(stubs: Stubs, school: School) -> None:
+    """A second one is ABORTED, not queued."""
+    request = TrainRequest(model=school.model, images=[str(school.pictures)])
+    with hold(school.store.root / ".learner"):
+        assert _reason(stubs.models.Train, request) == ("ABORTED", "LEARNING_IN_PROGRESS")
+    trained = _response(stubs.ended(stubs.models.Train(request)), TrainResponse)
+    assert trained.model.model != school.model
+
+
+def test_bad_requests_are_answered_with_reasons(stubs: Stubs, school: School) -> None:
+    """Before anything is started."""
+    images = str(school.pictures)
+    good = {"model": school.model, "images": images}
+    image = LabelledImage(path="00.png", class_id="a")
+    cases: list[tuple[Any, Any, tuple[str, str]]] = [
+        (stubs.models.GetModel, GetModelRequest(model="none"), ("NOT_FOUND", "MODEL_NOT_FOUND")),
+        (stubs.models.Train, TrainRequest(), ("INVALID_ARGUMENT", "INVALID_PATH")),
+        (stubs.models.Train, TrainRequest(images=["/etc"]), ("PERMISSION_DENIED", "PATH_NOT_ALLOWED")),
+        (
+            stubs.models.Train,
+            TrainRequest(images=[images], recipe="/etc/x.toml"),
+            ("INVALID_ARGUMENT", "INVALID_LEARNING"),
+        ),
+        (stubs.models.Train, TrainRequest(images=[images], epochs=-1), ("INVALID_ARGUMENT", "INVALID_LEARNING")),
+        (stubs.models.FineTune, FineTuneRequest(**good), ("INVALID_ARGUMENT", "INVALID_LABELS")),
+        (
+            stubs.models.FineTune,
+            FineTuneRequest(**good, labels=Labels(images=[image], path=images)),
+            ("INVALID_ARGUMENT", "INVALID_LABELS"),
+        ),
+        (
+            stubs.models.FineTune,
+            FineTuneRequest(**good, labels=Labels(images=[LabelledImage(path="00.png")])),
+            ("INVALID_ARGUMENT", "INVALID_LABELS"),
+        ),
+        (
+            stubs.models.FineTune,
+            FineTuneRequest(**good, labels=Labels(pairs=[LabelledPair(path_a="00.png", path_b="01.png")])),
+            ("INVALID_ARGUMENT", "INVALID_LABELS"),
+        ),
+        (stubs.models.SuggestLabels, SuggestLabelsRequest(**good), ("INVALID_ARGUMENT", "BUDGET_OUT_OF_RANGE")),
+    ]
+    for call, request, expected in cases:
+        assert _reason(call, request) == expected, request
+    assert not list(school.store.labels.glob("*")), "nothing was written for what was refused"
+
+
+def test_what_fails_in_the_process_has_its_own_reason(stubs: Stubs, school: School) -> None:
+    """Labels of unknown images, a recipe that there is none of, and a budget above the collection."""
+    good = {"model": school.model, "images": str(school.pictures)}
+    lost = Labels(images=[LabelledImage(path=f"{n}.png", class_id=f"{n % 2}") for n in ("100", "101")])
+    told = stubs.ended(stubs.models.FineTune(FineTuneRequest(**good, labels=lost)))
+    assert reason_of(told.error) == ("INVALID_ARGUMENT", "INVALID_LABELS")
+    told = stubs.ended(stubs.models.Train(TrainRequest(images=[str(school.pictures)], recipe="none-such")))
+    assert reason_of(told.error) == ("INVALID_ARGUMENT", "INVALID_LEARNING")
+    told = stubs.ended(stubs.models.SuggestLabels(SuggestLabelsRequest(**good, budget=41)))
+    assert reason_of(told.error) == ("INVALID_ARGUMENT", "BUDGET_OUT_OF_RANGE")
