@@ -10,6 +10,7 @@ CatalogError             (of `indexer.catalog_file`, with CatalogCorrupt, Catalo
 """
 
 import hashlib
+import json
 import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -136,6 +137,14 @@ class Catalog:
         if not found:
             raise UnknownContent(f"the catalogue has no live item {item!r}")
         return self._read_row(found[0]).known
+
+    def known(self, items: Sequence[str]) -> dict[str, Item]:
+        """Those of some items that are live, by their ids."""
+        query = (
+            "SELECT items.* FROM json_each(?) AS wanted CROSS JOIN items "
+            "ON items.item = wanted.value AND state = 'live'"
+        )
+        return {row[0]: self._read_row(row).known for row in self._file.read(query, json.dumps(items))}
 
     def page(self, after: str = "", limit: int = 100) -> list[Item]:
         """Live items in the order of their ids' UTF-8 bytes: the first `limit` of those after `after`."""

@@ -74,11 +74,10 @@ class Maker:
 
     def at_once(self, entry: Entry) -> Made | None:
         """What needs no image to be read; None where one has to be."""
-        if entry.source is None:
-            given = self._catalog.embedding(entry.item, self._encoder.model)
-            if given is not None:
-                return Made(entry, entry.sha256, given)
-        row = self._known.find(entry.sha256)
+        given = None if entry.source else self._given(entry)
+        row = given if given is not None else self._known.find(entry.sha256)
+        if row is None and entry.source:
+            row = self._given(entry)  # an imported item's is here until a version has it
         return None if row is None else Made(entry, entry.sha256, row)
 
     def read(self, entry: Entry) -> Made:
@@ -93,6 +92,10 @@ class Maker:
             return Made(entry, sha256, pixels=pixels.decode(data, self._encoder.pixels))
         except PixelsError as error:
             return Made(entry, sha256, error=str(error))
+
+    def _given(self, entry: Entry) -> Embeddings | None:
+        """The embedding that the catalogue has of an item that it listed."""
+        return self._catalog.embedding(entry.item, self._encoder.model) if entry.sequence else None
 
     def _kept(self, entry: Entry) -> bytes:
         if not entry.sha256:

@@ -217,11 +217,11 @@ class Snapshot:
     def _operating_point(self, nprobe: int | None, k_factor: int | None, count: int) -> tuple[int, int]:
         """How many lists and candidates, `nprobe` and `k_factor`, for a search that may find `count` of the rows.
 
-        The nearest of fewer rows lie further away, in more lists; and they lie there more densely, for one whose
-        own cluster may not be found, than the codes can tell apart.
+        The nearest of fewer rows than the version had when its point was measured lie further away, in more lists;
+        and they lie there more densely, for one whose own cluster may not be found, than the codes can tell apart.
         """
         plan = self.version.manifest.plan
-        times = self.rows / max(count, 1)
+        times = max(1.0, self.version.count / max(count, 1))
         lists = int((nprobe or plan["nprobe"]) * times)
         return min(lists, plan["nlist"]), int((k_factor or plan["k_factor"]) * min(times, MOST_REFINED))
 

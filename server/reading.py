@@ -8,7 +8,6 @@ from kinsight.v1 import item_service_pb2
 from kinsight.v1.search_service_pb2 import SearchResponse
 
 from indexer import filters
-from indexer.catalog import UnknownContent
 from indexer.columns import Columns
 from indexer.delta import Mask
 from indexer.filters import Expression
@@ -44,13 +43,11 @@ def page(index: ActiveIndex, wanted: Page, condition: str) -> Part[item_service_
 
 def with_payloads(index: ActiveIndex, response: SearchResponse) -> SearchResponse:
     """An answer whose hits carry the payloads that their items have by now."""
+    known = index.catalog.known([hit.item for hit in response.hits])
     for hit in response.hits:
-        try:
-            payload = index.catalog.get(hit.item).payload
-        except UnknownContent:  # deleted since it was found
-            continue
-        if payload:
-            hit.payload.CopyFrom(struct(payload))
+        found = known.get(hit.item)  # none where it was deleted since
+        if found is not None and found.payload:
+            hit.payload.CopyFrom(struct(found.payload))
     return response
 
 

@@ -182,6 +182,17 @@ def test_unknown_ids_are_refused(catalog: Catalog, item: str) -> None:
         catalog.get(item)
 
 
+def test_many_items_are_read_at_once(catalog: Catalog) -> None:
+    """Live ones with their payloads, each under its own id; what is deleted or never was is left out."""
+    put(catalog, 'it\'s "quoted"', "grün", payload={"colour": "green"})
+    put(catalog, "gone", "plain")
+    catalog.delete(["gone"])
+    known = catalog.known(["plain", "never", "grün", "gone", 'it\'s "quoted"'])
+    assert known == {item: catalog.get(item) for item in ("plain", "grün", 'it\'s "quoted"')}
+    assert known["grün"].payload == {"colour": "green"}
+    assert catalog.known([]) == {}
+
+
 def test_pages_follow_one_another(catalog: Catalog) -> None:
     """Pages give every live item once, in the order of their ids' bytes."""
     names = ["b", "a", "é", "z", "𝄞", "\uffff"]

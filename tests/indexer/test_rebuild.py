@@ -19,6 +19,7 @@ from PIL import Image
 from indexer import adopt, version
 from indexer.build import BuildReport, build
 from indexer.catalog import Catalog
+from indexer.importing import import_items
 from indexer.live import LiveIndex, Snapshot
 from indexer.rebuild import LabelsError, NoActiveVersion, rebuild
 from indexer.records import Upsert
@@ -137,6 +138,13 @@ def test_folding_takes_upserts_and_deletions_and_decodes_nothing(
     assert (snapshot.count, snapshot.hidden, snapshot.delta.count) == (60, 0, 0)
     np.testing.assert_array_equal(snapshot.embedding(snapshot.row_of("up")), unit(1))
     assert "garden/01.jpg" not in searched(index)
+
+
+def test_imported_images_are_not_embedded_again(store: Store, index: Path, more: Path) -> None:
+    """What an import embedded is in the catalogue, so folding it in reads no image, though each item has a file."""
+    assert import_items(NAME, more, store=store, progress=quiet).imported == 20
+    shutil.rmtree(more)
+    assert figures(rebuild(NAME, store=store, progress=quiet)) == (80, 80, 0, True)
 
 
 def test_only_new_images_are_decoded(store: Store, photos: Path, index: Path, more: Path) -> None:
