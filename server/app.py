@@ -1,14 +1,16 @@
 """The server: listens, watches the store, and shuts down without losing a request.
 
-CannotListen   the address is malformed, not of this machine, or taken
+CannotListen   the address is malformed, unknown, not of this machine, not permitted, or taken
 StoreServed    another process serves the store
 """
 
 import asyncio
 import contextlib
+import errno
 import ipaddress
 import logging
 import signal
+import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -56,6 +58,12 @@ DRAIN_TIMEOUT_S = 10.0  # requests in progress may take this long; then they are
 HARD_STOP_S = 5.0  # on top of it, should the cancelled ones hang
 NO_FOLDERS = Folders()
 
+_REFUSED = {
+    errno.EADDRINUSE: "it is taken; end what listens there, or use another port (0 takes a free one)",
+    errno.EADDRNOTAVAIL: "it is not an address of this machine; use one that is, 0.0.0.0 for all of them",
+    errno.EACCES: "this user may not listen there; use a port from 1024 on",
+}
+
 log = logging.getLogger(__name__)
 
 
@@ -101,7 +109,7 @@ async def serve(
         folders: that requests may read from and write to.
 
     Raises:
-        CannotListen: the address is malformed, not of this machine, or taken.
+        CannotListen: the address is malformed, unknown, not of this machine, not permitted, or taken.
         StoreServed: another process serves the store.
     """
     stopped = asyncio.Event()
@@ -232,8 +240,26 @@ def _bind(server: grpc.aio.Server, listen: str) -> int:
     try:
         port = server.add_insecure_port(listen)
     except RuntimeError as error:
-        raise CannotListen(f"can't listen on {listen}: it is taken, or not an address of this machine") from error
+        raise CannotListen(f"can't listen on {listen}: {_why_not(listen)}") from error
     return port
+
+
+def _why_not(listen: str) -> str:
+    """Why an address was refused, with the remedy: gRPC only logs it, so the system is asked again."""
+    host, _, port = listen.rpartition(":")
+    if not port.isdecimal():
+        return f"{port!r} is no port; write HOST:PORT, for example 127.0.0.1:50051"
+    try:
+        found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
+        family, kind, protocol, _, address = found[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except socket.gaierror:
+        return f"no host is known as {host!r}; use an address of this machine, 0.0.0.0 for all of them"
+    except OSError as error:
+        return _REFUSED.get(error.errno or 0, str(error))
+    return "the system refused it a moment ago, and would take it now; try again"
 
 
 def _warn_if_open(listen: str) -> None:

@@ -1,9 +1,13 @@
 """The server as a whole: health, reflection, watching, shutting down."""
 
+import asyncio
+import errno
 import json
 import logging
+import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -92,6 +96,31 @@ def test_a_taken_port_is_an_error_that_names_it(served: Served, gallery: Gallery
     )
     assert result.returncode == 1
     assert f"can't listen on {served.target}: it is taken" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("listen", "message"),
+    [
+        ("nosuchhost.invalid:50051", "no host is known as 'nosuchhost.invalid'; use an address of this machine"),
+        ("192.0.2.1:50051", "it is not an address of this machine"),
+        ("127.0.0.1:http-alt", "'http-alt' is no port; write HOST:PORT"),
+        ("nonsense", "'nonsense' is no port; write HOST:PORT"),
+    ],
+)
+def test_an_address_that_cannot_be_listened_on_says_why(listen: str, message: str, tmp_path: Path) -> None:
+    """An unknown host, another machine's address and a malformed one are told apart from a taken port."""
+    with pytest.raises(app.CannotListen, match=re.escape(f"can't listen on {listen}: {message}")):
+        asyncio.run(app.start(Store(tmp_path), listen=listen))
+
+
+def test_a_port_of_the_system_says_who_may_listen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the right to bind a port below 1024, the remedy is named; root may, so bind is replaced."""
+
+    def refuse(_: socket.socket, address: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(socket.socket, "bind", refuse)
+    assert app._why_not("127.0.0.1:80") == "this user may not listen there; use a port from 1024 on"
 
 
 def test_a_port_beyond_the_last_is_refused(gallery: Gallery) -> None:
