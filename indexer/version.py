@@ -265,6 +265,12 @@ def delete_version(index_dir: Path, version: int) -> None:
     manifest.discard(condemned)
 
 
+def pointer(index_dir: Path) -> tuple[int, int]:
+    """The active version and the one before, of one moment, 0 for none; raises VersionError where damaged."""
+    active, previous, *_ = *_pointed(index_dir), 0, 0
+    return active, previous
+
+
 def pointed(index_dir: Path) -> tuple[int, ...]:
     """What the pointer says: the active version and the one before, as far as there are any; none where damaged."""
     try:

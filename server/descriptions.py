@@ -18,29 +18,21 @@ from server.indexes import ActiveIndex, Indexes
 
 
 def index(store: Store, indexes: Indexes, name: str) -> pb.Index:
-    """An index as it is now; raises VersionError where its pointer is damaged."""
-    index_dir = store.index(name)
-    active, previous = version.pointer(index_dir)
-    model, items = _searched(index_dir, active, indexes.served(name))
+    """An index as it is now; raises VersionError where its pointer is damaged.
+
+    Number, model and items are of the version that is searched: one that another process has activated is not until
+    it is swapped in. The etag is of the pointer, which the next activation moves.
+    """
+    active, previous = version.pointer(store.index(name))
+    served = indexes.served(name)
     return pb.Index(
         index=name,
-        active_version=active,
+        active_version=served.number if served else active,
         previous_version=previous,
-        model=model,
-        items=items,
+        model=served.model if served else "",
+        items=served.snapshot.count if served else 0,
         etag=f"{active}-{previous}",
     )
-
-
-def _searched(index_dir: Path, active: int, served: ActiveIndex | None) -> tuple[str, int]:
-    """The model and the items of the version that the pointer says, which may be swapped in only in a moment."""
-    if served is not None and served.number == active:
-        return served.model, served.snapshot.count
-    try:
-        found = manifest.read_version(version.version_dir(index_dir, active))
-    except ManifestError:  # nothing is active, or the version before a damaged one is served on
-        return (served.model, served.snapshot.count) if served is not None else ("", 0)
-    return found.model, found.count
 
 
 def one_version(store: Store, name: str, number: int) -> pb.Version:

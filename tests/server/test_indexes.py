@@ -10,6 +10,7 @@ import pytest
 
 from indexer.store import Store
 from indexer.version import activate
+from server import descriptions
 from server import indexes as module
 from server.errors import IndexNotFound, NoIndex
 from server.indexes import Indexes
@@ -40,6 +41,22 @@ def test_an_activated_version_is_swapped_in_and_the_old_one_searches_on(own: Gal
     _, rows = before.version.search(own.embeddings[5:6], 1)
     assert [own.items[5]] == before.items.of(rows[0])
     assert before.encoder is after.encoder
+
+
+def test_an_index_is_described_as_of_one_version(own: Gallery) -> None:
+    """While another process has activated a version: number, model and items are all of the one that is searched."""
+    indexes = Indexes(own.store)
+    indexes.refresh()
+    other = make_model(own.store, seed=1)
+    make_version(own.store, "photos", 2, other, own.items[:3], own.embeddings[:3])
+
+    def told() -> tuple[int, str, int, str]:
+        index = descriptions.index(own.store, indexes, "photos")
+        return index.active_version, index.model, index.items, index.etag
+
+    assert told() == (1, own.model, 6, "2-1")
+    indexes.refresh()
+    assert told() == (2, other, 3, "2-1")
 
 
 def test_a_version_that_was_swapped_out_is_let_go_of_at_once(own: Gallery) -> None:
