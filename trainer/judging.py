@@ -56,6 +56,17 @@ def judging_set(
     return Judge(cache, known.classes(cache.items), known.is_query(cache.items), device)
 
 
+def rest_set(
+    known: Labels, collection: Collection, spec: PixelSpec, file: Path, device: torch.device, progress: Progress
+) -> Judge | None:
+    """The images of the split rest, to judge on apart, each searched among all others; None where two can't be."""
+    cache = cache_images(known.rest(collection.sources), spec, file, progress, "decode")
+    classes = known.classes(cache.items)
+    if len(set(classes.tolist())) == len(classes):  # none has another to find
+        return None
+    return Judge(cache, classes, None, device)
+
+
 def sample_set(
     collection: Collection, cache: ImageCache, spec: PixelSpec, file: Path, progress: Progress
 ) -> ImageCache:
@@ -188,6 +199,42 @@ def judge_start(
         return Before(embeddings=embeddings, frozen=None, start=measured, warnings=(warning,))
     frozen = judge.measure(embed_images(shown, torch_embed(backbone, device), progress))
     return Before(embeddings=embeddings, frozen=frozen, start=measured)
+
+
+@dataclass(frozen=True)
+class Rest:
+    """The unlabelled images of classes that are learned, as they were before training."""
+
+    judge: Judge
+    before: Before
+
+    def judged(
+        self, model: Path, supervised: Encoder | None, device: torch.device, progress: Progress
+    ) -> dict[str, Metrics]:
+        """The metrics of what was there before, of the baseline where there is one, and of the model."""
+        score = Score(self.judge.cache, self.judge, self.before, progress)
+        score(RuntimeEncoder.open(model, device="cpu"))
+        found = {
+            "frozen": self.before.frozen,
+            "start": self.before.start,
+            "supervised": measured(supervised, self.judge, device, progress),
+            "trained": score.metrics,
+        }
+        return {who: metrics for who, metrics in found.items() if metrics}
+
+
+def judge_rest(start: Start, recipe: Recipe, judge: Judge, device: torch.device, progress: Progress) -> Rest:
+    """Judge the images of the split rest as `judge_start` does; its warnings are those of the other images."""
+    return Rest(judge, judge_start(start, recipe, judge.cache, judge, device, progress))
+
+
+def measured(
+    encoder: Encoder | None, judge: Judge | None, device: torch.device, progress: Progress
+) -> Metrics | None:
+    """The metrics of an encoder in training; None where there is none, or nothing to judge on."""
+    if encoder is None or judge is None:
+        return None
+    return judge.measure(embed_images(judge.cache, torch_embed(encoder, device), progress))
 
 
 class Score:

@@ -86,7 +86,8 @@ def read_taught(table: Path, collection: Collection) -> Taught:
     """The labels of a table to learn from, of either of two kinds.
 
     - Columns `path`, `class_id` and, optionally, `split`, as `read_labels` has them: rows of the split `train`, or
-      all where there is no split, are learned from, and the others judged on. Rows without a class are left out.
+      all where there is no split, are learned from, and the others judged on, those of `rest` apart. Rows without a
+      class are left out.
     - Columns `path_a`, `path_b` and `relation`, which is `same` or `different`.
 
     Raises:

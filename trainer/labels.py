@@ -12,7 +12,8 @@ from torch import Tensor
 
 from indexer.sources import Collection, Source, read_table
 
-SPLITS = ("train", "test", "query", "gallery")
+SPLITS = ("train", "rest", "test", "query", "gallery")
+_LEARNED = ("train", "rest")  # rest: as if it had no label, and judged apart
 
 
 class LabelsError(ValueError):
@@ -38,17 +39,21 @@ class Labels:
     warnings: tuple[str, ...] = ()
 
     def training(self, sources: Sequence[Source]) -> list[Source]:
-        """The sources to learn from: all that the table does not keep for judging."""
-        return [source for source in sources if self.split_of.get(source.item, "train") == "train"]
+        """The sources to learn from: all that the table does not keep for judging alone."""
+        return [source for source in sources if self.split_of.get(source.item, "train") in _LEARNED]
 
     def judging(self, sources: Sequence[Source]) -> list[Source]:
-        """The labelled sources to judge on: all but the training split, or all where there is no split."""
-        return [s for s in sources if s.item in self.class_of and self.split_of.get(s.item) != "train"]
+        """The labelled sources to judge on: all but those learned from, or all where there is no split."""
+        return [s for s in sources if s.item in self.class_of and self.split_of.get(s.item) not in _LEARNED]
+
+    def rest(self, sources: Sequence[Source]) -> list[Source]:
+        """The sources of the split rest: learned from without their labels, and judged apart."""
+        return [source for source in sources if self.split_of.get(source.item) == "rest"]
 
     @property
     def missing(self) -> tuple[str, ...]:
         """Paths of the table that would be judged on, were they in the collection."""
-        return tuple(path for path, split in self.unknown.items() if split != "train")
+        return tuple(path for path, split in self.unknown.items() if split not in _LEARNED)
 
     def classes(self, items: Sequence[str]) -> Tensor:
         """The classes of items, (N,) int64, -1 where unknown."""
@@ -130,11 +135,13 @@ def _split(table: Path, line: int, path: str, split: str, earlier: str | None) -
 
 
 def _check_judged(table: Path, split_of: Mapping[str, str], to_teach: bool) -> None:
-    judged = set(split_of.values()) - {"train"}
-    if not split_of or (to_teach and not judged) or judged in ({"test"}, {"query", "gallery"}):
+    judged = set(split_of.values()) - set(_LEARNED)
+    taught_alone = to_teach and set(split_of.values()) == {"train"}
+    if not split_of or taught_alone or judged in ({"test"}, {"query", "gallery"}):
         return
+    found = " and ".join(sorted(judged or set(split_of.values())))
     raise LabelsError(
-        f"{table}: {' and '.join(sorted(judged)) or 'train'} alone is nothing to judge on; use split test, where "
+        f"{table}: {found} alone is nothing to judge on; use split test, where "
         f"each image is searched among the others, or query and gallery, the one searched among the other"
     )
 

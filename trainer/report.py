@@ -1,7 +1,7 @@
 """`report.html`: what a run did and what came of it, as one file that opens from a disk, without a network."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ _TITLES = {
     "loader_wait_s": "waited for images, s",
 }
 _NOT_SERIES = {"step", "epoch", "queries"}
+_COMPARED = ("recall_at_1", "map_at_r")  # of the baselines
 _SPEED = ("images_per_s", "loader_wait_s", "lr")
 
 
@@ -52,6 +53,7 @@ class RunFacts:
         history: the lines of `metrics.jsonl`.
         before, trained: metrics of what the run started from, the frozen backbone or a model, and of the model that
             came of it; None without labels.
+        judged: metrics of all that was judged, by what it was judged on and by whose they are.
         shown: the images that neighbours and map are drawn of: those judged on, or some of those learned from.
         epoch: whose encoder the model is, from 1.
         images: how many it learned from.
@@ -77,6 +79,7 @@ class RunFacts:
     images_per_s: float
     seconds: Mapping[str, float]
     peak_memory: Mapping[str, int]
+    judged: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
 
 
 def write(path: Path, run: RunFacts) -> None:
@@ -111,7 +114,7 @@ def render(run: RunFacts) -> str:
 
 def _summary(run: RunFacts, comparison: Comparison) -> str:
     head = f'<h1>Training report</h1><p class="path">run {text(run.name)}, model {text(run.model)}</p>'
-    return f"{head}{_verdict(run, comparison)}{_facts(run)}{_scores(run)}"
+    return f"{head}{_verdict(run, comparison)}{_facts(run)}{_scores(run)}{_compared(run)}"
 
 
 def _verdict(run: RunFacts, comparison: Comparison) -> str:
@@ -166,6 +169,21 @@ def _scores(run: RunFacts) -> str:
     rows = "".join(_score(name, run.before[name], value) for name, value in run.trained.items() if name in run.before)
     head = "".join(f'<th scope="col">{name}</th>' for name in ("metric", "before", "trained", "change"))
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+
+
+def _compared(run: RunFacts) -> str:
+    """The model beside the baselines, where there is more than what the run started from."""
+    if not any("supervised" in judged for judged in run.judged.values()) and "rest" not in run.judged:
+        return ""
+    found = [(on, who, metrics) for on, judged in run.judged.items() for who, metrics in judged.items()]
+    rows = "".join(_compared_row(*row) for row in found)
+    head = "".join(f'<th scope="col">{name}</th>' for name in ("judged on", "model", *map(_title, _COMPARED)))
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+
+
+def _compared_row(on: str, who: str, found: Mapping[str, float]) -> str:
+    values = "".join(f"<td>{found[name]:.4f}</td>" for name in _COMPARED)
+    return f'<tr><th scope="row">{text(on)}</th><td>{text(who)}</td>{values}</tr>'
 
 
 def _score(name: str, before: float, trained: float) -> str:

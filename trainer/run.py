@@ -28,9 +28,12 @@ from trainer.judging import (
     Score,
     centre,
     embed_images,
+    judge_rest,
     judge_start,
     judging_set,
+    measured,
     neighbour_precision,
+    rest_set,
     sample_set,
     spread,
     torch_embed,
@@ -41,12 +44,14 @@ from trainer.loop import train as run_loop
 from trainer.memory import keep_freed_memory
 from trainer.objective import Objective
 from trainer.objectives import make_objective
-from trainer.recipe import Recipe, to_dict
+from trainer.recipe import Recipe, to_dict, with_objective
 from trainer.report_cases import Shown
 from trainer.run_directory import forget_pixels, new_run, recipe_of, resume_run, told_how_to_go_on
 from trainer.start import Start, begin
 from trainer.torchvision_sets import named_set
 from trainer.train_report import TrainReport
+
+_LABELS_ALONE = "supervised"  # the objective of the baseline, and its directory within a run's
 
 
 def train(
@@ -58,6 +63,7 @@ def train(
     recipe: Recipe,
     labels: Path | None = None,
     teach: bool = False,
+    baseline: bool = False,
     datasets: Path = Path("datasets"),
     device: str = "auto",
     name: str | None = None,
@@ -78,6 +84,8 @@ def train(
         labels: a table `path,class_id[,split]`, used to judge and never to learn; a set of torchvision has its own.
         teach: learn from the labels too, of the split `train` where there are splits, and judge with the others only;
             they may also be pairs, see `trainer.known.read_taught`.
+        baseline: learn from the same labels alone too, to judge what the other images are worth; with `teach`, and
+            where there is a split to judge on. It takes as long again.
         datasets: where sets of torchvision are kept.
         device: auto, cpu or cuda.
         name: of the new run; made of the time, the objective and the seed where it is not given.
@@ -102,21 +110,24 @@ def train(
         images, labels = from_main(partial(named_set, images, labels, datasets, progress))
         more = [from_main(partial(named_set, further, None, datasets, progress))[0] for further in also]
         given = read_given(open_collections([images, *more]), labels, teach)
+        baseline = baseline and given.taught is not None and given.judged is not None
         run = from_main(lambda: resume_run(runs, resume) if resume else new_run(runs, recipe, name))
         with told_how_to_go_on(run):
             if not is_main():
-                _assist(given, run, models, chosen)
-            return from_main(lambda: _learn(given, run, models, chosen, progress, profile))
+                _assist(given, run, models, chosen, baseline)
+            return from_main(lambda: _learn(given, run, models, chosen, progress, profile, baseline))
 
 
-def _assist(given: Given, run: Path, models: Path, chosen: torch.device) -> None:
+def _assist(given: Given, run: Path, models: Path, chosen: torch.device, baseline: bool) -> None:
     """What a process does that is not the main one: train with it."""
-    recipe = recipe_of(run)
+    setting = _Setting(run, models, recipe_of(run), chosen, lambda *_: None)
     wait_for_main()  # until it has decoded the images
-    cache = given.training_set(recipe, run, lambda *_: None)
-    objective = _objective(recipe, begin(recipe, models, chosen).encoder)
+    cache = given.training_set(setting.recipe, run, setting.progress)
     known = given.known(cache.items)
-    run_loop(objective, cache, recipe, run, known=known, device=chosen, progress=lambda *_: None)
+    rounds = [setting, setting.of_labels_alone()] if baseline and setting.has_other_images else [setting]
+    for part in rounds:
+        objective = _objective(part.recipe, begin(part.recipe, models, chosen).encoder)
+        run_loop(objective, cache, part.recipe, part.run, known=known, device=chosen, progress=part.progress)
 
 
 @dataclass(frozen=True)
@@ -134,6 +145,22 @@ class _Setting:
         data = self.recipe.data
         return PixelSpec(size=data.size, fit=data.fit, crop_fraction=data.crop_fraction)
 
+    @property
+    def has_other_images(self) -> bool:
+        """Whether the run learns from more than its labels, so that labels alone are something else."""
+        return self.recipe.objective.name != _LABELS_ALONE
+
+    def of_labels_alone(self) -> "_Setting":
+        """The same with the supervised objective, in a directory within the run's."""
+        recipe = with_objective(self.recipe, _LABELS_ALONE)
+        run = self.run / _LABELS_ALONE
+        run.mkdir(exist_ok=True)
+        return _Setting(run, self.models, recipe, self.device, partial(_within_baseline, self.progress))
+
+
+def _within_baseline(progress: Progress, stage: str, done: int, total: int) -> None:
+    progress(f"baseline {stage}", done, total)
+
 
 @dataclass(frozen=True)
 class _Decoded:
@@ -142,6 +169,7 @@ class _Decoded:
     training: ImageCache
     judge: Judge | None
     sample: ImageCache
+    rest: Judge | None
 
     @property
     def shown(self) -> ImageCache:
@@ -150,7 +178,7 @@ class _Decoded:
 
 
 def _learn(
-    given: Given, run: Path, models: Path, device: torch.device, progress: Progress, profile: bool
+    given: Given, run: Path, models: Path, device: torch.device, progress: Progress, profile: bool, baseline: bool
 ) -> TrainReport:
     clock = Clock()
     setting = _Setting(run, models, recipe_of(run), device, progress)
@@ -161,6 +189,7 @@ def _learn(
     # Before judging, which must not decide what the objective draws at random.
     objective = _objective(setting.recipe, start.encoder)
     before = judge_start(start, setting.recipe, decoded.shown, decoded.judge, device, progress)
+    rest = judge_rest(start, setting.recipe, decoded.rest, device, progress) if decoded.rest else None
     suspects, compared = given.suspects(start, setting.spec, run, device, progress)
     clock.lap("frozen")
     choice = Choice(run)
@@ -169,6 +198,8 @@ def _learn(
     score = Score(decoded.shown, decoded.judge, before, progress)
     model = _export(setting, given, decoded, start, outcome.encoder, score)
     clock.lap("export")
+    supervised = _labels_alone(setting, given, decoded) if baseline and setting.has_other_images else None
+    clock.lap("baseline")
     done = TrainReport(
         model=model,
         run=run.name,
@@ -182,6 +213,8 @@ def _learn(
         frozen=before.frozen,
         start=before.start,
         trained=score.metrics,
+        supervised=measured(supervised, decoded.judge, device, progress),
+        rest=rest.judged(models / model.id, supervised, device, progress) if rest else {},
         suspects=tuple(suspects),
         compared=compared,
         warnings=(
@@ -205,10 +238,18 @@ def _decode(setting: _Setting, given: Given) -> _Decoded:
     run, spec, progress = setting.run, setting.spec, setting.progress
     cache = given.training_set(setting.recipe, run, progress)
     wait_for_main()  # what it decoded, the others read
-    judge = None
+    judge = rest = None
     if given.judged:
+        rest = rest_set(given.judged, given.collection, spec, run / "rest.u8", setting.device, progress)
         judge = judging_set(given.judged, given.collection, spec, run / "judged.u8", setting.device, progress)
-    return _Decoded(cache, judge, sample_set(given.collection, cache, spec, run / "sample.u8", progress))
+    return _Decoded(cache, judge, sample_set(given.collection, cache, spec, run / "sample.u8", progress), rest)
+
+
+def _labels_alone(setting: _Setting, given: Given, decoded: _Decoded) -> Encoder:
+    """What learns from the same labels alone, from the same start, by the same recipe and for as many steps."""
+    alone = setting.of_labels_alone()
+    objective = _objective(alone.recipe, begin(alone.recipe, alone.models, alone.device).encoder)
+    return _train(alone, given, decoded, objective, Choice(alone.run), profile=False).encoder
 
 
 def _train(
@@ -313,6 +354,7 @@ def _tell(setting: _Setting, done: TrainReport, environment: dict[str, Any], sho
         environment=environment,
         history=read_log(setting.run),
         before=before.to_dict() if before else None,
+        judged=done.tables(),
         trained=done.trained.to_dict() if done.trained else None,
         shown=shown,
         images=done.images,

@@ -28,6 +28,10 @@ class TrainReport:
         frozen: metrics of the backbone as it was before any training; None without labels.
         start: metrics of the model that the run started from; None where it started from pretrained weights.
         trained: metrics of the exported model; None without labels.
+        supervised: metrics of what learned, for as many steps, from the same labels alone; None where that was not
+            asked for, or is what this run did.
+        rest: metrics on the unlabelled images of classes that were learned, by the names of `judged`; empty where the
+            labels table marks none as `rest`.
         suspects: labels to learn from that disagree with what the run started from, the surest first.
         compared: how many labelled images could agree or disagree.
         warnings: what went wrong and was dealt with: unreadable folders, damaged archives, a damaged checkpoint.
@@ -48,6 +52,8 @@ class TrainReport:
     frozen: Metrics | None
     start: Metrics | None
     trained: Metrics | None
+    supervised: Metrics | None
+    rest: Mapping[str, Metrics]
     suspects: tuple[Suspect, ...]
     compared: int
     warnings: tuple[str, ...]
@@ -57,9 +63,16 @@ class TrainReport:
 
     @property
     def judged(self) -> dict[str, Metrics]:
-        """The metrics of each of `frozen`, `start` and `trained` that was judged, by these names."""
-        named = {"frozen": self.frozen, "start": self.start, "trained": self.trained}
+        """The metrics of each of `frozen`, `start`, `supervised` and `trained` that was judged, by these names."""
+        named = {"frozen": self.frozen, "start": self.start, "supervised": self.supervised, "trained": self.trained}
         return {who: metrics for who, metrics in named.items() if metrics}
+
+    def tables(self) -> dict[str, dict[str, dict[str, float]]]:
+        """All metrics, by what was judged on and by whose they are."""
+        judged = {"unseen classes": self.judged, "rest": self.rest}
+        return {
+            on: {who: metrics.to_dict() for who, metrics in found.items()} for on, found in judged.items() if found
+        }
 
     @property
     def beats_frozen(self) -> bool | None:
@@ -70,6 +83,11 @@ class TrainReport:
     def beats_start(self) -> bool | None:
         """Whether training raised R@1 above that of the model that it started from; None without labels or model."""
         return self._beats(self.start)
+
+    @property
+    def beats_supervised(self) -> bool | None:
+        """Whether R@1 is above that of learning from the same labels alone; None where that was not judged."""
+        return self._beats(self.supervised)
 
     def _beats(self, earlier: Metrics | None) -> bool | None:
         return self.trained.recall_at_1 > earlier.recall_at_1 if earlier and self.trained else None

@@ -13,7 +13,7 @@ from clients.cli.training import followed, is_main, print_training, run_to_do, t
 if TYPE_CHECKING:
     from trainer.train_report import TrainReport
 
-_METHODS = {"stml-semi": "stml_semi", "supervised": "supervised"}
+_METHODS = {"stml-semi": "stml_semi", "cmsf-semi": "cmsf_semi", "supervised": "supervised"}
 _SHOWN = 10  # labels that disagree: enough to look at
 _MANY = 0.5  # share of them from which the labels as a whole are doubted
 
@@ -28,7 +28,7 @@ _MANY = 0.5  # share of them from which the labels as a whole are doubted
     type=click.Choice(list(_METHODS)),
     default="stml-semi",
     show_default=True,
-    help="stml-semi learns from all images; supervised, to compare with, from the labelled ones alone.",
+    help="stml-semi and cmsf-semi learn from all images; supervised from the labelled ones alone.",
 )
 @click.option(
     "--set",
@@ -36,6 +36,12 @@ _MANY = 0.5  # share of them from which the labels as a whole are doubted
     multiple=True,
     metavar="SECTION.KEY=VALUE",
     help="Change one value of the recipe; repeatable.",
+)
+@click.option(
+    "--baselines/--no-baselines",
+    default=True,
+    show_default=True,
+    help="Where there is a split to judge on, learn from the labels alone too, and judge that: as long again.",
 )
 @click.option("--epochs", type=int, metavar="N", help="Passes over the images.")
 @click.option("--seed", type=int, metavar="N", help="Of everything random.")
@@ -52,6 +58,7 @@ def finetune(
     store: Path,
     method: str,
     settings: tuple[str, ...],
+    baselines: bool,
     epochs: int | None,
     seed: int | None,
     device: str,
@@ -70,8 +77,10 @@ def finetune(
     --labels is a table of one of two kinds
       classes  path, class_id and, optionally, split: rows of train, or all where
                there is no split, are learned from. On the others (test, or query
-               and gallery), which are not, the frozen backbone, MODEL and the new
-               model are judged. Rows without a class_id are left out.
+               and gallery), which are not, the frozen backbone, MODEL, what the
+               labels alone teach, and the new model are judged. Rows of rest are
+               learned from as if they had no label, and judged apart. Rows
+               without a class_id are left out.
       pairs    path_a, path_b, relation: same or different
 
     Labels that MODEL disagrees with are listed, the surest first: they may be wrong, or be what it has yet to learn.
@@ -80,9 +89,9 @@ def finetune(
     JSON keys: model, run, report, epoch, images, images_per_s, skipped[].item, skipped[].reason,
     duplicates.copies, duplicates.groups[][], unknown_labels[], warnings[], seconds{}, compared,
     suspects[].item, suspects[].like, suspects[].similarity, suspects[].own_similarity;
-    with a split to judge on also beats_frozen, beats_start, last_recall_at_1, and in each of frozen{}, start{} and
-    trained{}: recall_at_1, recall_at_2, recall_at_4, recall_at_8, map_at_r, r_precision, knn_accuracy, nmi, ami,
-    queries
+    with a split to judge on also beats_frozen, beats_start, beats_supervised, last_recall_at_1, and in each of
+    frozen{}, start{}, supervised{} and trained{}, and on rows of rest in each of the same within rest{}:
+    recall_at_1, recall_at_2, recall_at_4, recall_at_8, map_at_r, r_precision, knn_accuracy, nmi, ami, queries
     """
     given = [f"run.{key}={value}" for key, value in (("epochs", epochs), ("seed", seed)) if value is not None]
     if resume and (settings or given or name):
@@ -103,6 +112,7 @@ def finetune(
             recipe=recipe,
             labels=labels,
             teach=True,
+            baseline=baselines,
             datasets=place.datasets,
             device=device,
             name=name,

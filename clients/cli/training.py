@@ -116,6 +116,10 @@ def train_result(done: "TrainReport") -> dict[str, object]:
         result |= {"beats_frozen": done.beats_frozen, "last_recall_at_1": done.last_recall_at_1, **scores}
         if done.start:
             result["beats_start"] = done.beats_start
+        if done.supervised:
+            result["beats_supervised"] = done.beats_supervised
+        if done.rest:
+            result["rest"] = done.tables()["rest"]
     return result
 
 
@@ -126,16 +130,23 @@ def print_training(done: "TrainReport") -> None:
     print_facts({**facts, **where})
     if not done.trained:
         return
-    columns = {who: rounded(metrics) for who, metrics in done.judged.items()}
-    print_table(
-        ["", *columns], [(name, *(column[name] for column in columns.values())) for name in columns["trained"]]
-    )
+    _print_metrics(done.judged)
+    if done.rest:
+        click.echo("unlabelled images of classes that were learned:")
+        _print_metrics(done.rest)
     if done.beats_start is False:
         click.echo(
             "This training does not beat the model that it started from: keep that one, or try a lower optimizer.lr."
         )
     elif done.beats_frozen is False:
         click.echo("This training does not beat the frozen backbone: try more epochs, other views, another backbone.")
+
+
+def _print_metrics(judged: "Mapping[str, Metrics]") -> None:
+    columns = {who: rounded(metrics) for who, metrics in judged.items()}
+    print_table(
+        ["", *columns], [(name, *(column[name] for column in columns.values())) for name in columns["trained"]]
+    )
 
 
 def rounded(metrics: "Metrics") -> dict[str, str]:

@@ -53,20 +53,21 @@ def finetune(work: tuple[Path, Store, str], tmp_path: Path) -> Run:
     return invoke
 
 
-def few_classes(wrong: int = 0) -> str:
+def few_classes(wrong: int = 0, rest: range = range(0)) -> str:
     """Two labelled pictures of each colour to learn from, `wrong` of them wrongly, and four of each to judge on."""
     rows = [f"{number:02d}.png,{(number + (number < wrong)) % CLASSES},train" for number in range(8)]
     rows += [f"{number:02d}.png,{number % CLASSES},test" for number in range(24, 40)]
+    rows += [f"{number:02d}.png,{number % CLASSES},rest" for number in rest]
     return "\n".join(["path,class_id,split", *rows]) + "\n"
 
 
-@pytest.mark.parametrize("method", ["stml-semi", "supervised"])
+@pytest.mark.parametrize("method", ["stml-semi", "cmsf-semi", "supervised"])
 def test_a_few_labels_make_a_new_model_that_is_judged_beside_the_old(
     finetune: Run, work: tuple[Path, Store, str], method: str
 ) -> None:
     """It learns from all pictures but those to judge on, and its recipe says from which model and how."""
     _, store, model = work
-    done = finetune(few_classes(), "--method", method, "--epochs", 1, "--run", method, "--json")
+    done = finetune(few_classes(), "--method", method, "--epochs", 1, "--run", method, "--no-baselines", "--json")
 
     assert done.exit_code == 0, done.stderr
     told = json.loads(done.stdout)
@@ -81,9 +82,33 @@ def test_a_few_labels_make_a_new_model_that_is_judged_beside_the_old(
 
 
 @pytest.mark.slow
+def test_the_baseline_and_the_rest_of_the_classes_are_judged_beside_the_model(
+    finetune: Run, work: tuple[Path, Store, str]
+) -> None:
+    """All four in both places; the baseline is what a run of that method gives, and rest is learned from."""
+    _, store, _ = work
+    table = few_classes(rest=range(8, 24))
+    told = json.loads(finetune(table, "--epochs", 1, "--run", "both", "--json").stdout)
+    alone = json.loads(finetune(table, "--epochs", 1, "--method", "supervised", "--json").stdout)
+
+    assert told["images"] == 24
+    assert told["compared"] == 8
+    assert list(told["rest"]) == ["frozen", "start", "supervised", "trained"]
+    assert {found["queries"] for found in told["rest"].values()} == {16}
+    assert "supervised" not in alone
+    assert set(alone["rest"]) == {"frozen", "start", "trained"}
+    for found, expected in ((told, alone), (told["rest"], alone["rest"])):
+        assert found["supervised"]["map_at_r"] == pytest.approx(expected["trained"]["map_at_r"], abs=1e-3)
+    assert told["beats_supervised"] == (told["trained"]["recall_at_1"] > told["supervised"]["recall_at_1"])
+    page = (store.runs / "both" / "report.html").read_text()
+    assert page.count("<td>supervised</td>") == 2
+    assert [run.name for run in store.runs.glob("both*")] == ["both"]
+
+
+@pytest.mark.slow
 def test_a_table_for_people_has_the_three_models_and_what_is_doubtful(finetune: Run) -> None:
     """Frozen, start and trained beside each other; the wrong labels are named first; being no better is said."""
-    done = finetune(few_classes(wrong=3), "--set", "optimizer.lr=0.0", "--epochs", 1)
+    done = finetune(few_classes(wrong=3), "--set", "optimizer.lr=0.0", "--epochs", 1, "--no-baselines")
 
     assert done.exit_code == 0, done.stderr
     head = next(line for line in done.stdout.splitlines() if "frozen" in line)

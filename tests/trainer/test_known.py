@@ -173,3 +173,19 @@ def test_labels_that_the_metric_agrees_with_are_not_suspected() -> None:
     wrong[0] = 1
     found, _ = find_suspects(embeddings, items, Known(wrong))
     assert found == [Suspect(item="0", like="2", similarity=1.0, own_similarity=0.0)]
+
+
+def test_the_rest_of_the_classes_is_learned_from_without_its_labels(collection: Collection) -> None:
+    """Rows of rest are no labels to learn from, nor judged with the others; alone with train they are an error."""
+    rows = "path,class_id,split\na.png,1,train\nb.png,2,train\nc.png,1,rest\nd.png,2,rest\n"
+    found = taught(collection, rows + "e.png,3,test\n")
+    assert set(found.class_of) == {"a.png", "b.png"}
+    assert found.judged is not None
+    for sources, expected in (
+        (found.judged.training(collection.sources), "abcdf"),
+        (found.judged.judging(collection.sources), "e"),
+        (found.judged.rest(collection.sources), "cd"),
+    ):
+        assert "".join(source.item[0] for source in sources) == expected
+    with pytest.raises(LabelsError, match="rest and train alone is nothing to judge on"):
+        taught(collection, rows)
