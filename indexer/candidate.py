@@ -105,7 +105,14 @@ def compare(candidate: Version, active: Version, *, classes: Mapping[str, str]) 
 
 
 def objections(
-    recall_at_10: float, model: str, comparison: Comparison | None, *, min_recall: float, lost: int, searched: int
+    recall_at_10: float,
+    model: str,
+    comparison: Comparison | None,
+    *,
+    min_recall: float,
+    lost: int,
+    searched: int,
+    must_improve: bool = False,
 ) -> list[str]:
     """What speaks against making a candidate the active version, each a sentence; none if nothing does.
 
@@ -115,6 +122,8 @@ def objections(
       interval of the difference is below 0); without, contrast is more than 5 % lower beyond chance. Under one model
       the embeddings are the same numbers, and recall says all that can differ.
 
+    - With `must_improve`, its R@1 is not above the active version's, where there are labels.
+
     Args:
         recall_at_10: the candidate's.
         model: the candidate's.
@@ -122,6 +131,7 @@ def objections(
         min_recall: in [0, 1].
         lost: items of the active version that the candidate can't hold, because their images can't be read.
         searched: how many items the active version holds.
+        must_improve: its model learned from labels, to be better by others.
     """
     found = []
     if recall_at_10 < min_recall:
@@ -132,7 +142,7 @@ def objections(
             "delete the items"
         )
     if comparison is not None and model != comparison.model:
-        found += _quality_down(comparison)
+        found += list(_quality_down(comparison)) or list(_not_better(comparison) if must_improve else ())
     return found
 
 
@@ -213,6 +223,15 @@ def _quality_down(comparison: Comparison) -> Iterator[str]:
         yield (
             f"neighbours stand out less: contrast is {contrast.candidate:.3f}, down from {contrast.active:.3f} on "
             f"{comparison.compared:,} items, by more than {MAX_CONTRAST_LOSS:.0%}; with --labels R@1 decides instead"
+        )
+
+
+def _not_better(comparison: Comparison) -> Iterator[str]:
+    labelled = comparison.recall_at_1
+    if labelled is not None and labelled.candidate <= labelled.active:
+        yield (
+            f"learning did not help: R@1 on {comparison.labelled:,} labelled items that were not learned from is "
+            f"{labelled.candidate:.4f}, not above {labelled.active:.4f}"
         )
 
 

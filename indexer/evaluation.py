@@ -11,7 +11,7 @@ from indexer.candidate import Comparison, compare, contrasts, labelled_rows, nea
 from indexer.codes import shuffled_rows
 from indexer.embedding import Progress
 from indexer.evaluate import Recall
-from indexer.rebuild import read_classes
+from indexer.labels import read_classes
 from indexer.version import Version
 
 

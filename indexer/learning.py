@@ -1,6 +1,7 @@
 """What an index learns from when it is rebuilt with learning: every image it has, old and new, in one table.
 
     .learning/images.csv   paths, absolute
+    .learning/labels.csv   the few labels to learn from, if there are any, by the same paths
     .learning/kept/        images that only the catalogue has, and links to those whose paths no table can hold
     .learning/lesson.json  written last; says which run learns, and what came out
 
@@ -20,9 +21,11 @@ from pathlib import Path
 from indexer import adopt, manifest
 from indexer.catalog import Catalog, UnknownContent
 from indexer.entries import Entry, list_entries
+from indexer.labels import write_few
+from indexer.source import SourceError
 from indexer.sources import Collection
 
-_LESSON, _IMAGES, _KEPT = "lesson.json", "images.csv", "kept"
+_LESSON, _IMAGES, _LABELS, _KEPT = "lesson.json", "images.csv", "labels.csv", "kept"
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class Lesson:
         collection: path of the new images; empty for none.
         run: name of the training run.
         model: id of the model that was learned; empty before.
+        taught: SHA-256 of the table of few labels; empty where it learns without labels.
     """
 
     directory: Path
@@ -42,42 +46,53 @@ class Lesson:
     collection: str
     run: str
     model: str = ""
+    taught: str = ""
 
     @property
     def images(self) -> Path:
         """The table of images."""
         return self.directory / _IMAGES
 
+    @property
+    def labels(self) -> Path | None:
+        """The table of labels to learn from; None where it learns without."""
+        return self.directory / _LABELS if self.taught else None
+
     def learned(self, model: str) -> None:
         """Note what came out; raises OSError."""
         _write(dataclasses.replace(self, model=model))
 
 
-def lesson(index_dir: Path, start: str, collection: Collection | None, *, anew: bool = False) -> Lesson:
+def lesson(index_dir: Path, start: str, collection: Collection | None, *, few_labels: Path | None = None) -> Lesson:
     """The lesson of an index: the one that an interrupted rebuild left, or a new one.
 
     Args:
         index_dir: of the index, held for building.
         start: id of the model to start from; a lesson that began from another is dropped.
         collection: new images; None for none. A lesson of others is dropped.
-        anew: drop what is there.
+        few_labels: table of classes or pairs to learn from; a lesson of another one is dropped.
 
     Raises:
+        SourceError: the table can't be read.
         CatalogError: the catalogue is damaged.
         OSError: the disk is full or fails.
     """
     directory = index_dir / ".learning"
     root = str(collection.root) if collection else ""
+    taught = _digest(few_labels) if few_labels else ""
     found = _read(directory)
-    if found is not None and (found.start, found.collection) == (start, root) and not anew:
+    if found is not None and (found.start, found.collection, found.taught) == (start, root, taught):
         return found
     manifest.discard(directory)
     (directory / _KEPT).mkdir(parents=True)
     with closing(adopt.open_catalog(index_dir)) as catalog:
         listing = list_entries(collection.sources if collection else (), catalog, mirror=False)
-        _write_images(directory, listing.entries, catalog)
+        places = _write_images(directory, listing.entries, catalog)
+    if few_labels:
+        paths = {entry.item: entry.source.path if entry.source else None for entry in listing.entries}
+        write_few(few_labels, directory / _LABELS, paths, places)
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    begun = Lesson(directory, start, root, f"{stamp}-{index_dir.name}-{secrets.token_hex(2)}")
+    begun = Lesson(directory, start, root, f"{stamp}-{index_dir.name}-{secrets.token_hex(2)}", taught=taught)
     _write(begun)
     return begun
 
@@ -87,7 +102,16 @@ def forget_lesson(index_dir: Path) -> None:
     manifest.discard(index_dir / ".learning")
 
 
-def _write_images(directory: Path, entries: Iterable[Entry], catalog: Catalog) -> None:
+def _digest(few_labels: Path) -> str:
+    try:
+        return manifest.record(few_labels).sha256
+    except OSError as error:
+        raise SourceError(f"{few_labels} can't be read as a table: {error}") from error
+
+
+def _write_images(directory: Path, entries: Iterable[Entry], catalog: Catalog) -> dict[str, Path]:
+    """Write the table of images; returns item to path."""
+    places: dict[str, Path] = {}
     with (directory / _IMAGES).open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(["path"])
@@ -95,6 +119,8 @@ def _write_images(directory: Path, entries: Iterable[Entry], catalog: Catalog) -
             path = _path_of(entry, directory / _KEPT / str(number), catalog)
             if path is not None:
                 table.writerow([path])
+                places[entry.item] = path
+    return places
 
 
 def _path_of(entry: Entry, kept: Path, catalog: Catalog) -> Path | None:
@@ -115,7 +141,9 @@ def _path_of(entry: Entry, kept: Path, catalog: Catalog) -> Path | None:
 def _read(directory: Path) -> Lesson | None:
     try:
         fields = json.loads((directory / _LESSON).read_bytes())
-        return Lesson(directory, **{name: str(fields[name]) for name in ("start", "collection", "run", "model")})
+        return Lesson(
+            directory, **{name: str(fields[name]) for name in ("start", "collection", "run", "model", "taught")}
+        )
     except (OSError, ValueError, KeyError, TypeError):  # none, or one that was never finished: it begins anew
         return None
 

@@ -4,11 +4,11 @@ The candidate becomes active if nothing speaks against it (`indexer.candidate.ob
 its manifest says why.
 
 RebuildError
-├── NoActiveVersion   there is nothing to rebuild
-└── LabelsError       the labels can't be used
-BuildError, BuildInProgress and the errors of the parts   as of `indexer.build`
+└── NoActiveVersion   there is nothing to rebuild
+LabelsError, BuildError, BuildInProgress and the errors of the parts   as of `indexer.labels` and `indexer.build`
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +20,12 @@ from indexer.codes import Clock
 from indexer.embedding import Progress
 from indexer.encoder import Device, Encoder
 from indexer.entries import Listing
+from indexer.labels import read_classes, read_few
 from indexer.learning import Lesson, forget_lesson, lesson
 from indexer.manifest import ManifestError
-from indexer.source import item_of
 from indexer.sources import open_collection
 from indexer.staging import sole_builder
 from indexer.store import Store
-from indexer.tables import read_table
 from indexer.version import Version
 
 
@@ -36,10 +35,6 @@ class RebuildError(Exception):
 
 class NoActiveVersion(RebuildError):
     """An index has no active version."""
-
-
-class LabelsError(RebuildError, ValueError):
-    """A labels table can't be used to judge an index."""
 
 
 def rebuild(
@@ -53,6 +48,7 @@ def rebuild(
     memory_budget_bytes: int | None = None,
     device: Device = "auto",
     learn: Callable[[Lesson], str] | None = None,
+    few_labels: Path | None = None,
     activate: bool = True,
     progress: Progress,
 ) -> BuildReport:
@@ -74,6 +70,9 @@ def rebuild(
         device: for the encoder, and for training where FAISS has GPUs.
         learn: trains on with all images from the model that was given, and says the id of what came out, which then
             embeds everything anew.
+        few_labels: CSV or Parquet table of classes or pairs that `learn` learns from too. The candidate must then
+            measure better by R@1 on items whose labels were not learned from, of this table or of `labels`; where
+            there are none, the measure without labels decides, and a warning says so.
         activate: make it the version that is searched, if nothing speaks against it.
         progress: hears the stages `embed`, `train`, `add`, `measure` and `catch up`.
 
@@ -93,10 +92,10 @@ def rebuild(
     with sole_builder(index_dir):
         if learn is not None:
             with clock.stage("learn"):
-                chosen = store.model(learn(lesson(index_dir, chosen.name, collection)))
+                chosen = store.model(learn(lesson(index_dir, chosen.name, collection, few_labels=few_labels)))
         encoder = Encoder.open(chosen, device=device)
         active, damaged = _open_active(index_dir)
-        gate = _Gate(active, encoder.model, min_recall, labels)
+        gate = _Gate(active, encoder.model, min_recall, labels, few_labels)
         job = Job(
             index_dir=index_dir,
             encoder=encoder,
@@ -112,7 +111,7 @@ def rebuild(
         report = evolve(job, progress)
         if learn is not None:
             forget_lesson(index_dir)
-        return report
+        return _with_warning(report) if few_labels else report
 
 
 def model_of(store: Store, name: str) -> str:
@@ -132,40 +131,6 @@ def model_of(store: Store, name: str) -> str:
     return manifest.read_version(version.version_dir(index_dir, active)).model
 
 
-def read_classes(labels: Path, paths: Mapping[str, Path | None]) -> dict[str, str]:
-    """The classes of items by a table `path,class_id[,split]`; what its split `train` names is left out.
-
-    A path of the table is an item's id, or where its image lies: absolute, or relative to the table's folder.
-
-    Args:
-        labels: the table.
-        paths: item to where its image lies.
-
-    Raises:
-        LabelsError: it names fewer than two of the items, or one of them twice with different classes.
-        SourceError: it can't be read or lacks a column.
-    """
-    columns = read_table(labels, ["path", "class_id"], optional=["split"])
-    splits = columns.get("split", [""] * len(columns["path"]))
-    by_path = {str(path): item for item, path in paths.items() if path is not None}
-    folder = labels.parent.absolute()
-    classes: dict[str, str] = {}
-    for cell, name, split in zip(columns["path"], columns["class_id"], splits, strict=True):
-        item = item_of(cell) if item_of(cell) in paths else by_path.get(str(folder / cell))
-        if item is None or split == "train":
-            continue
-        if classes.setdefault(item, name) != name:
-            raise LabelsError(
-                f"{labels} gives {cell!r} two classes, {classes[item]!r} and {name!r}; an image has one"
-            )
-    if len(classes) < 2:
-        raise LabelsError(
-            f"{labels} names {len(classes)} items of the index to judge on, of {len(columns['path']):,} paths; "
-            "its paths must be item ids, or where the images lie"
-        )
-    return classes
-
-
 @dataclass(frozen=True)
 class _Gate:
     """What a candidate has to pass."""
@@ -174,12 +139,22 @@ class _Gate:
     model: str
     min_recall: float
     labels: Path | None
+    few_labels: Path | None
 
     def prepare(self, listing: Listing) -> Judge:
-        paths = {entry.item: entry.source.path if entry.source else None for entry in listing.entries}
-        classes = read_classes(self.labels, paths) if self.labels else {}
+        classes = self._classes(
+            {entry.item: entry.source.path if entry.source else None for entry in listing.entries}
+        )
         without_image = {entry.item for entry in listing.entries if entry.source is None and not entry.sha256}
         return lambda candidate: self._judge(candidate, classes, without_image)
+
+    def _classes(self, paths: Mapping[str, Path | None]) -> Mapping[str, str]:
+        """Labels to judge with; those that were learned from would praise any model that knows them by heart."""
+        classes = read_classes(self.labels, paths) if self.labels else {}
+        if self.few_labels is None:
+            return classes
+        few = read_few(self.few_labels, paths)
+        return {item: name for item, name in (classes or few.held_out).items() if item not in few.learned}
 
     def _judge(self, candidate: Version, classes: Mapping[str, str], without_image: set[str]) -> Judgement:
         comparison, lost, searched = None, 0, 0
@@ -194,8 +169,20 @@ class _Gate:
             min_recall=self.min_recall,
             lost=lost,
             searched=searched,
+            must_improve=self.few_labels is not None,
         )
         return Judgement(comparison, "; ".join(found))
+
+
+def _with_warning(report: BuildReport) -> BuildReport:
+    """A report that says where no held-out label measured what was learned from labels."""
+    if report.comparison is None or report.comparison.recall_at_1 is not None:
+        return report
+    warning = (
+        "all labels were learned from, so none measured what they taught: only contrast decided, which tells a "
+        "metric that fell apart; hold some out by a column split with test, or give --labels of other items"
+    )
+    return dataclasses.replace(report, warnings=(*report.warnings, warning))
 
 
 def _open_active(index_dir: Path) -> tuple[Version | None, tuple[str, ...]]:

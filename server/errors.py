@@ -39,10 +39,11 @@ from indexer import records
 from indexer.catalog import CatalogBusy, CatalogCorrupt, CatalogWriteFailed, RequestReused, UnknownContent
 from indexer.encoder import ProbeMismatch
 from indexer.filters import FilterSyntaxError, UnknownField
+from indexer.labels import LabelsError
 from indexer.manifest import ManifestError
 from indexer.operations import NoSuchOperation, OperationRunning
 from indexer.pixels import ImageTooLarge, UndecodableImage
-from indexer.rebuild import LabelsError, NoActiveVersion
+from indexer.rebuild import NoActiveVersion
 from indexer.snapshot import DamagedSnapshot, NotEmpty
 from indexer.source import SourceError
 from indexer.store import NotFound

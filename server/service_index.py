@@ -12,14 +12,13 @@ from kinsight.v1 import index_service_pb2 as pb
 from kinsight.v1 import index_service_pb2_grpc
 
 from indexer import adopt, version
-from indexer.store import NotFound
-from server import descriptions, errors, progress
+from server import descriptions, errors, learning, progress
 from server.admission import Admission
 from server.errors import (
     IndexExists,
     IndexNameInvalid,
+    InvalidLearning,
     MinRecallOutOfRange,
-    ModelNotFound,
     NothingToRollBack,
     StaleEtag,
     VersionInUse,
@@ -219,9 +218,10 @@ class IndexService(index_service_pb2_grpc.IndexServiceServicer):
         name = self._indexes.resolve(request.index)
         words = ["rebuild", name, *self._path("--images", request.images), *self._path("--labels", request.labels)]
         if request.model:
-            words += ["--model", self._model(request.model)]
+            words += ["--model", learning.model_id(self._store, request.model)]
         if request.learn:
             words += ["--learn"]
+        words += self._learning(request)
         if request.HasField("min_recall"):
             if not 0 <= request.min_recall <= 1:
                 raise MinRecallOutOfRange(f"min_recall is {request.min_recall:g}; it must be 0 to 1")
@@ -229,6 +229,15 @@ class IndexService(index_service_pb2_grpc.IndexServiceServicer):
         if request.HasField("activate") and not request.activate:
             words += ["--no-activate"]
         return Job("rebuild", name, tuple(words))
+
+    def _learning(self, request: pb.BuildVersionRequest) -> Sequence[str]:
+        if request.epochs and not (request.learn or request.HasField("fine_tune")):
+            raise InvalidLearning("epochs is of learn and fine_tune; leave it out, or set one of them")
+        words = [*learning.passes(request.epochs)]
+        if request.HasField("fine_tune"):
+            words += learning.named("--method", request.fine_tune.method)
+            words += ["--finetune", str(learning.table_of(request.fine_tune.labels, self._store, self._folders))]
+        return words
 
     def _evaluate(self, request: pb.EvaluateVersionRequest) -> Job:
         name = self._indexes.resolve(request.index)
@@ -255,9 +264,3 @@ class IndexService(index_service_pb2_grpc.IndexServiceServicer):
 
     def _path(self, option: str, path: str) -> Sequence[str]:
         return [option, str(self._folders.to_read(path))] if path else []
-
-    def _model(self, model: str) -> str:
-        try:
-            return self._store.model(model).name
-        except NotFound as error:
-            raise ModelNotFound(str(error)) from error

@@ -37,7 +37,7 @@ def learn(lesson: "Lesson", store: Path, settings: Sequence[str], memory_bytes: 
     Args:
         lesson: what to learn.
         store: gets the model.
-        settings: words for `kinsight train`, such as --epochs 2.
+        settings: words for `kinsight train`, or `finetune` where the lesson has labels, such as --epochs 2.
         memory_bytes: most that the training may allocate; None for no limit.
         report: hears the stages of training, after the word `learn`.
 
@@ -50,9 +50,13 @@ def learn(lesson: "Lesson", store: Path, settings: Sequence[str], memory_bytes: 
     if lesson.model:
         return lesson.model
     begun = (store / "runs" / lesson.run / "recipe.toml").exists()
-    words = ["--resume", lesson.run] if begun else ["--from", lesson.start, "--run", lesson.run, *settings]
+    words = ["--resume", lesson.run] if begun else ["--run", lesson.run, *settings]
+    if lesson.labels:
+        verb = ["finetune", lesson.start, str(lesson.images), "--labels", str(lesson.labels)]
+    else:
+        verb = ["train", str(lesson.images), *([] if begun else ["--from", lesson.start])]
     place = ["--store", str(store), "--progress", "json", "--json"]
-    model = _train(["train", str(lesson.images), *words, *place], store, memory_bytes, report)
+    model = _train([*verb, *words, *place], store, memory_bytes, report)
     lesson.learned(model)
     return model
 

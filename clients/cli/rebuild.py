@@ -40,6 +40,8 @@ class Wanted:
     images: Path | None
     model: str | None
     learn: bool
+    finetune: Path | None
+    method: str | None
     epochs: int | None
     learn_memory: int | None
     min_recall: float | None
@@ -61,7 +63,13 @@ class Wanted:
 @click.option("--images", type=PATH, help="Collection whose images are added; else changes are folded in.")
 @click.option("--model", help="Embed everything anew with this model; its id, or how it begins.")
 @click.option("--learn", is_flag=True, help="Train on from the index's model with all images, and embed with that.")
-@click.option("--epochs", type=click.IntRange(1), metavar="N", help="Of --learn; otherwise the model's own recipe's.")
+@click.option(
+    "--finetune", type=PATH, metavar="FILE", help="Learn on from the index's model with these few labels too."
+)
+@click.option("--method", help="Of --finetune; see `kinsight finetune --help`.")
+@click.option(
+    "--epochs", type=click.IntRange(1), metavar="N", help="Of learning; otherwise the model's own recipe's."
+)
 @click.option("--learn-memory", type=ByteCount(), metavar="BYTES", help="Most that training may allocate, say 8G.")
 @click.option("--min-recall", type=click.FloatRange(0, 1), help="recall@10 that it needs to be activated.  [0.95]")
 @click.option("--labels", type=PATH, help=f"Only to judge with. {labels_help}")
@@ -89,9 +97,12 @@ def rebuild(context: click.Context, /, **words: Any) -> None:
       more than 1 % of the items would be lost, as their images can't be read;
       the model is another one and neighbours got worse: with --labels, R@1 is
       lower beyond chance; without, they stand out less from the rest, by more
-      than 5 % and beyond chance.
+      than 5 % and beyond chance;
+      it learned by --finetune, and R@1 is not higher on labelled items that it
+      did not learn from: those of the split test of the few labels, or of
+      --labels. Without any, the rule before decides, and a warning says so.
 
-    --learn trains in a process of its own, behind everything else; only one at a time in a store.
+    --learn and --finetune train in a process of its own, behind everything else; only one at a time in a store.
 
     \b
     JSON keys: index, version, model, count, resumed, reused, decoded, deleted, upserted, skipped[].item,
@@ -133,10 +144,14 @@ def warn_of(done: "BuildReport") -> None:
 
 
 def _check(wanted: Wanted) -> None:
-    if wanted.model and wanted.learn:
-        raise click.UsageError("--learn goes on from the index's own model; leave out --model")
-    if (wanted.epochs or wanted.learn_memory) and not wanted.learn:
-        raise click.UsageError("--epochs and --learn-memory are of --learn")
+    if sum(map(bool, (wanted.model, wanted.learn, wanted.finetune))) > 1:
+        raise click.UsageError(
+            "learning goes on from the index's own model: give one of --model, --learn, --finetune"
+        )
+    if (wanted.epochs or wanted.learn_memory) and not (wanted.learn or wanted.finetune):
+        raise click.UsageError("--epochs and --learn-memory are of --learn and --finetune")
+    if wanted.method and not wanted.finetune:
+        raise click.UsageError("--method is of --finetune")
     if wanted.follow and not wanted.images:
         raise click.UsageError("--follow needs --images, which it watches")
 
@@ -166,6 +181,7 @@ def _rebuild(wanted: Wanted, work: Work) -> "BuildReport":
     from indexer.store import Store
 
     settings = ["--device", wanted.device, *(["--epochs", str(wanted.epochs)] if wanted.epochs else [])]
+    settings += ["--method", wanted.method] if wanted.method else []
     learner = partial(
         learn, store=wanted.store, settings=settings, memory_bytes=wanted.learn_memory, report=work.report
     )
@@ -178,7 +194,8 @@ def _rebuild(wanted: Wanted, work: Work) -> "BuildReport":
         labels=wanted.labels,
         memory_budget_bytes=wanted.memory_budget,
         device=wanted.device,
-        learn=learner if wanted.learn else None,
+        learn=learner if wanted.learn or wanted.finetune else None,
+        few_labels=wanted.finetune,
         activate=wanted.activate,
         progress=work.report,
     )

@@ -20,8 +20,9 @@ from indexer import adopt, version
 from indexer.build import BuildReport, build
 from indexer.catalog import Catalog
 from indexer.importing import import_items
+from indexer.labels import LabelsError
 from indexer.live import LiveIndex, Snapshot
-from indexer.rebuild import LabelsError, NoActiveVersion, rebuild
+from indexer.rebuild import NoActiveVersion, rebuild
 from indexer.records import Upsert
 from indexer.rows import Embeddings
 from indexer.staging import BuildInProgress, sole_builder

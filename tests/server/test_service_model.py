@@ -2,7 +2,9 @@
 
 import shutil
 import signal
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import grpc
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from kinsight.v1.index_service_pb2 import BuildVersionRequest, BuildVersionResponse, FineTune, Version
 from kinsight.v1.labels_pb2 import LabelledImage, LabelledPair, Labels
 from kinsight.v1.model_service_pb2 import (
     FineTuneRequest,
@@ -27,6 +30,7 @@ from PIL import Image
 
 from clients.cli.command import kinsight
 from indexer import operations
+from indexer.build import build
 from indexer.locks import hold
 from indexer.store import Store
 from server.folders import Folders
@@ -98,6 +102,7 @@ def _reason(call: Any, request: Any) -> tuple[str, str]:
     return reason_of(caught.value)
 
 
+@pytest.mark.slow
 def test_suggested_images_are_labelled_and_learned_from(stubs: Stubs, school: School) -> None:
     """Labels that come with a request make a new model that tells what it is; a repetition is not done twice."""
     request = SuggestLabelsRequest(model=school.model, images=str(school.pictures), budget=8)
@@ -124,6 +129,67 @@ def test_suggested_images_are_labelled_and_learned_from(stubs: Stubs, school: Sc
     assert stubs.models.GetModel(GetModelRequest(model=taught.model.model[:9])) == taught.model
 
 
+def _search_until(target: str, picture: bytes, ended: threading.Event) -> int:
+    """Search until the end; returns how often, and raises at the first query that fails."""
+    answered = 0
+    with Stubs(target) as stubs:
+        while not ended.is_set() or not answered:
+            assert stubs.found(image=picture, top_k=5)
+            answered += 1
+    return answered
+
+
+@pytest.mark.slow
+def test_an_index_is_taught_by_labels_while_it_is_searched(school: School) -> None:
+    """Suggest, label, build with what was learned, measured on labels held out; four clients lose no query."""
+    build("photos", school.pictures, model=school.model, store=school.store, device="cpu", progress=lambda *_: None)
+    ended, picture = threading.Event(), (school.pictures / "00.png").read_bytes()
+    folders = Folders((school.pictures,))
+    with (
+        serving(school.store, folders=folders) as served,
+        Stubs(served.target) as stubs,
+        ThreadPoolExecutor(4) as pool,
+    ):
+        searches = [pool.submit(_search_until, served.target, picture, ended) for _ in range(4)]
+        try:
+            ask = SuggestLabelsRequest(model=school.model, images=str(school.pictures), budget=12)
+            suggested = _response(stubs.ended(stubs.models.SuggestLabels(ask)), SuggestLabelsResponse)
+            rows = [
+                LabelledImage(path=path, class_id=f"{int(path[:2]) % 4}", held_out=False) for path in suggested.paths
+            ]
+            others = [n for n in range(40) if f"{n:02d}.png" not in suggested.paths]
+            rows += [LabelledImage(path=f"{n:02d}.png", class_id=f"{n % 4}", held_out=True) for n in others]
+            request = BuildVersionRequest(fine_tune=FineTune(labels=Labels(images=rows)), epochs=1)
+            done = stubs.ended(stubs.indexes.BuildVersion(request), timeout_s=300)
+            built = _response(done, BuildVersionResponse)
+        finally:
+            ended.set()
+        assert all(search.result(30) for search in searches)
+        measured = built.evaluation.comparison
+        assert measured.labelled_items == len(others)
+        better = measured.label_recall_at_1.candidate > measured.label_recall_at_1.active
+        assert built.version.model != school.model
+        assert (built.version.state == Version.STATE_ACTIVE) == better, built.version.refusal
+        assert better or "learning did not help" in built.version.refusal or "down from" in built.version.refusal
+
+
+@pytest.mark.slow
+def test_labels_that_were_all_learned_from_do_not_judge(school: School) -> None:
+    """The measure without labels decides then, and a warning says so; `learn` takes a number of epochs as well."""
+    build("photos", school.pictures, model=school.model, store=school.store, device="cpu", progress=lambda *_: None)
+    rows = [LabelledImage(path=f"{n:02d}.png", class_id=f"{n % 4}") for n in range(8)]
+    with serving(school.store) as served, Stubs(served.target) as stubs:
+        request = BuildVersionRequest(fine_tune=FineTune(labels=Labels(images=rows), method="supervised"), epochs=1)
+        built = _response(stubs.ended(stubs.indexes.BuildVersion(request), timeout_s=300), BuildVersionResponse)
+        assert not built.evaluation.comparison.HasField("label_recall_at_1")
+        assert any("all labels were learned from" in warning for warning in built.warnings)
+        learn = BuildVersionRequest(learn=True, epochs=1)
+        built = _response(stubs.ended(stubs.indexes.BuildVersion(learn), timeout_s=300), BuildVersionResponse)
+        assert built.version.version == 3
+        assert _reason(stubs.indexes.BuildVersion, BuildVersionRequest(epochs=1))[1] == "INVALID_LEARNING"
+
+
+@pytest.mark.slow
 def test_pairs_are_learned_from(stubs: Stubs, school: School) -> None:
     """What is the same and what is not, sent along."""
     same, different = LabelledPair.RELATION_SAME, LabelledPair.RELATION_DIFFERENT
@@ -137,6 +203,7 @@ def test_pairs_are_learned_from(stubs: Stubs, school: School) -> None:
     assert not taught.HasField("beats_start")
 
 
+@pytest.mark.slow
 def test_training_goes_on_after_the_server_was_killed(school: School) -> None:
     """The next server's process finishes the same run, under the same operation."""
     with server_process(school.store) as (process, _):
@@ -164,6 +231,7 @@ def operations_request(identity: str) -> Any:
     return GetOperationRequest(name=f"operations/{identity}")
 
 
+@pytest.mark.slow
 def test_only_one_learns_at_a_time(stubs: Stubs, school: School) -> None:
     """A second one is ABORTED, not queued."""
     request = TrainRequest(model=school.model, images=[str(school.pictures)])
@@ -176,7 +244,7 @@ def test_only_one_learns_at_a_time(stubs: Stubs, school: School) -> None:
 def test_bad_requests_are_answered_with_reasons(stubs: Stubs, school: School) -> None:
     """Before anything is started."""
     images = str(school.pictures)
-    good = {"model": school.model, "images": images}
+    good: dict[str, Any] = {"model": school.model, "images": images}
     image = LabelledImage(path="00.png", class_id="a")
     cases: list[tuple[Any, Any, tuple[str, str]]] = [
         (stubs.models.GetModel, GetModelRequest(model="none"), ("NOT_FOUND", "MODEL_NOT_FOUND")),
@@ -211,9 +279,10 @@ def test_bad_requests_are_answered_with_reasons(stubs: Stubs, school: School) ->
     assert not list(school.store.labels.glob("*")), "nothing was written for what was refused"
 
 
+@pytest.mark.slow
 def test_what_fails_in_the_process_has_its_own_reason(stubs: Stubs, school: School) -> None:
     """Labels of unknown images, a recipe that there is none of, and a budget above the collection."""
-    good = {"model": school.model, "images": str(school.pictures)}
+    good: dict[str, Any] = {"model": school.model, "images": str(school.pictures)}
     lost = Labels(images=[LabelledImage(path=f"{n}.png", class_id=f"{n % 2}") for n in ("100", "101")])
     told = stubs.ended(stubs.models.FineTune(FineTuneRequest(**good, labels=lost)))
     assert reason_of(told.error) == ("INVALID_ARGUMENT", "INVALID_LABELS")

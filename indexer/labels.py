@@ -1,0 +1,135 @@
+"""Labels of items: to judge an index with, and the few that a model is to learn from.
+
+LabelsError   a table of labels can't be used
+"""
+
+import csv
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from indexer.source import item_of
+from indexer.tables import read_table
+
+_PATHS = ("path", "path_a", "path_b")
+
+
+class LabelsError(ValueError):
+    """A labels table can't be used with an index."""
+
+
+@dataclass(frozen=True)
+class FewLabels:
+    """What of a table a model learns from, and what is held out.
+
+    Attributes:
+        learned: items that are learned from.
+        held_out: item to class of those that are not.
+    """
+
+    learned: frozenset[str]
+    held_out: Mapping[str, str]
+
+
+def item_finder(table: Path, paths: Mapping[str, Path | None]) -> Callable[[str], str | None]:
+    """Which item a cell of a table means: its id, or where its image lies, absolute or below the table's folder.
+
+    Args:
+        table: the table.
+        paths: item to where its image lies.
+    """
+    by_path = {str(path): item for item, path in paths.items() if path is not None}
+    folder = table.parent.absolute()
+
+    def find(cell: str) -> str | None:
+        item = item_of(cell)
+        return item if item in paths else by_path.get(str(folder / cell))
+
+    return find
+
+
+def read_classes(labels: Path, paths: Mapping[str, Path | None]) -> dict[str, str]:
+    """The classes of items by a table `path,class_id[,split]`; what its split `train` names is left out.
+
+    Args:
+        labels: the table; its paths are as `item_finder` takes them.
+        paths: item to where its image lies.
+
+    Raises:
+        LabelsError: it names fewer than two of the items, or one of them twice with different classes.
+        SourceError: it can't be read or lacks a column.
+    """
+    columns = read_table(labels, ["path", "class_id"], optional=["split"])
+    splits = columns.get("split", [""] * len(columns["path"]))
+    find = item_finder(labels, paths)
+    classes: dict[str, str] = {}
+    for cell, name, split in zip(columns["path"], columns["class_id"], splits, strict=True):
+        item = find(cell)
+        if item is None or split == "train":
+            continue
+        if classes.setdefault(item, name) != name:
+            raise LabelsError(
+                f"{labels} gives {cell!r} two classes, {classes[item]!r} and {name!r}; an image has one"
+            )
+    if len(classes) < 2:
+        raise LabelsError(
+            f"{labels} names {len(classes)} items of the index to judge on, of {len(columns['path']):,} paths; "
+            "its paths must be item ids, or where the images lie"
+        )
+    return classes
+
+
+def read_few(labels: Path, paths: Mapping[str, Path | None]) -> FewLabels:
+    """What a table of classes or pairs teaches of an index's items, as `trainer.known` reads it.
+
+    Args:
+        labels: the table; its paths are as `item_finder` takes them.
+        paths: item to where its image lies.
+
+    Raises:
+        SourceError: it can't be read or lacks a column.
+    """
+    find = item_finder(labels, paths)
+    if "path_a" in read_table(labels, [], optional=["path_a"]):
+        pairs = read_table(labels, ["path_a", "path_b"])
+        found = (find(cell) for cells in pairs.values() for cell in cells)
+        return FewLabels(frozenset(item for item in found if item is not None), {})
+    columns = read_table(labels, ["path", "class_id"], optional=["split"])
+    splits = columns.get("split", ["train"] * len(columns["path"]))
+    learned, held_out = set[str](), dict[str, str]()
+    for cell, name, split in zip(columns["path"], columns["class_id"], splits, strict=True):
+        item = find(cell)
+        if item is None or not name.strip():
+            continue
+        if split == "train":
+            learned.add(item)
+        else:
+            held_out[item] = name
+    return FewLabels(frozenset(learned), held_out)
+
+
+def write_few(labels: Path, target: Path, paths: Mapping[str, Path | None], places: Mapping[str, Path]) -> None:
+    """Write a table of few labels anew, naming images by where they lie for the trainer.
+
+    Args:
+        labels: the table; its paths are as `item_finder` takes them.
+        target: the CSV to write.
+        paths: item to where its image lies.
+        places: item to where the trainer finds its image; a path that means none of these stays as it is, for the
+            trainer to tell of it.
+
+    Raises:
+        SourceError: it can't be read.
+    """
+    columns = read_table(labels, [], optional=[*_PATHS, "class_id", "split", "relation"])
+    find = item_finder(labels, paths)
+
+    def placed(cell: str) -> str:
+        item = find(cell)
+        return str(places[item]) if item is not None and item in places else cell
+
+    shown = {name: [placed(cell) for cell in cells] if name in _PATHS else cells for name, cells in columns.items()}
+    with target.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(shown)
+        table.writerows(zip(*shown.values(), strict=True))
