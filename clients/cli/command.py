@@ -4,6 +4,7 @@ from typing import Any
 
 import click
 
+from clients.cli import remote_models
 from clients.cli.demo import demo
 from clients.cli.doctor import doctor
 from clients.cli.finetune import finetune
@@ -121,3 +122,6 @@ for verb in (
     doctor,
 ):
     kinsight.add_command(verb)
+
+for remote_verb in (remote_models.models, remote_models.train, remote_models.finetune, remote_models.suggest):
+    remote.add_command(remote_verb)

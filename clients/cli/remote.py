@@ -32,12 +32,24 @@ def remote() -> None:
 @click.option("--images", default="", metavar="PATH", help="Collection whose images are added.")
 @click.option("--model", default="", metavar="ID", help="Embed everything anew with this model.")
 @click.option("--learn", is_flag=True, help="Train on from the index's model with all images, and embed with that.")
+@click.option("--finetune", "few_labels", metavar="PATH", help="Learn on from the index's model with a few labels.")
+@click.option("--method", default="", help="Of --finetune; see `kinsight finetune --help`.")
+@click.option("--epochs", type=click.IntRange(1), default=None, metavar="N", help="Of --learn and --finetune.")
 @click.option("--min-recall", type=click.FloatRange(0, 1), help="recall@10 that it needs to be activated.  [0.95]")
 @click.option("--labels", default="", metavar="PATH", help=f"Only to judge with. {labels_help}")
 @click.option("--activate/--no-activate", default=True, help="Whether to search it, if nothing speaks against it.")
 @server_option
 @json_option
-def rebuild(name: str, model: str, learn: bool, server: str, as_json: bool, **options: Any) -> None:
+def rebuild(
+    name: str,
+    model: str,
+    learn: bool,
+    few_labels: str | None,
+    epochs: int | None,
+    server: str,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Build the next version of index NAME, and activate it if it is good; see `kinsight rebuild`.
 
     One that is not activated because it is not good enough is kept, and the exit code is 1.
@@ -48,10 +60,12 @@ def rebuild(name: str, model: str, learn: bool, server: str, as_json: bool, **op
     """
     from kinsight_client import Client
 
-    if model and learn:
-        raise click.UsageError("--learn goes on from the index's own model; leave out --model")
+    if sum(map(bool, (model, learn, few_labels))) > 1:
+        raise click.UsageError("learning goes on from the index's model: give one of --model, --learn, --finetune")
     with Client(server) as client:
-        operation = client.indexes.build(name, model=model, learn=learn, **options)
+        operation = client.indexes.build(
+            name, model=model, learn=learn, few_labels=few_labels, epochs=epochs or 0, **options
+        )
         built = awaited(client, operation)
     for warning in built.warnings:
         click.echo(f"warning: {warning}", err=True)
@@ -75,7 +89,7 @@ def list_(server: str, as_json: bool) -> None:
 
     with Client(server) as client:
         found = [plain(index) for index in client.indexes.list()]
-    _tell_all("indexes", found, ["index", "active_version", "previous_version", "model", "items"], as_json)
+    tell_all("indexes", found, ["index", "active_version", "previous_version", "model", "items"], as_json)
 
 
 @remote.command()
@@ -95,7 +109,7 @@ def versions(name: str, server: str, as_json: bool) -> None:
     with Client(server) as client:
         found = [plain(version) for version in client.indexes.versions(name)]
     shown = ["version", "state", "model", "items", "bytes", "recall_at_10", "created", "refusal"]
-    _tell_all("versions", found, shown, as_json)
+    tell_all("versions", found, shown, as_json)
 
 
 @remote.command()
@@ -235,7 +249,7 @@ def operations(filter: str, server: str, as_json: bool) -> None:  # noqa: A002  
 
     with Client(server) as client:
         found = [plain(operation) for operation in client.operations.list(filter=filter)]
-    _tell_all("operations", found, ["id", "kind", "index", "state", "stage", "done", "total", "error"], as_json)
+    tell_all("operations", found, ["id", "kind", "index", "state", "stage", "done", "total", "error"], as_json)
 
 
 @remote.command()
@@ -295,6 +309,8 @@ def plain(result: object) -> dict[str, Any]:
 def _plain_value(value: object) -> object:
     if dataclasses.is_dataclass(value):
         return plain(value)
+    if isinstance(value, tuple):
+        return [_plain_value(one) for one in value]
     if isinstance(value, datetime):
         return value.isoformat()
     return str(value) if isinstance(value, Exception) else value
@@ -307,7 +323,8 @@ def _tell_active(index: "Index", as_json: bool) -> None:
         click.echo(f"{index.index}: version {index.active_version} is active")
 
 
-def _tell_all(name: str, found: Sequence[Mapping[str, Any]], columns: Sequence[str], as_json: bool) -> None:
+def tell_all(name: str, found: Sequence[Mapping[str, Any]], columns: Sequence[str], as_json: bool) -> None:
+    """Print all of something that a server has, as JSON or as a table of these columns."""
     if as_json:
         print_json({name: found})
     elif found:

@@ -1,0 +1,103 @@
+"""`kinsight remote models|train|finetune|suggest`: what these verbs do, done by a running server."""
+
+import csv
+import io
+from typing import Any
+
+import click
+
+from clients.cli.options import json_option, labels_help, server_option
+from clients.cli.output import print_json, tell_facts
+from clients.cli.remote import awaited, plain, tell_all
+
+_COLUMNS = ["model", "backbone", "objective", "dimension", "images", "labelled", "created"]
+
+
+@click.command()
+@server_option
+@json_option
+def models(server: str, as_json: bool) -> None:
+    """List the models of the server, oldest first.
+
+    \b
+    JSON keys: models[].model, models[].backbone, models[].objective, models[].dimension, models[].images,
+    models[].labelled, models[].metrics{}, models[].created, models[].licence
+    """
+    from kinsight_client import Client
+
+    with Client(server) as client:
+        found = [plain(model) for model in client.models.list()]
+    tell_all("models", found, _COLUMNS, as_json)
+
+
+@click.command()
+@click.argument("images", nargs=-1, required=True)
+@click.option("--from", "model", default="", metavar="MODEL", help="Start from this model of the server.")
+@click.option("--recipe", default="", help="Name of a recipe that the server has.  [default: stml, or MODEL's own]")
+@click.option("--labels", default="", metavar="PATH", help=f"Only to judge with. {labels_help}")
+@click.option("--epochs", type=click.IntRange(1), default=None, metavar="N", help="Passes over the images.")
+@click.option("--seed", type=int, metavar="N", help="Of everything random.")
+@server_option
+@json_option
+def train(images: tuple[str, ...], epochs: int | None, server: str, as_json: bool, **options: Any) -> None:
+    """Learn a metric from IMAGES on the server; see `kinsight train`.
+
+    \b
+    JSON keys: model{}, failed, warnings[], beats_start (or null)
+    """
+    from kinsight_client import Client
+
+    with Client(server) as client:
+        tell_facts(plain(awaited(client, client.models.train(*images, epochs=epochs or 0, **options))), as_json)
+
+
+@click.command()
+@click.argument("model")
+@click.argument("images")
+@click.option("--labels", required=True, metavar="PATH", help="CSV or Parquet of a few classes or pairs.")
+@click.option("--method", default="", help="See `kinsight finetune --help`.  [default: stml-semi]")
+@click.option("--epochs", type=click.IntRange(1), default=None, metavar="N", help="Passes over the images.")
+@click.option("--seed", type=int, metavar="N", help="Of everything random.")
+@server_option
+@json_option
+def finetune(
+    model: str, images: str, labels: str, epochs: int | None, server: str, as_json: bool, **options: Any
+) -> None:
+    """Learn on from MODEL with labels of a few IMAGES on the server; see `kinsight finetune`.
+
+    \b
+    JSON keys: model{}, suspects[].item, suspects[].like, suspects[].similarity, suspects[].own_similarity, compared,
+    unknown_labels[], failed, warnings[], beats_start (or null)
+    """
+    from kinsight_client import Client
+
+    with Client(server) as client:
+        taught = awaited(client, client.models.finetune(model, images, labels, epochs=epochs or 0, **options))
+    tell_facts(plain(taught), as_json)
+
+
+@click.command()
+@click.argument("images")
+@click.option("--model", required=True, help="Id of the model that sees them, or how it begins.")
+@click.option("--budget", type=click.IntRange(min=1), required=True, metavar="N", help="How many to label.")
+@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Of the choice.")
+@server_option
+@json_option
+def suggest(images: str, model: str, budget: int, seed: int, server: str, as_json: bool) -> None:
+    """Choose which IMAGES on the server to label, as a table path,class_id to fill in; see `kinsight suggest`.
+
+    \b
+    JSON keys: model, images, paths[], failed, warnings[]
+    """
+    from kinsight_client import Client
+
+    with Client(server) as client:
+        found = awaited(client, client.models.suggest(model, images, budget, seed=seed))
+    for warning in found.warnings:
+        click.echo(f"warning: {warning}", err=True)
+    if as_json:
+        print_json(plain(found))
+        return
+    table = io.StringIO()
+    csv.writer(table, lineterminator="\n").writerows([("path", "class_id"), *((path, "") for path in found.paths)])
+    click.echo(table.getvalue(), nl=False)
