@@ -14,7 +14,7 @@ from kinsight_client.models import FineTuneResult, Model, Suggestion, TrainResul
 from kinsight_client.operations import Operation, operation_of
 
 # A table on the server's machine; the class of each path; or pairs of paths and whether both show the same.
-GivenLabels: TypeAlias = "str | PathLike[str] | Mapping[str, str] | Sequence[tuple[str, str, bool]]"
+GivenLabels: TypeAlias = str | PathLike[str] | Mapping[str, str] | Sequence[tuple[str, str, bool]]
 
 PAGE_SIZE = 1000
 
