@@ -61,6 +61,7 @@ class Jobs:
         self.directory = store.operations
         self.store = store
         self._processes: dict[str, subprocess.Popen[bytes]] = {}  # by operation
+        self._waiting = set[str]()  # operations of an earlier server whose turn is still to come
         self._cancelled = set[str]()
         self._starting = threading.Lock()
         self._ending = False
@@ -76,12 +77,16 @@ class Jobs:
         return await asyncio.to_thread(self._start, job, request_id)
 
     def resume(self) -> None:
-        """Go on with what an earlier server of this store started and did not see the end of."""
-        for operation in operations.list_operations(self.directory):
+        """Go on with what an earlier server of this store started and did not see the end of, one after the other.
+
+        All at once they would stand in each other's way: a build of an index excludes another.
+        """
+        with self._starting:
+            known = operations.list_operations(self.directory)
             # Only servers give request ids: what somebody started by hand is theirs to go on with.
-            if operation.state in ("queued", "interrupted") and operation.request_id:
-                log.info("going on with %s", operation.id)
-                self._spawn(operation)
+            left = [one for one in known if _is_unfinished(one) and one.request_id and one.id not in self._processes]
+            self._waiting = {one.id for one in left}
+        threading.Thread(target=self._go_on, args=(left,), daemon=True).start()
 
     async def cancel(self, identity: str) -> None:
         """Ask the process of an operation to end; nothing happens to one that has ended.
@@ -111,8 +116,21 @@ class Jobs:
             self._spawn(operation)
             return operation
 
+    def _go_on(self, left: Sequence[Operation]) -> None:
+        for operation in left:
+            with self._starting:
+                self._waiting.remove(operation.id)
+                if self._ending:
+                    return
+                if operation.id in self._cancelled:
+                    continue
+                log.info("going on with %s", operation.id)
+                process = self._spawn(operation)
+            process.wait()
+
     def _check_alone(self, job: Job, known: Sequence[Operation]) -> None:
-        begun = [one for one in known if one.state == "queued" and one.id in self._processes]
+        ours = {*self._processes, *self._waiting}
+        begun = [one for one in known if _is_unfinished(one) and one.id in ours]
         at_work = [one for one in known if one.state == "running"] + begun
         if job.kind in BUILDS:
             busy = [one.id for one in at_work if one.kind in BUILDS and one.index == job.index]
@@ -125,7 +143,7 @@ class Jobs:
                 doing = f"operations/{busy[0]}" if busy else "another process"
                 raise LearningInProgress(f"{doing} is learning in this store already; wait for it or cancel it")
 
-    def _spawn(self, operation: Operation) -> None:
+    def _spawn(self, operation: Operation) -> subprocess.Popen[bytes]:
         words = [sys.executable, "-m", "clients.cli", *operation.arguments, "--operation", operation.id]
         told = tempfile.TemporaryFile()  # noqa: SIM115  closed by who follows the process
         nothing = subprocess.DEVNULL
@@ -135,6 +153,7 @@ class Jobs:
             os.setpriority(os.PRIO_PROCESS, process.pid, niceness)
         self._processes[operation.id] = process
         threading.Thread(target=self._follow, args=(operation.id, process, told), daemon=True).start()
+        return process
 
     def _follow(self, identity: str, process: subprocess.Popen[bytes], told: IO[bytes]) -> None:
         with told:
@@ -153,7 +172,8 @@ class Jobs:
                 raise OperationFailed(f"{_ended(code, told)}; the same request again goes on where it was")
 
     def _end(self) -> None:
-        processes = list(self._processes.values())
+        with self._starting:  # who is about to start one sees that we are ending
+            processes = list(self._processes.values())
         for process in processes:
             process.terminate()
         for process in processes:
@@ -161,6 +181,11 @@ class Jobs:
                 process.wait(END_TIMEOUT_S)
             except subprocess.TimeoutExpired:
                 process.kill()
+
+
+def _is_unfinished(operation: Operation) -> bool:
+    """Whether it waits for a process, or lost the one that it had."""
+    return operation.state in ("queued", "interrupted")
 
 
 def _learns(kind: str, words: Sequence[str]) -> bool:

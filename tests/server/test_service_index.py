@@ -39,6 +39,7 @@ from kinsight.v1.search_service_pb2 import SearchRequest
 from indexer import pixels
 from indexer.encoder import Encoder
 from indexer.locks import hold
+from indexer.operations import queue
 from indexer.store import Store
 from server.folders import Folders
 from tests.serving import SERVE, Stubs, build_photos, make_model, photo, reason_of, server_process, serving
@@ -352,6 +353,17 @@ def test_a_server_goes_on_with_what_the_one_before_was_doing(store: Store) -> No
     with server_process(store) as (_, target), Stubs(target) as stubs:
         built = _response(stubs.ended(started), BuildVersionResponse)
         assert (built.version.version, built.version.state) == (2, Version.STATE_ACTIVE)
+
+
+def test_what_was_left_to_do_is_done_one_after_the_other(store: Store) -> None:
+    """Two builds of an index that a killed server left both end well, and another waits for them."""
+    words = ("rebuild", "photos", "--store", str(store.root), "--json")
+    left = [queue(store.operations, "rebuild", "photos", words, request_id=request) for request in ("one", "two")]
+    with server_process(store) as (_, target), Stubs(target) as stubs:
+        assert _reason(stubs.indexes.BuildVersion, BuildVersionRequest()) == ("ABORTED", "BUILD_IN_PROGRESS")
+        names = [f"operations/{one.id}" for one in left]
+        built = [_response(stubs.ended(operations_pb2.Operation(name=name)), BuildVersionResponse) for name in names]
+    assert [one.version.version for one in built] == [2, 3]
 
 
 def test_a_second_server_on_a_store_names_the_first(store: Store) -> None:
