@@ -61,6 +61,8 @@ class ModelManifest:
         parity: agreement of torch and ONNX Runtime on real images, as the export measured it.
         software: versions of the libraries that made it.
         licence: of the weights that training started from.
+        calibration: from similarity to probability, see `indexer.calibration`; empty before it is calibrated. The one
+            field that changes later (`amend_model`), and no part of the id.
     """
 
     id: str
@@ -76,6 +78,7 @@ class ModelManifest:
     software: Mapping[str, str]
     licence: str
     labelled: int = 0
+    calibration: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, FileRecord] = field(default_factory=dict)
     created: str = ""
     format: int = FORMAT
@@ -170,15 +173,25 @@ def publish(staging: Path, target: Path, manifest: Manifest) -> Path:
     )
     for path in staging.iterdir():
         sync(path)
-    fields = dataclasses.asdict(complete)
-    sealed = {**fields, _SEAL: _seal(fields)}
-    write_atomically(staging / MANIFEST, json.dumps(sealed, indent=2).encode() + b"\n")
+    _write(staging, complete)
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.exists():
         raise FileExistsError(f"{target} exists already; a published directory never changes")
     staging.rename(target)
     sync(target.parent)
     return target
+
+
+def amend_model(directory: Path, calibration: Mapping[str, Any]) -> ModelManifest:
+    """Give a published model another calibration; its parts and its id stay as they are.
+
+    Raises:
+        ManifestError: the directory is not a readable model.
+        OSError: the disk is full or not writable; the old calibration stays.
+    """
+    amended = dataclasses.replace(read_model(directory), calibration=calibration)
+    _write(directory, amended)
+    return amended
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -259,6 +272,12 @@ def _read(directory: Path, kind: type[_Kind]) -> _Kind:
         return kind(**fields)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CorruptFile(f"{path} is not the manifest of a {kind.__name__[:-8].lower()}: {error}") from error
+
+
+def _write(directory: Path, manifest: Manifest) -> None:
+    fields = dataclasses.asdict(manifest)
+    sealed = {**fields, _SEAL: _seal(fields)}
+    write_atomically(directory / MANIFEST, json.dumps(sealed, indent=2).encode() + b"\n")
 
 
 def _seal(fields: dict[str, Any]) -> str:

@@ -9,7 +9,8 @@
     ├── EmbeddingZero             has no direction
     ├── ModelMismatch             the embedding was made by another model than the index's
     ├── ParamsConflict, TargetRecallOutOfRange, MinSimilarityOutOfRange, ThresholdOutOfRange, DiversityOutOfRange,
-    │   InvalidGroupBy            what else a search may say
+    │   InvalidGroupBy, MinProbabilityOutOfRange, ScoreKindUnknown   what else a search may say
+    ├── ModelNotCalibrated        probabilities are asked for, and the model has no curve
     ├── BatchSizeOutOfRange, InvalidRequestId, RefusedBefore, PageSizeOutOfRange, InvalidPageToken
     ├── IndexNotFound, IndexNameInvalid, IndexExists
     ├── NoIndex                   the server has nothing to search yet
@@ -126,6 +127,18 @@ class DiversityOutOfRange(RequestError):
 
 class InvalidGroupBy(RequestError):
     """group_by is not a field, or one that no item has."""
+
+
+class MinProbabilityOutOfRange(RequestError):
+    """min_probability is not in [0, 1]."""
+
+
+class ScoreKindUnknown(RequestError):
+    """score_kind is a number that has no meaning here."""
+
+
+class ModelNotCalibrated(RequestError):
+    """Probabilities are asked for, and the model of the index has no calibration."""
 
 
 class BatchSizeOutOfRange(RequestError):
@@ -270,6 +283,9 @@ TABLE: Mapping[type[Exception], Answer] = {
     ThresholdOutOfRange: Answer(_INVALID, "THRESHOLD_OUT_OF_RANGE", field="near_duplicate_threshold"),
     DiversityOutOfRange: Answer(_INVALID, "DIVERSITY_OUT_OF_RANGE", field="diversity"),
     InvalidGroupBy: Answer(_INVALID, "INVALID_GROUP_BY", field="group_by"),
+    MinProbabilityOutOfRange: Answer(_INVALID, "MIN_PROBABILITY_OUT_OF_RANGE", field="min_probability"),
+    ScoreKindUnknown: Answer(_INVALID, "SCORE_KIND_UNKNOWN", field="score_kind"),
+    ModelNotCalibrated: Answer(_UNMET, "MODEL_NOT_CALIBRATED", subject="model"),
     FilterSyntaxError: Answer(_INVALID, "FILTER_SYNTAX", field="filter"),
     UnknownField: Answer(_INVALID, "FILTER_UNKNOWN_FIELD", field="filter"),
     UnknownItem: Answer(_NOT_FOUND, "ITEM_NOT_FOUND"),

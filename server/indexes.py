@@ -14,7 +14,9 @@ from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
 
+from indexer import manifest
 from indexer.adopt import open_catalog
+from indexer.calibration import Calibration
 from indexer.catalog import Catalog
 from indexer.embedding import embed_pending
 from indexer.encoder import Encoder
@@ -44,6 +46,7 @@ class ActiveIndex:
         items: ids of the version's own rows.
         encoder: of the version's model.
         inbox: for news of other processes of this server.
+        calibration: of the version's model, as it was when the version was opened; None where it has none.
     """
 
     name: str
@@ -53,6 +56,7 @@ class ActiveIndex:
     items: ItemIds
     encoder: Encoder
     inbox: Inbox
+    calibration: Calibration | None
 
     @property
     def version(self) -> Version:
@@ -229,7 +233,9 @@ class Indexes:
         version = open_version(self._store.index(name) / "versions" / str(number))
         encoder, catalog = self._encoder(version.manifest.model), self._catalog(name)
         live, inbox = LiveIndex(version, catalog), Inbox(self.news)
-        opened = ActiveIndex(name, number, live, catalog, ItemIds(version), encoder, inbox)
+        # Not the encoder's, which may be older: a calibration is the one thing of a model that changes.
+        calibration = Calibration.of(manifest.read_model(self._store.model(encoder.model)).calibration)
+        opened = ActiveIndex(name, number, live, catalog, ItemIds(version), encoder, inbox, calibration)
         log.info("index %s: version %d with %d items, model %s", name, number, opened.snapshot.count, opened.model)
         return opened
 

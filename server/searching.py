@@ -9,6 +9,7 @@ import numpy as np
 from kinsight.v1.search_service_pb2 import SearchResponse
 
 from indexer import pixels
+from indexer.calibration import Calibration
 from indexer.delta import Mask
 from indexer.encoder import Encoder
 from indexer.filters import Expression, Field, Present, UnknownField
@@ -41,6 +42,19 @@ class Condition:
 
 
 @dataclass(frozen=True)
+class Score:
+    """That hits say their probabilities.
+
+    Attributes:
+        calibration: of the index's model.
+        false_accept_rate: of the least probability that is asked for; None where none is.
+    """
+
+    calibration: Calibration = field(compare=False)
+    false_accept_rate: float | None
+
+
+@dataclass(frozen=True)
 class Group:
     """What queries must have in common to be one call of FAISS."""
 
@@ -50,6 +64,7 @@ class Group:
     exact: bool
     k_factor: int | None = None
     condition: Condition | None = None
+    score: Score | None = None
 
 
 class Query(NamedTuple):
@@ -120,7 +135,7 @@ def _embedding(snapshot: Snapshot, query: Floats | str) -> Floats:
 def _search_group(group: Group, snapshot: Snapshot, embeddings: Floats) -> Iterable[SearchResponse]:
     if group.condition is not None:
         return _search_conditionally(group, group.condition, snapshot, embeddings)
-    return _answers(group.index, snapshot, _nearest(group, snapshot, embeddings, group.top_k, None))
+    return _answers(group, snapshot, _nearest(group, snapshot, embeddings, group.top_k, None))
 
 
 def _search_conditionally(
@@ -131,10 +146,10 @@ def _search_conditionally(
         snapshot.columns.check(condition.expression, snapshot.rows)
         mask = snapshot.matching(condition.expression)
     if condition.ranking is None:
-        yield from _answers(group.index, snapshot, _nearest(group, snapshot, embeddings, group.top_k, mask))
+        yield from _answers(group, snapshot, _nearest(group, snapshot, embeddings, group.top_k, mask))
         return
     for embedding in embeddings:
-        yield from _answers(group.index, snapshot, _ranked(group, condition.ranking, snapshot, embedding, mask))
+        yield from _answers(group, snapshot, _ranked(group, condition.ranking, snapshot, embedding, mask))
 
 
 def _ranked(group: Group, ranking: Ranking, snapshot: Snapshot, embedding: Floats, mask: Mask | None) -> Neighbours:
@@ -163,13 +178,24 @@ def _nearest(group: Group, snapshot: Snapshot, embeddings: Floats, k: int, mask:
     return snapshot.search(embeddings, k, nprobe=group.nprobe, k_factor=group.k_factor, exact=group.exact, mask=mask)
 
 
-def _answers(index: ActiveIndex, snapshot: Snapshot, neighbours: Neighbours) -> Iterable[SearchResponse]:
-    similarities, rows = neighbours
+def _answers(group: Group, snapshot: Snapshot, neighbours: Neighbours) -> Iterable[SearchResponse]:
+    index, (similarities, rows) = group.index, neighbours
     items = iter(_items(index, snapshot, rows.ravel()))
     for row in similarities.tolist():
         # strict=False: the row's end is what ends the pairs; `items` goes on with the next row
         hits = [{"item": item, "similarity": similarity} for similarity, item in zip(row, items, strict=False)]
-        yield SearchResponse(hits=hits, index=index.name, version=index.number, model=index.model)
+        response = SearchResponse(hits=hits, index=index.name, version=index.number, model=index.model)
+        if group.score is not None:
+            _score(response, row, group.score)
+        yield response
+
+
+def _score(response: SearchResponse, similarities: Sequence[float], score: Score) -> None:
+    probabilities = score.calibration.probability(np.array(similarities)).tolist()
+    for hit, probability in zip(response.hits, probabilities, strict=True):
+        hit.probability = probability
+    if score.false_accept_rate is not None:
+        response.false_accept_rate = score.false_accept_rate
 
 
 def _items(index: ActiveIndex, snapshot: Snapshot, rows: Rows) -> list[str]:

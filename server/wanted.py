@@ -1,6 +1,6 @@
 """What a search asks for besides its query, checked: which searches may be one call, and what hits must be."""
 
-from kinsight.v1.search_service_pb2 import SearchParams, SearchRequest
+from kinsight.v1.search_service_pb2 import ScoreKind, SearchParams, SearchRequest
 
 from indexer import filters
 from indexer.filters import FilterSyntaxError
@@ -8,15 +8,18 @@ from indexer.ranking import Ranking
 from server.errors import (
     DiversityOutOfRange,
     InvalidGroupBy,
+    MinProbabilityOutOfRange,
     MinSimilarityOutOfRange,
+    ModelNotCalibrated,
     NprobeOutOfRange,
     ParamsConflict,
+    ScoreKindUnknown,
     TargetRecallOutOfRange,
     ThresholdOutOfRange,
     TopKOutOfRange,
 )
 from server.indexes import ActiveIndex
-from server.searching import Condition, Group
+from server.searching import Condition, Group, Score
 
 DEFAULT_TOP_K = 10
 MAX_TOP_K = 1000
@@ -28,16 +31,17 @@ def group_of(request: SearchRequest, index: ActiveIndex) -> Group:
     top_k = request.top_k if request.HasField("top_k") else DEFAULT_TOP_K
     if not 1 <= top_k <= MAX_TOP_K:
         raise TopKOutOfRange(f"top_k is {top_k}; it must be 1 to {MAX_TOP_K}")
-    params, condition = request.params, _condition(request)
+    params, score = request.params, _score(request, index)
+    condition = _condition(request, score)
     if params.HasField("target_recall"):
-        return Group(index, top_k, *_operating_point(params, index), condition)
+        return Group(index, top_k, *_operating_point(params, index), condition, score)
     if not params.HasField("nprobe"):
-        return Group(index, top_k, None, params.exact, None, condition)
+        return Group(index, top_k, None, params.exact, None, condition, score)
     nlist = index.version.manifest.plan["nlist"]  # 0 for a flat index, which scans every row anyway
     if params.nprobe < 1 or (nlist and params.nprobe > nlist):
         allowed = f"1 to {nlist}, the lists of index {index.name}" if nlist else "at least 1"
         raise NprobeOutOfRange(f"nprobe is {params.nprobe}; it must be {allowed}")
-    return Group(index, top_k, params.nprobe, params.exact, None, condition)
+    return Group(index, top_k, params.nprobe, params.exact, None, condition, score)
 
 
 def _operating_point(params: SearchParams, index: ActiveIndex) -> tuple[int | None, bool, int | None]:
@@ -55,20 +59,35 @@ def _operating_point(params: SearchParams, index: ActiveIndex) -> tuple[int | No
     return point["nprobe"], False, point["k_factor"]
 
 
-def _condition(request: SearchRequest) -> Condition | None:
-    ranking = _ranking(request)
+def _score(request: SearchRequest, index: ActiveIndex) -> Score | None:
+    if request.score_kind not in ScoreKind.values():
+        raise ScoreKindUnknown(f"score_kind is {request.score_kind}; it must be one of {', '.join(ScoreKind.keys())}")
+    least = request.min_probability if request.HasField("min_probability") else None
+    if least is None and request.score_kind != ScoreKind.SCORE_KIND_PROBABILITY:
+        return None
+    if least is not None and not 0 <= least <= 1:
+        raise MinProbabilityOutOfRange(f"min_probability is {least:g}; it must be 0 to 1")
+    if index.calibration is None:
+        raise ModelNotCalibrated(
+            f"model {index.model} of index {index.name} has no calibration, so similarities have no probabilities; "
+            f"make one with `kinsight calibrate {index.model}` and labels, or search by min_similarity",
+            index_model=index.model,
+        )
+    return Score(index.calibration, None if least is None else index.calibration.false_accept_rate(least))
+
+
+def _condition(request: SearchRequest, score: Score | None) -> Condition | None:
+    ranking = _ranking(request, score)
     if request.filter:
         return Condition(request.filter, filters.parse(request.filter), ranking)
     return None if ranking is None else Condition("", None, ranking)
 
 
-def _ranking(request: SearchRequest) -> Ranking | None:
-    least = request.min_similarity if request.HasField("min_similarity") else None
+def _ranking(request: SearchRequest, score: Score | None) -> Ranking | None:
+    least = _least_similarity(request, score)
     threshold = request.near_duplicate_threshold if request.HasField("near_duplicate_threshold") else None
     if least is None and threshold is None and not request.group_by and not request.diversity:
         return None
-    if least is not None and not -1 <= least <= 1:
-        raise MinSimilarityOutOfRange(f"min_similarity is {least:g}; it must be -1 to 1")
     if threshold is not None and not 0 < threshold <= 1:
         raise ThresholdOutOfRange(f"near_duplicate_threshold is {threshold:g}; it must be above 0 and at most 1")
     if not 0 <= request.diversity <= 1:
@@ -83,3 +102,15 @@ def _ranking(request: SearchRequest) -> Ranking | None:
         group_by=group_by,
         diversity=request.diversity,
     )
+
+
+def _least_similarity(request: SearchRequest, score: Score | None) -> float | None:
+    """The higher of the two thresholds, as a probability never falls with similarity; None where there is none."""
+    wanted = []
+    if request.HasField("min_similarity"):
+        if not -1 <= request.min_similarity <= 1:
+            raise MinSimilarityOutOfRange(f"min_similarity is {request.min_similarity:g}; it must be -1 to 1")
+        wanted.append(request.min_similarity)
+    if score is not None and request.HasField("min_probability"):
+        wanted.append(score.calibration.least_similarity(request.min_probability))
+    return max(wanted, default=None)

@@ -5,6 +5,7 @@ from typing import Any
 import click
 
 from clients.cli import remote_models
+from clients.cli.calibrate import calibrate
 from clients.cli.demo import demo
 from clients.cli.doctor import doctor
 from clients.cli.finetune import finetune
@@ -109,6 +110,7 @@ for verb in (
     train,
     suggest,
     finetune,
+    calibrate,
     recipes,
     evaluate,
     index,

@@ -27,6 +27,12 @@ ITEM = "item:"  # begins a query that is an item of the index
 @click.option("--filter", default="", metavar="CONDITION", help="Which items to search; see below.")
 @click.option("--min-similarity", type=click.FloatRange(-1, 1), help="Leave out hits of less similarity.")
 @click.option(
+    "--min-probability",
+    type=click.FloatRange(0, 1),
+    help="Leave out hits that show the same thing with less probability; needs kinsight calibrate.",
+)
+@click.option("--probability", is_flag=True, help="Show with which probability hits show the same thing.")
+@click.option(
     "--near-duplicates",
     "near_duplicate_threshold",
     type=click.FloatRange(0, 1, min_open=True),
@@ -61,7 +67,8 @@ def search(
 
     \b
     JSON keys: index, version, model, hits[].query, hits[].rank, hits[].item, hits[].similarity,
-    hits[].payload{} (or null, with --payload), errors[].query, errors[].error
+    hits[].payload{} (or null, with --payload), hits[].probability (with --probability or --min-probability),
+    false_accept_rate (with --min-probability), errors[].query, errors[].error
     """
     from kinsight_client import Client
 
@@ -113,14 +120,18 @@ def _origin(results: Mapping[str, "SearchResult"]) -> dict[str, object]:
     if len(origins) > 1:
         found = ", ".join(str(version) for _, version, _ in sorted(origins))
         raise ValueError(f"the index was swapped while searching (versions {found}); run the search again")
-    return {
-        name: value for origin in origins for name, value in zip(("index", "version", "model"), origin, strict=True)
-    }
+    origin: dict[str, object] = {}
+    for result in results.values():
+        origin = {"index": result.index, "version": result.version, "model": result.model}
+        if result.false_accept_rate is not None:
+            origin["false_accept_rate"] = result.false_accept_rate
+    return origin
 
 
 def _hits(results: Mapping[str, "SearchResult"], payloads: bool) -> list[dict[str, object]]:
     return [
         {"query": query, "rank": rank, "item": hit.item, "similarity": hit.similarity}
+        | ({} if hit.probability is None else {"probability": hit.probability})
         | ({"payload": hit.payload} if payloads else {})
         for query, result in results.items()
         for rank, hit in enumerate(result.hits, start=1)
@@ -138,7 +149,7 @@ def _print(hits: Sequence[Mapping[str, object]]) -> None:
 def _cell(name: str, value: Any) -> object:
     if name == "payload":
         return payload_text(value)
-    return f"{value:.4f}" if name == "similarity" else value
+    return f"{value:.4f}" if name in ("similarity", "probability") else value
 
 
 def _by_item(images: Path) -> dict[str, "Source"]:

@@ -38,11 +38,13 @@ class Hit:
         item: its id in the index.
         similarity: cosine between the query and the item, -1 to 1; higher is nearer.
         payload: what is kept with the item; None where it was not asked for, or there is none.
+        probability: that it shows the same thing as the query, 0 to 1; None where it was not asked for.
     """
 
     item: str
     similarity: float
     payload: Payload | None = None
+    probability: float | None = None
 
 
 @dataclass(frozen=True)
@@ -54,12 +56,15 @@ class SearchResult:
         index: name of the index that was searched.
         version: its version.
         model: id of the model whose metric the similarities are in.
+        false_accept_rate: the share of pairs of different things that `min_probability` lets through, as measured
+            when the model was calibrated; None without `min_probability`.
     """
 
     hits: tuple[Hit, ...]
     index: str
     version: int
     model: str
+    false_accept_rate: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,8 +184,9 @@ def embedding_of(response: search_service_pb2.EmbedResponse) -> Embedding:
 
 def search_result(response: search_service_pb2.SearchResponse) -> SearchResult:
     """The typed form of a response."""
-    hits = tuple(Hit(hit.item, hit.similarity, _payload_of(hit)) for hit in response.hits)
-    return SearchResult(hits, response.index, response.version, response.model)
+    hits = tuple(Hit(hit.item, hit.similarity, _payload_of(hit), _given(hit, "probability")) for hit in response.hits)
+    rate = _given(response, "false_accept_rate")
+    return SearchResult(hits, response.index, response.version, response.model, rate)
 
 
 def upsert_message(upsert: Upsert) -> item_service_pb2.ItemUpsert:
@@ -217,6 +223,10 @@ def import_result(response: item_service_pb2.ImportItemsResponse) -> ImportResul
 def export_result(response: item_service_pb2.ExportItemsResponse) -> ExportResult:
     """The typed form of a response."""
     return ExportResult(response.path, response.items, response.bytes, response.model, response.sequence)
+
+
+def _given(message: Any, field: str) -> float | None:
+    return getattr(message, field) if message.HasField(field) else None
 
 
 def _payload_of(message: Any) -> Payload | None:

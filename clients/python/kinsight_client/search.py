@@ -33,6 +33,8 @@ class SearchCalls:
         group_by: str = "",
         diversity: float | None = None,
         include_payload: bool = False,
+        probability: bool = False,
+        min_probability: float | None = None,
     ) -> Call[SearchResult]:
         """The items nearest to exactly one of an image, an embedding and an item.
 
@@ -52,6 +54,9 @@ class SearchCalls:
             group_by: a payload field; only the best hit for each of its values is kept.
             diversity: how much hits should differ from each other, 0 to 1.
             include_payload: whether hits carry their payloads.
+            probability: whether hits carry their probabilities; needs a model that was calibrated.
+            min_probability: leaves out hits that show the same thing with less probability, 0 to 1; no hits is then
+                the answer "no good match". Asks for probabilities too.
 
         Returns:
             The hits, nearest first, with the index, version and model that they come from.
@@ -75,6 +80,8 @@ class SearchCalls:
             group_by=group_by,
             diversity=diversity,
             include_payload=include_payload,
+            score_kind=pb.SCORE_KIND_PROBABILITY if probability else pb.SCORE_KIND_UNSPECIFIED,
+            min_probability=min_probability,
         )
         if nprobe is not None or exact or target_recall is not None:
             request.params.CopyFrom(pb.SearchParams(nprobe=nprobe, exact=exact, target_recall=target_recall))

@@ -1,0 +1,114 @@
+"""`kinsight calibrate`: from similarities to probabilities."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from clients.cli.options import PATH, Device, device_option, json_option, progress_option, store_option
+from clients.cli.output import named, print_facts, print_json, print_table, printable, progress, warn_skipped
+
+if TYPE_CHECKING:
+    from indexer.calibration import Calibration
+
+_SIMILARITIES = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+_PROBABILITIES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
+_SHOWN = 5  # unknown paths: enough to see what is wrong
+
+
+@click.command()
+@click.argument("model")
+@click.argument("images", type=PATH)
+@click.option("--labels", type=PATH, required=True, help="CSV or Parquet of classes or pairs, as below.")
+@click.option("--report", type=PATH, metavar="FILE", help="Also write an HTML page with the reliability plot.")
+@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Of what is held out.")
+@store_option
+@device_option
+@progress_option
+@json_option
+def calibrate(
+    model: str,
+    images: Path,
+    labels: Path,
+    report: Path | None,
+    seed: int,
+    store: Path,
+    device: Device,
+    progress_style: str,
+    as_json: bool,
+) -> None:
+    """Fit what a similarity under MODEL means: the probability that two images show the same thing.
+
+    The curve is kept with MODEL, in place of an earlier one. Searches can then ask for probabilities and leave out
+    what is too improbable, by thresholds that mean the same under every model. A running server takes a new curve
+    when it opens the next version of an index, or is started again.
+
+    \b
+    --labels is a table of one of two kinds
+      classes  path, class_id and, optionally, split: rows of train are left out
+               where there are others, for MODEL may have learned them. Four
+               classes or more with two images each.
+      pairs    path_a, path_b, relation: same or different
+
+    The expected calibration error (ECE) is how far probabilities are off on average, measured on classes that the
+    curve was not fitted on: over all pairs, and over the hits of searches. The curve holds for collections that are
+    like these labelled images, with about as many different things.
+
+    \b
+    JSON keys: model, method, ece_pairs, ece_hits (null where labels are pairs), images, classes, same, different,
+    probabilities[].similarity, probabilities[].probability, thresholds[].min_probability,
+    thresholds[].min_similarity (null where no similarity is enough), thresholds[].false_accept_rate,
+    thresholds[].true_accept_rate, report, unknown_labels[], warnings[], skipped[].item, skipped[].reason
+    """
+    from indexer.calibrate import calibrate as run
+    from indexer.store import Store
+
+    directory = Store(store).model(model)
+    with progress(progress_style) as shown:
+        done = run(directory, images, labels, device=device, seed=seed, progress=shown)
+    if report:
+        from clients.cli.reliability import write_report
+
+        write_report(report, directory.name, done.fitted)
+    warn_skipped(done.skipped)
+    for path in done.unknown[:_SHOWN]:
+        click.echo(f"warning: {printable(path)}, which {labels} labels, is not in {images}", err=True)
+    if len(done.unknown) > _SHOWN:
+        click.echo(f"warning: nor are {len(done.unknown) - _SHOWN:,} more of its paths", err=True)
+    for warning in done.warnings:
+        click.echo(f"warning: {warning}", err=True)
+    facts = {"model": directory.name, **_facts(done.fitted.calibration)}
+    tables = _tables(done.fitted.calibration)
+    if as_json:
+        told = {"report": str(report) if report else None, "unknown_labels": list(done.unknown)}
+        print_json({**facts, **tables, **told, "warnings": list(done.warnings), "skipped": named(done.skipped)})
+        return
+    print_facts({name: f"{value:.4f}" if isinstance(value, float) else value for name, value in facts.items()})
+    for rows in tables.values():
+        print_table([*rows[0]], [["none" if v is None else f"{v:.4g}" for v in row.values()] for row in rows])
+
+
+def _facts(calibration: "Calibration") -> dict[str, object]:
+    names = ("method", "ece_pairs", "ece_hits", "images", "classes", "same", "different")
+    return {name: getattr(calibration, name) for name in names}
+
+
+def _tables(calibration: "Calibration") -> dict[str, list[dict[str, float | None]]]:
+    rates = {row[0]: row[1:] for row in calibration.acceptance}
+    thresholds: list[dict[str, float | None]] = []
+    for probability in _PROBABILITIES:
+        least = calibration.least_similarity(probability)
+        false_rate, true_rate = rates[probability]
+        thresholds.append(
+            {
+                "min_probability": probability,
+                "min_similarity": least if least <= 1 else None,
+                "false_accept_rate": false_rate,
+                "true_accept_rate": true_rate,
+            }
+        )
+    curve: list[dict[str, float | None]] = [
+        {"similarity": similarity, "probability": float(calibration.probability(similarity))}
+        for similarity in _SIMILARITIES
+    ]
+    return {"probabilities": curve, "thresholds": thresholds}

@@ -1,0 +1,192 @@
+"""A model is calibrated with labels of images: read, embedded, fitted, and written to its manifest."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from indexer import calibration, manifest
+from indexer.calibration import CalibrationError, Classes, Evidence, Fitted
+from indexer.embedding import BATCH, Progress
+from indexer.encoder import Device, Encoder
+from indexer.rows import Embeddings
+from indexer.sources import Collection, Source, decode_all, open_collection, read_table
+
+MAX_IMAGES = 5_000  # 12 million pairs: more of them move the curve by less than other classes would
+_RELATIONS = ("same", "different")
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """What calibrating a model did.
+
+    Attributes:
+        fitted: the curve, as the manifest has it now, and its reliability.
+        skipped: (item, reason) of labelled images that could not be decoded.
+        unknown: paths of the table that are not in the collection.
+        warnings: what was left out, each a sentence.
+    """
+
+    fitted: Fitted
+    skipped: tuple[tuple[str, str], ...]
+    unknown: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Table:
+    """Labels of one of two kinds: `class_of` items, or `pairs` of items with whether they are the same."""
+
+    class_of: dict[str, str]
+    pairs: dict[tuple[str, str], bool]
+    unknown: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+    def items(self) -> list[str]:
+        return sorted({*self.class_of, *(item for pair in self.pairs for item in pair)})
+
+
+def calibrate(
+    model: Path, images: Path, labels: Path, *, progress: Progress, device: Device = "auto", seed: int = 0
+) -> Calibrated:
+    """Fit the curve of a model from similarity to probability, and write it to the model's manifest.
+
+    Args:
+        model: directory of the model.
+        images: a collection, as `open_collection` takes it.
+        labels: CSV or Parquet table `path,class_id[,split]`, of which rows of the split `train` are left out, because
+            the metric may have learned them; or `path_a,path_b,relation`. Paths are relative to the collection or to
+            the table's folder, or absolute.
+        progress: hears the stages `embed` and `fit`.
+        device: where to embed.
+        seed: of the folds, and of the sample where more than 5,000 images are labelled.
+
+    Raises:
+        SourceError: the images or the table can't be read, or a column is missing.
+        CalibrationError: the labels contradict themselves or are too few, or similarity says nothing of them.
+        ManifestError, EncoderError: the model can't be opened.
+        OSError: its manifest can't be written; the old calibration stays.
+    """
+    collection = open_collection(images)
+    table = _read(labels, collection)
+    chosen, warnings = _sampled(table.items(), seed)
+    wanted = set(chosen)
+    sources = [source for source in collection.sources if source.item in wanted]
+    row_of, embeddings, skipped = _embed(Encoder.open(model, device=device), sources, progress)
+    progress("fit", 0, 1)
+    fitted = calibration.fit(_evidence(table, row_of, embeddings, seed))
+    manifest.amend_model(model, fitted.calibration.fields())
+    progress("fit", 1, 1)
+    return Calibrated(fitted, skipped, table.unknown, (*collection.warnings, *table.warnings, *warnings))
+
+
+def _read(labels: Path, collection: Collection) -> _Table:
+    by_path = {source.path.resolve(): source.item for source in collection.sources}
+
+    def find(cell: str) -> str | None:
+        found = (by_path.get((folder / cell).resolve()) for folder in (collection.root, labels.parent))
+        return next((item for item in found if item is not None), None)
+
+    pairs = "path_a" in read_table(labels, [], optional=["path_a"])
+    names = ["path_a", "path_b", "relation"] if pairs else ["path", "class_id"]
+    columns = read_table(labels, names, optional=[] if pairs else ["split"])
+    cells = [columns[name] for name in (("path_a", "path_b") if pairs else ("path",))]
+    items = {cell: find(cell) for column in cells for cell in column}
+    unknown = tuple(cell for cell, item in items.items() if item is None)
+    table = (_pairs if pairs else _classes)(labels, columns, items)
+    if not table.items():
+        example = f", for example {unknown[0]!r}" if unknown else ""
+        raise CalibrationError(
+            f"{labels} labels none of the {len(collection.sources):,} images of {collection.root}: of its "
+            f"{len(cells[0]):,} rows, {len(unknown):,} paths are not there{example}; paths are relative to that "
+            f"folder or to the table's, and a class_id must be filled in"
+        )
+    return _Table(table.class_of, table.pairs, unknown, table.warnings)
+
+
+def _classes(labels: Path, columns: dict[str, list[str]], items: dict[str, str | None]) -> _Table:
+    splits = columns.get("split", [""] * len(columns["path"]))
+    learned = "train" in splits and any(split != "train" for split in splits)
+    class_of: dict[str, str] = {}
+    for line, (cell, name, split) in enumerate(
+        zip(columns["path"], columns["class_id"], splits, strict=True), start=2
+    ):
+        item = items[cell]
+        if item is None or not name.strip() or (learned and split == "train"):
+            continue
+        if class_of.setdefault(item, name) != name:
+            raise CalibrationError(
+                f"{labels}, line {line}: {cell!r} has two classes, {class_of[item]!r} and {name!r}; an image has one"
+            )
+    only_train = f"{labels} has no split but train: if the model learned these classes, the curve promises too much"
+    return _Table(class_of, {}, (), (only_train,) if "train" in splits and not learned else ())
+
+
+def _pairs(labels: Path, columns: dict[str, list[str]], items: dict[str, str | None]) -> _Table:
+    pairs: dict[tuple[str, str], bool] = {}
+    rows = zip(columns["path_a"], columns["path_b"], columns["relation"], strict=True)
+    for line, (cell_a, cell_b, relation) in enumerate(rows, start=2):
+        if relation not in _RELATIONS:
+            raise CalibrationError(f"{labels}, line {line}: relation is {relation!r}; it must be same or different")
+        a, b = items[cell_a], items[cell_b]
+        if a is None or b is None:
+            continue
+        if a == b:
+            raise CalibrationError(f"{labels}, line {line}: {cell_a!r} and {cell_b!r} are one image; a pair has two")
+        if pairs.setdefault((min(a, b), max(a, b)), relation == "same") != (relation == "same"):
+            raise CalibrationError(
+                f"{labels}, line {line}: {cell_a!r} and {cell_b!r} are same in one row and different in "
+                f"another; remove one of the rows"
+            )
+    return _Table({}, pairs, (), ())
+
+
+def _sampled(items: Sequence[str], seed: int) -> tuple[Sequence[str], tuple[str, ...]]:
+    if len(items) <= MAX_IMAGES:
+        return items, ()
+    chosen = np.random.default_rng(seed).choice(len(items), MAX_IMAGES, replace=False)
+    return [items[place] for place in chosen], (
+        f"{MAX_IMAGES:,} of the {len(items):,} labelled images were drawn at random to calibrate with",
+    )
+
+
+def _embed(
+    encoder: Encoder, sources: Sequence[Source], progress: Progress
+) -> tuple[dict[str, int], Embeddings, tuple[tuple[str, str], ...]]:
+    """The row of each item that could be decoded, the (N, D) embeddings, and what could not."""
+    row_of: dict[str, int] = {}
+    skipped: list[tuple[str, str]] = []
+    parts, waiting = [np.empty((0, encoder.dim), np.float32)], []
+    for done, decoded in enumerate(decode_all(sources, encoder.pixels), start=1):
+        if decoded.pixels is None:
+            skipped.append((decoded.source.item, decoded.error or ""))
+        else:
+            row_of[decoded.source.item] = len(row_of)
+            waiting.append(decoded.pixels)
+        if waiting and (len(waiting) == BATCH or done == len(sources)):
+            parts.append(encoder.embed(np.stack(waiting)))
+            waiting = []
+            progress("embed", done, len(sources))
+    return row_of, np.concatenate(parts), tuple(skipped)
+
+
+def _evidence(table: _Table, row_of: dict[str, int], embeddings: Embeddings, seed: int) -> Evidence:
+    if table.class_of:
+        items = list(row_of)
+        classes = np.unique([table.class_of[item] for item in items], return_inverse=True)[1].astype(np.int64)
+        return calibration.of_classes(embeddings, classes, seed)
+    kept = {pair: same for pair, same in table.pairs.items() if pair[0] in row_of and pair[1] in row_of}
+    rows = np.array([(row_of[a], row_of[b]) for a, b in kept], np.int64).reshape(-1, 2)
+    same = np.array(list(kept.values()), bool)
+    similarities = np.einsum("pd,pd->p", embeddings[rows[:, 0]], embeddings[rows[:, 1]]).astype(np.float64)
+    things = _things(len(row_of), rows[same])
+    return calibration.of_pairs(similarities, same, things[rows], len(row_of))
+
+
+def _things(images: int, links: Classes) -> Classes:
+    """The number of the thing that each image shows: images that are linked, (L, 2), show one."""
+    thing = np.arange(images)
+    for a, b in links.tolist():
+        thing[thing == thing[b]] = thing[a]
+    return np.unique(thing, return_inverse=True)[1].astype(np.int64)

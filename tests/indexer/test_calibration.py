@@ -1,0 +1,58 @@
+"""Curves from similarity to probability: against oracles, and refused where nothing can be fitted."""
+
+import numpy as np
+import pytest
+from sklearn.isotonic import IsotonicRegression
+
+from indexer import calibration
+from indexer.calibration import CalibrationError, Curve
+from indexer.monotone import isotonic
+
+
+def test_isotonic_is_that_of_scikit_learn() -> None:
+    """Pooling adjacent violators gives what the reference gives, with weights and ties."""
+    rng = np.random.default_rng(0)
+    for size in (1, 2, 50, 400):
+        values, weights = np.round(rng.random(size) + np.arange(size) / size, 1), rng.integers(1, 9, size) * 1.0
+        expected = IsotonicRegression().fit_transform(np.arange(size), values, sample_weight=weights)
+        assert isotonic(values, weights) == pytest.approx(expected)
+
+
+def test_the_calibration_error_of_a_known_case() -> None:
+    """Ninety pairs promised 0.2 of which a third is the same, and ten promised 0.9 of which all are: 0.13."""
+    bins = calibration.reliability(np.array([0.9, 0.2]), np.array([[0.0, 60.0], [10.0, 30.0]]))
+    assert calibration.calibration_error(bins) == pytest.approx(0.9 * (1 / 3 - 0.2) + 0.1 * 0.1)
+
+
+def test_the_least_similarity_is_the_threshold_of_a_probability() -> None:
+    """At it the probability is reached, just below it is not, and beyond the curve nothing is enough."""
+    curve = Curve((-0.5, 0.1, 0.7), (0.05, 0.3, 0.9))
+    for probability in np.linspace(0.06, 0.9, 57):
+        least = np.float32(curve.least_similarity(float(probability)))
+        assert curve.probability(least) >= probability > curve.probability(least - np.float32(1e-5))
+    assert curve.least_similarity(0.0) == -1.0
+    assert curve.least_similarity(0.95) == np.inf
+
+
+@pytest.mark.parametrize(("each", "method"), [(4, "platt"), (40, "isotonic")])
+def test_clusters_are_calibrated(each: int, method: str) -> None:
+    """The curve of classes that are clusters rises, and is nearly right on classes held out."""
+    rng = np.random.default_rng(1)
+    classes = np.repeat(np.arange(12), each)
+    rows = rng.standard_normal((12, 16))[classes] + 0.8 * rng.standard_normal((len(classes), 16))
+    rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    found = calibration.fit(calibration.of_classes(rows, classes)).calibration
+    assert found.method == method
+    assert (np.diff(found.probabilities) >= 0).all()
+    assert found.ece_pairs < 0.06
+    assert calibration.Calibration.of(found.fields()) == found
+
+
+def test_what_says_nothing_is_refused() -> None:
+    """One class, one image a class, and equal embeddings are errors that say what is missing."""
+    rows = np.eye(40, dtype=np.float32)
+    for classes, rest in ((np.zeros(40, np.int64), "1 of the 1"), (np.arange(40), "0 of the 40")):
+        with pytest.raises(CalibrationError, match=f"{rest} labelled classes .*at least 4.*label more"):
+            calibration.of_classes(rows, classes)
+    with pytest.raises(CalibrationError, match="same embedding"):
+        calibration.of_classes(np.ones_like(rows), np.arange(40) // 4)

@@ -1,0 +1,59 @@
+"""Searches that ask for probabilities, over a real port."""
+
+from pathlib import Path
+
+import grpc
+import pytest
+from kinsight.v1.search_service_pb2 import SCORE_KIND_PROBABILITY, SearchRequest
+
+from indexer import manifest
+from indexer.calibration import Calibration
+from tests.serving import Stubs, build_photos, reason_of, serving
+
+CURVE = Calibration(
+    similarities=(-1.0, 0.999, 1.0),
+    probabilities=(0.0, 0.2, 1.0),
+    method="isotonic",
+    acceptance=((0.0, 1.0, 1.0), (0.5, 0.125, 0.75), (1.0, 0.0, 0.25)),
+    ece_pairs=0.01,
+    ece_hits=0.02,
+    images=9,
+    classes=3,
+    same=9,
+    different=27,
+)
+
+
+def test_probabilities_follow_the_curve_and_their_threshold_leaves_out(tmp_path: Path) -> None:
+    """Hits say the curve's value, min_probability keeps those that reach it, and states its false-accept rate."""
+    store = build_photos(tmp_path, 8)
+    model = store.model(store.model_ids()[0])
+    manifest.amend_model(model, CURVE.fields())
+
+    with serving(store) as served, Stubs(served.target) as stubs:
+        query = {"item": "003.png", "top_k": 8}
+        every = stubs.search.Search(SearchRequest(**query, score_kind=SCORE_KIND_PROBABILITY), timeout=30)
+        kept = stubs.search.Search(SearchRequest(**query, min_probability=0.5), timeout=30)
+        both = stubs.search.Search(SearchRequest(**query, min_probability=0.0, min_similarity=0.9999), timeout=30)
+        with pytest.raises(grpc.RpcError) as refused:
+            stubs.search.Search(SearchRequest(**query, min_probability=1.5), timeout=30)
+
+    assert [hit.probability for hit in every.hits] == CURVE.probability([h.similarity for h in every.hits]).tolist()
+    assert len(every.hits) == 8
+    assert not every.HasField("false_accept_rate")
+    assert [hit.item for hit in kept.hits] == [hit.item for hit in every.hits if hit.probability >= 0.5]
+    assert kept.false_accept_rate == 0.125
+    assert [hit.item for hit in both.hits] == [hit.item for hit in every.hits if hit.similarity >= 0.9999]
+    assert reason_of(refused.value) == ("INVALID_ARGUMENT", "MIN_PROBABILITY_OUT_OF_RANGE")
+
+
+def test_a_model_without_a_curve_refuses_probabilities(tmp_path: Path) -> None:
+    """The answer is FAILED_PRECONDITION with a stable reason, and names the command that mends it."""
+    with (
+        serving(build_photos(tmp_path, 8)) as served,
+        Stubs(served.target) as stubs,
+        pytest.raises(grpc.RpcError, match="kinsight calibrate") as refused,
+    ):
+        stubs.search.Search(SearchRequest(item="003.png", min_probability=0.5), timeout=30)
+
+    assert reason_of(refused.value) == ("FAILED_PRECONDITION", "MODEL_NOT_CALIBRATED")
