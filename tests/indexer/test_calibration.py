@@ -13,7 +13,10 @@ def test_isotonic_is_that_of_scikit_learn() -> None:
     """Pooling adjacent violators gives what the reference gives, with weights and ties."""
     rng = np.random.default_rng(0)
     for size in (1, 2, 50, 400):
-        values, weights = np.round(rng.random(size) + np.arange(size) / size, 1), rng.integers(1, 9, size) * 1.0
+        values, weights = (
+            np.round(rng.random(size) + np.arange(size) / size, 1),
+            rng.integers(1, 9, size).astype(np.float64),
+        )
         expected = IsotonicRegression().fit_transform(np.arange(size), values, sample_weight=weights)
         assert isotonic(values, weights) == pytest.approx(expected)
 

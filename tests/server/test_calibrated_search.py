@@ -1,6 +1,7 @@
 """Searches that ask for probabilities, over a real port."""
 
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -31,7 +32,7 @@ def test_probabilities_follow_the_curve_and_their_threshold_leaves_out(tmp_path:
     manifest.amend_model(model, CURVE.fields())
 
     with serving(store) as served, Stubs(served.target) as stubs:
-        query = {"item": "003.png", "top_k": 8}
+        query: dict[str, Any] = {"item": "003.png", "top_k": 8}
         every = stubs.search.Search(SearchRequest(**query, score_kind=SCORE_KIND_PROBABILITY), timeout=30)
         kept = stubs.search.Search(SearchRequest(**query, min_probability=0.5), timeout=30)
         both = stubs.search.Search(SearchRequest(**query, min_probability=0.0, min_similarity=0.9999), timeout=30)
