@@ -277,6 +277,14 @@ def with_objective(recipe: Recipe, name: str) -> Recipe:
     return from_dict({**to_dict(recipe), "objective": {"name": name, **shared}})
 
 
+def taught(recipe: Recipe, name: str) -> Recipe:
+    """The recipe for learning on with a few labels, by the objective of this name; raises RecipeError.
+
+    The last epoch's encoder is exported: the contrast, which needs no labels, falls while labels still teach.
+    """
+    return override(with_objective(recipe, name), "run.choose=last")
+
+
 def to_dict(recipe: Recipe) -> dict[str, dict[str, Any]]:
     """All sections and values, as `from_dict` and JSON take them."""
     fields = dataclasses.asdict(recipe)

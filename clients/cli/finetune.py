@@ -97,12 +97,12 @@ def finetune(
     if resume and (settings or given or name):
         raise click.UsageError("a resumed run goes on with its own recipe and name; leave out what would change them")
     from indexer.store import Store
-    from trainer.recipe import override, with_objective
+    from trainer.recipe import override, taught
     from trainer.run import train
     from trainer.start import recipe_from
 
     place = Store(store)
-    recipe = override(with_objective(recipe_from(place.model(model)), _METHODS[method]), *settings, *given)
+    recipe = override(taught(recipe_from(place.model(model)), _METHODS[method]), *settings, *given)
     with followed(place, progress_style, "finetune") as work:
         name, resume = run_to_do(place, work, name, resume)
         done = train(

@@ -124,7 +124,7 @@ class Bench:
         return judged
 
     def _learned(self, draw: Draw, method: str, report: Progress) -> Judged:
-        base = recipes.with_objective(recipe_from(self.model), method)
+        base = recipes.taught(recipe_from(self.model), method)
         name = f"few-{draw.name}-{method}"
         begun = (self.store.runs / name / "recipe.toml").exists()
         table = self._table(draw, report)

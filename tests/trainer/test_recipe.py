@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from trainer.objectives import objective_class
-from trainer.recipe import RecipeError, from_dict, load, names, override, to_dict, to_toml
+from trainer.recipe import RecipeError, from_dict, load, names, override, taught, to_dict, to_toml
 
 
 @pytest.mark.parametrize("name", names())
@@ -86,7 +86,7 @@ def test_override_sets_one_value(assignment: str, section: str, key: str, expect
         ("run.epoch=3", "did you mean 'epochs'"),
         ("optimiser.lr=1", "did you mean 'optimizer'"),
         ("objective.sigm=1", "did you mean 'sigma'"),
-        ("objective.name=stlm", "there are: stml"),
+        ("objective.name=stlm", "there are: cmsf_semi, stml"),
         ("view.scales=1", "did you mean 'scale'"),
         ("run.epochs=three", "run.epochs is 'three'; it must be of type int"),
         ("run.epochs=0", "run.epochs is 0; it must be 1 to"),
@@ -125,5 +125,13 @@ def test_recipe_files_are_read_and_their_mistakes_named(tmp_path: Path) -> None:
 
 def test_unknown_objective_lists_the_names() -> None:
     """The table's error says what there is."""
-    with pytest.raises(ValueError, match="no objective is named 'byol'; there are: stml"):
+    with pytest.raises(ValueError, match="no objective is named 'byol'; there are: cmsf_semi, stml"):
         objective_class("byol")
+
+
+def test_what_is_taught_by_labels_keeps_what_its_model_was_learned_with_and_ends_with_the_last_epoch() -> None:
+    """Keywords that both objectives have are kept; the epoch is not chosen by a measure that labels lower."""
+    recipe = override(load("stml"), "objective.sigma=2", "run.seed=7")
+    found = taught(recipe, "stml_semi")
+    assert (recipe.run.choose, found.run.choose, found.run.seed) == ("contrast", "last", 7)
+    assert (found.objective.name, found.objective.keywords["sigma"]) == ("stml_semi", 2)

@@ -51,7 +51,7 @@ class STMLSemi(STML):
         self,
         encoder: Encoder,
         *,
-        classes: int = 8,
+        classes: int = 16,
         images: int = 3,
         supervised_weight: float = 1.0,
         supervised_loss: Literal["multi_similarity", "proxy_anchor"] = "multi_similarity",
