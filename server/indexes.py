@@ -23,7 +23,8 @@ from indexer.encoder import Encoder
 from indexer.live import LiveIndex, Snapshot
 from indexer.store import Store
 from indexer.version import Version, active_version, open_version
-from server.errors import IndexNotFound, NoIndex, foreseen
+from server.answers import foreseen
+from server.errors import IndexNotFound, NoIndex
 from server.item_ids import ItemIds
 from server.news import Inbox, News
 

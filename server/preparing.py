@@ -10,7 +10,7 @@ from google.protobuf.struct_pb2 import Struct  # type: ignore[import-untyped]
 from kinsight.v1.item_service_pb2 import ItemUpsert
 
 from indexer.records import DuplicateItem, InvalidItem, InvalidPayload, Upsert
-from server import errors
+from server import answers
 from server.embeddings import unit
 from server.indexes import ActiveIndex
 
@@ -41,7 +41,7 @@ def _prepare(batch: Batch) -> Prepared:
                 raise DuplicateItem(f"item {item.item!r} comes {times[item.item]} times in this batch; send it once")
             prepared.append(_upsert(item, batch.index))
         except Exception as error:
-            if not errors.foreseen(error):
+            if not answers.foreseen(error):
                 raise
             prepared.append(error)
     return prepared

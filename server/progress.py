@@ -12,7 +12,7 @@ from kinsight.v1.operation_metadata_pb2 import OperationMetadata
 
 from indexer.operations import UNFINISHED, NoSuchOperation, Operation
 from indexer.store import Store
-from server import descriptions, errors
+from server import answers, descriptions
 from server.errors import VersionNotFound
 from server.indexes import Indexes
 
@@ -54,7 +54,7 @@ def message(indexes: Indexes, store: Store, operation: Operation) -> operations_
     if operation.state == "done":
         told.response.Pack(_response(indexes, store, operation))
     elif operation.state == "failed":
-        told.error.CopyFrom(errors.status_by_name(operation.error_types, operation.error))
+        told.error.CopyFrom(answers.status_by_name(operation.error_types, operation.error))
     elif operation.state == "cancelled":
         told.error.CopyFrom(status_pb2.Status(code=code_pb2.CANCELLED, message="the operation was cancelled"))
     return told

@@ -12,7 +12,7 @@ from kinsight.v1 import index_service_pb2 as pb
 from kinsight.v1 import index_service_pb2_grpc
 
 from indexer import adopt, version
-from server import descriptions, errors, learning, progress
+from server import answers, descriptions, learning, progress
 from server.admission import Admission
 from server.errors import (
     IndexExists,
@@ -52,7 +52,7 @@ class IndexService(index_service_pb2_grpc.IndexServiceServicer):
                 page = Page.asked(request.page_size, request.page_token, "indexes")
                 return await asyncio.to_thread(self._list_indexes, page)
         except Exception as error:
-            await errors.abort(context, error)
+            await answers.abort(context, error)
 
     async def GetIndex(self, request: pb.GetIndexRequest, context: _Context) -> pb.Index:  # noqa: N802 - gRPC's name
         """Answers IndexService.GetIndex; see the proto."""
@@ -60,7 +60,7 @@ class IndexService(index_service_pb2_grpc.IndexServiceServicer):
             with self._admission.admit(0):
                 return await asyncio.to_thread(self._index, request.index)
         except Exception as error:
-            await errors.abort(context, error)
+            await answers.abort(context, error)
 
     async def GetIndexStats(  # noqa: N802 - gRPC's name
         self, request: pb.GetIndexStatsRequest, context: _Context
@@ -71,7 +71,7 @@ class IndexService(index_service_pb2_grpc.IndexServiceServicer):
                 served = self._indexes.get(request.index)
                 return await asyncio.to_thread(descriptions.index_stats, self._store, served)
         except Exception as error:
-            await errors.abort(context, error)
+            await answers.abort(context, error)
 
     async def BuildVersion(  # noqa: N802 - gRPC's name
         self, request: pb.BuildVersionRequest, context: _Context
@@ -81,7 +81,7 @@ class IndexService(index_service_pb2_grpc.IndexServiceServicer):
             with self._admission.admit(0):
                 return await self._start(await asyncio.to_thread(self._build, request), request.request_id)
         except Exception as error:
-            await errors.abort(context, error)
+            await answers.abort(context, error)
 
     async def ActivateVersion(  # noqa: N802 - gRPC's name
         self, request: pb.ActivateVersionRequest, context: _Context
@@ -91,7 +91,7 @@ class IndexService(index_service_pb2_grpc.IndexServiceServicer):
             with self._admission.admit(0):
                 return await asyncio.to_thread(self._activate, request)
         except Exception as error:
-            await errors.abort(context, error)
+            await answers.abort(context, error)
 
     async def RollbackIndex(  # noqa: N802 - gRPC's name
         self, request: pb.RollbackIndexRequest, context: _Context
@@ -101,7 +101,7 @@ class IndexService(index_service_pb2_grpc.IndexServiceServicer):
             with self._admission.admit(0):
                 return await asyncio.to_thread(self._roll_back, request)
         except Exception as error:
-            await errors.abort(context, error)
+            await answers.abort(context, error)
 
     async def ListVersions(  # noqa: N802 - gRPC's name
         self, request: pb.ListVersionsRequest, context: _Context
@@ -111,7 +111,7 @@ class IndexService(index_service_pb2_grpc.IndexServiceServicer):
             with self._admission.admit(0):
                 return await asyncio.to_thread(self._list_versions, request)
         except Exception as error:
-            await errors.abort(context, error)
+            await answers.abort(context, error)
 
     async def DeleteVersion(  # noqa: N802 - gRPC's name
         self, request: pb.DeleteVersionRequest, context: _Context
@@ -122,7 +122,7 @@ class IndexService(index_service_pb2_grpc.IndexServiceServicer):
                 await asyncio.to_thread(self._delete, request)
                 return empty_pb2.Empty()
         except Exception as error:
-            await errors.abort(context, error)
+            await answers.abort(context, error)
 
     async def EvaluateVersion(  # noqa: N802 - gRPC's name
         self, request: pb.EvaluateVersionRequest, context: _Context
@@ -132,7 +132,7 @@ class IndexService(index_service_pb2_grpc.IndexServiceServicer):
             with self._admission.admit(0):
                 return await self._start(await asyncio.to_thread(self._evaluate, request))
         except Exception as error:
-            await errors.abort(context, error)
+            await answers.abort(context, error)
 
     async def SnapshotIndex(  # noqa: N802 - gRPC's name
         self, request: pb.SnapshotIndexRequest, context: _Context
@@ -142,7 +142,7 @@ class IndexService(index_service_pb2_grpc.IndexServiceServicer):
             with self._admission.admit(0):
                 return await self._start(await asyncio.to_thread(self._snapshot, request), request.request_id)
         except Exception as error:
-            await errors.abort(context, error)
+            await answers.abort(context, error)
 
     async def RestoreIndex(  # noqa: N802 - gRPC's name
         self, request: pb.RestoreIndexRequest, context: _Context
@@ -152,7 +152,7 @@ class IndexService(index_service_pb2_grpc.IndexServiceServicer):
             with self._admission.admit(0):
                 return await self._start(await asyncio.to_thread(self._restore, request), request.request_id)
         except Exception as error:
-            await errors.abort(context, error)
+            await answers.abort(context, error)
 
     async def _start(self, job: Job, request_id: str = "") -> operations_pb2.Operation:
         check_request_id(request_id)

@@ -28,7 +28,7 @@ from kinsight.v1.item_service_pb2 import (
 
 from indexer.pixels import PixelsError
 from indexer.records import Outcome, Refused, Upsert
-from server import errors, progress, reading
+from server import answers, progress, reading
 from server.admission import Admission
 from server.errors import BatchSizeOutOfRange, InvalidRequestId, RefusedBefore
 from server.folders import Folders
@@ -69,7 +69,7 @@ class ItemService(item_service_pb2_grpc.ItemServiceServicer):
                 _check_batch(len(request.items), request.request_id)
                 return BatchUpsertItemsResponse(results=await self._upsert(request))
         except Exception as error:
-            await errors.abort(context, error)
+            await answers.abort(context, error)
 
     async def BatchDeleteItems(  # noqa: N802 - gRPC's name
         self, request: BatchDeleteItemsRequest, context: _Context
@@ -83,7 +83,7 @@ class ItemService(item_service_pb2_grpc.ItemServiceServicer):
                 outcomes = await self._workers.writing.submit(write)
                 return BatchDeleteItemsResponse(results=map(_result, outcomes))
         except Exception as error:
-            await errors.abort(context, error)
+            await answers.abort(context, error)
 
     async def GetItem(self, request: GetItemRequest, context: _Context) -> Item:  # noqa: N802 - gRPC's name
         """Answers ItemService.GetItem; see the proto."""
@@ -91,7 +91,7 @@ class ItemService(item_service_pb2_grpc.ItemServiceServicer):
             with self._admission.admit(0):
                 return await asyncio.to_thread(reading.item, self._indexes.get(request.index), request.item)
         except Exception as error:
-            await errors.abort(context, error)
+            await answers.abort(context, error)
 
     async def ListItems(  # noqa: N802 - gRPC's name
         self, request: ListItemsRequest, context: _Context
@@ -104,7 +104,7 @@ class ItemService(item_service_pb2_grpc.ItemServiceServicer):
                 found = await asyncio.to_thread(reading.page, index, page, request.filter)
                 return ListItemsResponse(items=found.entries, next_page_token=found.token)
         except Exception as error:
-            await errors.abort(context, error)
+            await answers.abort(context, error)
 
     async def ImportItems(  # noqa: N802 - gRPC's name
         self, request: ImportItemsRequest, context: _Context
@@ -115,7 +115,7 @@ class ItemService(item_service_pb2_grpc.ItemServiceServicer):
                 path = await asyncio.to_thread(self._folders.to_read, request.path)
                 return await self._start("import", request.index, path, request.request_id)
         except Exception as error:
-            await errors.abort(context, error)
+            await answers.abort(context, error)
 
     async def ExportItems(  # noqa: N802 - gRPC's name
         self, request: ExportItemsRequest, context: _Context
@@ -126,7 +126,7 @@ class ItemService(item_service_pb2_grpc.ItemServiceServicer):
                 path = await asyncio.to_thread(self._folders.to_write, request.path)
                 return await self._start("export", request.index, path, request.request_id)
         except Exception as error:
-            await errors.abort(context, error)
+            await answers.abort(context, error)
 
     async def _start(self, kind: str, index: str, path: Path, request_id: str) -> operations_pb2.Operation:
         check_request_id(request_id)
@@ -209,4 +209,4 @@ def _result(outcome: Outcome) -> ItemResult:
 
 
 def _failed(item: str, error: Exception) -> ItemResult:
-    return ItemResult(item=item, status=errors.status_of(error))
+    return ItemResult(item=item, status=answers.status_of(error))

@@ -11,7 +11,7 @@ from kinsight.v1 import model_service_pb2 as pb
 from kinsight.v1 import model_service_pb2_grpc
 
 from indexer.manifest import ManifestError
-from server import descriptions, errors, learning, progress
+from server import answers, descriptions, learning, progress
 from server.admission import Admission
 from server.errors import BudgetOutOfRange, InvalidPath
 from server.folders import Folders
@@ -45,7 +45,7 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
                 page = Page.asked(request.page_size, request.page_token, "models")
                 return await asyncio.to_thread(self._list, page)
         except Exception as error:
-            await errors.abort(context, error)
+            await answers.abort(context, error)
 
     async def GetModel(self, request: pb.GetModelRequest, context: _Context) -> pb.Model:  # noqa: N802 - gRPC's name
         """Answers ModelService.GetModel; see the proto."""
@@ -53,7 +53,7 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
             with self._admission.admit(0):
                 return await asyncio.to_thread(self._model, request.model)
         except Exception as error:
-            await errors.abort(context, error)
+            await answers.abort(context, error)
 
     async def Train(  # noqa: N802 - gRPC's name
         self, request: pb.TrainRequest, context: _Context
@@ -83,7 +83,7 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
                 operation = await self._jobs.start(job, request.request_id)
                 return await asyncio.to_thread(progress.message, self._indexes, self._store, operation)
         except Exception as error:
-            await errors.abort(context, error)
+            await answers.abort(context, error)
 
     def _list(self, page: Page) -> pb.ListModelsResponse:
         known = []

@@ -11,7 +11,7 @@ from google.protobuf import empty_pb2, json_format  # type: ignore[import-untype
 
 from indexer import filters, operations
 from indexer.operations import UNFINISHED, NoSuchOperation, Operation
-from server import errors, progress, reading
+from server import answers, progress, reading
 from server.admission import Admission
 from server.indexes import Indexes
 from server.jobs import Jobs
@@ -39,7 +39,7 @@ class OperationsService(operations_pb2_grpc.OperationsServicer):
             with self._admission.admit(0):
                 return await asyncio.to_thread(self._message, await self._find(request.name))
         except Exception as error:
-            await errors.abort(context, error)
+            await answers.abort(context, error)
 
     async def WaitOperation(  # noqa: N802 - gRPC's name
         self, request: operations_pb2.WaitOperationRequest, context: _Context
@@ -55,7 +55,7 @@ class OperationsService(operations_pb2_grpc.OperationsServicer):
                         return await asyncio.to_thread(self._message, found)
                 await asyncio.sleep(LOOK_EVERY_S)
         except Exception as error:
-            await errors.abort(context, error)
+            await answers.abort(context, error)
 
     async def ListOperations(  # noqa: N802 - gRPC's name
         self, request: operations_pb2.ListOperationsRequest, context: _Context
@@ -66,7 +66,7 @@ class OperationsService(operations_pb2_grpc.OperationsServicer):
                 page = Page.asked(request.page_size, request.page_token, request.filter)
                 return await asyncio.to_thread(self._list, page, request.filter)
         except Exception as error:
-            await errors.abort(context, error)
+            await answers.abort(context, error)
 
     async def CancelOperation(  # noqa: N802 - gRPC's name
         self, request: operations_pb2.CancelOperationRequest, context: _Context
@@ -77,7 +77,7 @@ class OperationsService(operations_pb2_grpc.OperationsServicer):
                 await self._jobs.cancel((await self._find(request.name)).id)
                 return empty_pb2.Empty()
         except Exception as error:
-            await errors.abort(context, error)
+            await answers.abort(context, error)
 
     async def DeleteOperation(  # noqa: N802 - gRPC's name
         self, request: operations_pb2.DeleteOperationRequest, context: _Context
@@ -89,7 +89,7 @@ class OperationsService(operations_pb2_grpc.OperationsServicer):
                 await asyncio.to_thread(operations.delete, self._jobs.directory, found.id)
                 return empty_pb2.Empty()
         except Exception as error:
-            await errors.abort(context, error)
+            await answers.abort(context, error)
 
     async def _find(self, name: str) -> Operation:
         found = await asyncio.to_thread(operations.find, self._jobs.directory, progress.identity_of(name))

@@ -6,7 +6,7 @@ import grpc
 from kinsight.v1 import search_service_pb2_grpc
 from kinsight.v1.search_service_pb2 import Embedding, EmbedRequest, EmbedResponse, SearchRequest, SearchResponse
 
-from server import errors, reading
+from server import answers, reading
 from server.admission import Admission
 from server.embeddings import Floats, unit
 from server.errors import QueryMissing
@@ -38,7 +38,7 @@ class SearchService(search_service_pb2_grpc.SearchServiceServicer):
                     return await asyncio.to_thread(reading.with_payloads, index, response)
                 return response
         except Exception as error:
-            await errors.abort(context, error)
+            await answers.abort(context, error)
 
     async def Embed(self, request: EmbedRequest, context: _Context) -> EmbedResponse:  # noqa: N802 - gRPC's name
         """Answers SearchService.Embed; see the proto."""
@@ -48,7 +48,7 @@ class SearchService(search_service_pb2_grpc.SearchServiceServicer):
                 values = await self._workers.embed(request.image, index.encoder)
                 return EmbedResponse(embedding=Embedding(model=index.model, values=values.tolist()))
         except Exception as error:
-            await errors.abort(context, error)
+            await answers.abort(context, error)
 
     async def _query(self, request: SearchRequest, index: ActiveIndex) -> Floats | str:
         match request.WhichOneof("query"):

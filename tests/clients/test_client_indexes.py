@@ -117,5 +117,5 @@ def test_operations_are_listed_cancelled_and_forgotten(client: Any) -> None:
 
 def test_learning_from_a_given_model_is_a_mistake(client: Any) -> None:
     """Found before anything is sent."""
-    with pytest.raises(TypeError, match="leave out model"):
+    with pytest.raises(TypeError, match="give one of model, learn"):
         client.indexes.build(model="m", learn=True)

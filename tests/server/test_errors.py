@@ -20,7 +20,7 @@ from indexer import manifest, pixels
 from indexer.adopt import open_catalog
 from indexer.catalog import CATALOG
 from indexer.store import Store
-from server import errors
+from server import answers
 from server.admission import Admission
 from tests.serving import SPEC, Gallery, Served, make_version, photo, serving, stub_of
 
@@ -56,6 +56,7 @@ REQUESTS: dict[str, tuple[Callable[[Gallery], SearchRequest], str]] = {
     "a name of 100,000 letters": (lambda g: SearchRequest(item="\U0001f431" * 100_000), "ITEM_NOT_FOUND"),
     "an index's of as many": (lambda g: SearchRequest(index="i" * 100_000, item="a"), "INDEX_NOT_FOUND"),
     "a model's of as many": (lambda g: _embedding(g, [1.0], model="\U0001f431" * 100_000), "MODEL_MISMATCH"),
+    "a score of unknown kind": (lambda g: SearchRequest(item=g.items[0], score_kind=99), "SCORE_KIND_UNKNOWN"),
     "an unknown item": (lambda g: SearchRequest(item="nobody.png"), "ITEM_NOT_FOUND"),
     "an unknown index": (lambda g: SearchRequest(index="nothing", item="a"), "INDEX_NOT_FOUND"),
 }
@@ -154,7 +155,7 @@ SERVERS = {
     "a failure that nobody foresaw": (_broken_inside, "INTERNAL"),
 }
 
-CODES = {answer.reason: answer for answer in errors.TABLE.values()}
+CODES = {answer.reason: answer for answer in answers.TABLE.values()}
 
 
 def _failure(served: Served, request: SearchRequest) -> grpc.RpcError:
@@ -200,7 +201,7 @@ def test_a_server_in_trouble_answers_by_the_table(name: str, gallery: Gallery, t
     prepare, reason = SERVERS[name]
     with prepare(gallery, tmp_path) as served:
         error = _failure(served, SearchRequest(item=gallery.items[0]))
-    expected = CODES.get(reason, errors.Answer(grpc.StatusCode.INTERNAL, "INTERNAL"))
+    expected = CODES.get(reason, answers.Answer(grpc.StatusCode.INTERNAL, "INTERNAL"))
     assert (_error_info(error).reason, error.code()) == (reason, expected.code)
     assert ("RetryInfo" in _details(error)) == expected.retry
 
@@ -231,7 +232,7 @@ def test_an_internal_error_is_logged_with_its_stack_and_answered_without(
     gallery: Gallery, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Neither the exception's text nor its stack leaves the server."""
-    with caplog.at_level(logging.ERROR, "server.errors"), _broken_inside(gallery, tmp_path) as served:
+    with caplog.at_level(logging.ERROR, "server.answers"), _broken_inside(gallery, tmp_path) as served:
         error = _failure(served, SearchRequest(item=gallery.items[0]))
     assert "closed" not in _text(error)
     assert "Traceback" not in _text(error)

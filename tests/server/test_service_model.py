@@ -283,7 +283,7 @@ def test_bad_requests_are_answered_with_reasons(stubs: Stubs, school: School) ->
 def test_what_fails_in_the_process_has_its_own_reason(stubs: Stubs, school: School) -> None:
     """Labels of unknown images, a recipe that there is none of, and a budget above the collection."""
     good: dict[str, Any] = {"model": school.model, "images": str(school.pictures)}
-    lost = Labels(images=[LabelledImage(path=f"{n}.png", class_id=f"{n % 2}") for n in ("100", "101")])
+    lost = Labels(images=[LabelledImage(path=f"{n}.png", class_id=f"{n % 2}") for n in (100, 101)])
     told = stubs.ended(stubs.models.FineTune(FineTuneRequest(**good, labels=lost)))
     assert reason_of(told.error) == ("INVALID_ARGUMENT", "INVALID_LABELS")
     told = stubs.ended(stubs.models.Train(TrainRequest(images=[str(school.pictures)], recipe="none-such")))

@@ -1,0 +1,253 @@
+"""What a client gets for an error: one table from exception to gRPC code and stable reason.
+
+It has the errors of this room and those of the indexer (undecodable image, unknown item, corrupt version, full disk).
+Whatever it lacks is INTERNAL: logged with its stack, answered without.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+import grpc
+from google.protobuf import any_pb2, duration_pb2, message  # type: ignore[import-untyped]
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from indexer import records
+from indexer.catalog import CatalogBusy, CatalogCorrupt, CatalogWriteFailed, RequestReused, UnknownContent
+from indexer.encoder import ProbeMismatch
+from indexer.filters import FilterSyntaxError, UnknownField
+from indexer.labels import LabelsError
+from indexer.manifest import ManifestError
+from indexer.operations import NoSuchOperation, OperationRunning
+from indexer.pixels import ImageTooLarge, UndecodableImage
+from indexer.rebuild import NoActiveVersion
+from indexer.snapshot import DamagedSnapshot, NotEmpty
+from indexer.source import SourceError
+from indexer.store import NotFound
+from indexer.version import UnknownItem, VersionError
+from server.errors import (
+    BatchSizeOutOfRange,
+    BudgetOutOfRange,
+    BuildInProgress,
+    DimensionMismatch,
+    DiversityOutOfRange,
+    Draining,
+    EmbeddingNotFinite,
+    EmbeddingZero,
+    IndexExists,
+    IndexNameInvalid,
+    IndexNotFound,
+    InvalidGroupBy,
+    InvalidLabels,
+    InvalidLearning,
+    InvalidPageToken,
+    InvalidPath,
+    InvalidRequestId,
+    LearningInProgress,
+    MinProbabilityOutOfRange,
+    MinRecallOutOfRange,
+    MinSimilarityOutOfRange,
+    ModelMismatch,
+    ModelNotCalibrated,
+    ModelNotFound,
+    NoIndex,
+    NothingToRollBack,
+    NprobeOutOfRange,
+    OperationFailed,
+    Overloaded,
+    PageSizeOutOfRange,
+    ParamsConflict,
+    PathExists,
+    PathNotAllowed,
+    PathNotFound,
+    QueryMissing,
+    RefusedBefore,
+    ScoreKindUnknown,
+    StaleEtag,
+    TargetRecallOutOfRange,
+    ThresholdOutOfRange,
+    TopKOutOfRange,
+    VersionInUse,
+    VersionNotFound,
+)
+
+DOMAIN = "kinsight"
+MAX_TEXT_BYTES = 800  # an error travels in HTTP/2 headers, up to four times over; gRPC drops calls above 8 KiB there
+RETRY_DELAY_S = 0.5  # long enough for a full queue to empty, short enough that nobody notices
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """How an exception is answered.
+
+    Attributes:
+        code: gRPC's status code.
+        reason: ErrorInfo's reason; never changes once released.
+        field: the request's field at fault, for BadRequest.
+        retry: whether the same request may succeed in a moment, for RetryInfo.
+        subject: what is not as the request needs it, for PreconditionFailure.
+    """
+
+    code: grpc.StatusCode
+    reason: str
+    field: str = ""
+    retry: bool = False
+    subject: str = ""
+
+
+_INVALID = grpc.StatusCode.INVALID_ARGUMENT
+_NOT_FOUND = grpc.StatusCode.NOT_FOUND
+_EXISTS = grpc.StatusCode.ALREADY_EXISTS
+_UNMET = grpc.StatusCode.FAILED_PRECONDITION
+_ABORTED = grpc.StatusCode.ABORTED
+_LOST = grpc.StatusCode.DATA_LOSS
+
+TABLE: Mapping[type[Exception], Answer] = {
+    UndecodableImage: Answer(_INVALID, "IMAGE_DECODE_FAILED", field="image"),
+    ImageTooLarge: Answer(_INVALID, "IMAGE_TOO_LARGE", field="image"),
+    QueryMissing: Answer(_INVALID, "QUERY_MISSING", field="query"),
+    TopKOutOfRange: Answer(_INVALID, "TOP_K_OUT_OF_RANGE", field="top_k"),
+    NprobeOutOfRange: Answer(_INVALID, "NPROBE_OUT_OF_RANGE", field="params.nprobe"),
+    DimensionMismatch: Answer(_INVALID, "DIMENSION_MISMATCH", field="embedding.values"),
+    EmbeddingNotFinite: Answer(_INVALID, "EMBEDDING_NOT_FINITE", field="embedding.values"),
+    EmbeddingZero: Answer(_INVALID, "EMBEDDING_ZERO", field="embedding.values"),
+    ModelMismatch: Answer(_UNMET, "MODEL_MISMATCH", subject="model"),
+    ParamsConflict: Answer(_INVALID, "PARAMS_CONFLICT", field="params.target_recall"),
+    TargetRecallOutOfRange: Answer(_INVALID, "TARGET_RECALL_OUT_OF_RANGE", field="params.target_recall"),
+    MinSimilarityOutOfRange: Answer(_INVALID, "MIN_SIMILARITY_OUT_OF_RANGE", field="min_similarity"),
+    ThresholdOutOfRange: Answer(_INVALID, "THRESHOLD_OUT_OF_RANGE", field="near_duplicate_threshold"),
+    DiversityOutOfRange: Answer(_INVALID, "DIVERSITY_OUT_OF_RANGE", field="diversity"),
+    InvalidGroupBy: Answer(_INVALID, "INVALID_GROUP_BY", field="group_by"),
+    MinProbabilityOutOfRange: Answer(_INVALID, "MIN_PROBABILITY_OUT_OF_RANGE", field="min_probability"),
+    ScoreKindUnknown: Answer(_INVALID, "SCORE_KIND_UNKNOWN", field="score_kind"),
+    ModelNotCalibrated: Answer(_UNMET, "MODEL_NOT_CALIBRATED", subject="model"),
+    FilterSyntaxError: Answer(_INVALID, "FILTER_SYNTAX", field="filter"),
+    UnknownField: Answer(_INVALID, "FILTER_UNKNOWN_FIELD", field="filter"),
+    UnknownItem: Answer(_NOT_FOUND, "ITEM_NOT_FOUND"),
+    UnknownContent: Answer(_NOT_FOUND, "ITEM_NOT_FOUND"),
+    records.ItemNotFound: Answer(_NOT_FOUND, "ITEM_NOT_FOUND"),
+    records.InvalidItem: Answer(_INVALID, "INVALID_ITEM", field="item"),
+    records.DuplicateItem: Answer(_INVALID, "DUPLICATE_ITEM", field="item"),
+    records.InvalidPayload: Answer(_INVALID, "INVALID_PAYLOAD", field="payload"),
+    records.PayloadTooLarge: Answer(_INVALID, "PAYLOAD_TOO_LARGE", field="payload"),
+    BatchSizeOutOfRange: Answer(_INVALID, "BATCH_SIZE_OUT_OF_RANGE", field="items"),
+    InvalidRequestId: Answer(_INVALID, "INVALID_REQUEST_ID", field="request_id"),
+    RequestReused: Answer(_INVALID, "REQUEST_ID_REUSED", field="request_id"),
+    RefusedBefore: Answer(_UNMET, "REFUSED_BEFORE", subject="request_id"),
+    PageSizeOutOfRange: Answer(_INVALID, "PAGE_SIZE_OUT_OF_RANGE", field="page_size"),
+    InvalidPageToken: Answer(_INVALID, "INVALID_PAGE_TOKEN", field="page_token"),
+    IndexNotFound: Answer(_NOT_FOUND, "INDEX_NOT_FOUND"),
+    IndexNameInvalid: Answer(_INVALID, "INVALID_INDEX_NAME", field="index"),
+    IndexExists: Answer(_EXISTS, "INDEX_EXISTS"),
+    VersionNotFound: Answer(_NOT_FOUND, "VERSION_NOT_FOUND"),
+    VersionInUse: Answer(_UNMET, "VERSION_IN_USE", subject="version"),
+    NothingToRollBack: Answer(_UNMET, "NOTHING_TO_ROLL_BACK", subject="index"),
+    StaleEtag: Answer(_ABORTED, "STALE_ETAG"),
+    BuildInProgress: Answer(_ABORTED, "BUILD_IN_PROGRESS"),
+    LearningInProgress: Answer(_ABORTED, "LEARNING_IN_PROGRESS"),
+    ModelNotFound: Answer(_NOT_FOUND, "MODEL_NOT_FOUND"),
+    MinRecallOutOfRange: Answer(_INVALID, "MIN_RECALL_OUT_OF_RANGE", field="min_recall"),
+    InvalidPath: Answer(_INVALID, "INVALID_PATH", field="path"),
+    PathNotAllowed: Answer(grpc.StatusCode.PERMISSION_DENIED, "PATH_NOT_ALLOWED"),
+    PathNotFound: Answer(_NOT_FOUND, "PATH_NOT_FOUND"),
+    PathExists: Answer(_EXISTS, "PATH_EXISTS"),
+    SourceError: Answer(_INVALID, "INVALID_COLLECTION", field="path"),
+    LabelsError: Answer(_INVALID, "INVALID_LABELS", field="labels"),
+    InvalidLabels: Answer(_INVALID, "INVALID_LABELS", field="labels"),
+    InvalidLearning: Answer(_INVALID, "INVALID_LEARNING"),
+    BudgetOutOfRange: Answer(_INVALID, "BUDGET_OUT_OF_RANGE", field="budget"),
+    NoActiveVersion: Answer(_UNMET, "NO_ACTIVE_VERSION", subject="index"),
+    NotEmpty: Answer(_EXISTS, "PATH_EXISTS"),
+    DamagedSnapshot: Answer(_LOST, "SNAPSHOT_CORRUPT"),
+    NoSuchOperation: Answer(_NOT_FOUND, "OPERATION_NOT_FOUND"),
+    OperationRunning: Answer(_UNMET, "OPERATION_RUNNING", subject="operation"),
+    OperationFailed: Answer(grpc.StatusCode.INTERNAL, "OPERATION_FAILED"),
+    NoIndex: Answer(grpc.StatusCode.UNAVAILABLE, "NO_INDEX", retry=True),
+    Overloaded: Answer(grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED", retry=True),
+    Draining: Answer(grpc.StatusCode.UNAVAILABLE, "DRAINING", retry=True),
+    CatalogWriteFailed: Answer(grpc.StatusCode.RESOURCE_EXHAUSTED, "CATALOG_NOT_WRITABLE"),
+    CatalogBusy: Answer(grpc.StatusCode.UNAVAILABLE, "CATALOG_BUSY", retry=True),
+    CatalogCorrupt: Answer(_LOST, "CATALOG_CORRUPT"),
+    ManifestError: Answer(_LOST, "INDEX_CORRUPT"),
+    VersionError: Answer(_LOST, "INDEX_CORRUPT"),
+    NotFound: Answer(_LOST, "MODEL_MISSING"),
+    ProbeMismatch: Answer(_LOST, "MODEL_PROBE_MISMATCH"),
+}
+
+# Other processes record their errors by name; the table has those of the indexer, or twins of them.
+_BY_NAME = {kind.__name__: answer for kind, answer in TABLE.items()} | {
+    # The trainer's, which this room can't import.
+    "RecipeError": TABLE[InvalidLearning],
+    "StartError": Answer(_UNMET, "MODEL_NOT_LEARNABLE", subject="model"),
+}
+_INTERNAL = Answer(grpc.StatusCode.INTERNAL, "INTERNAL")
+
+
+def status_of(error: Exception) -> status_pb2.Status:
+    """The google.rpc.Status that answers an exception, with ErrorInfo and what else fits its code."""
+    answer = _answer(error)
+    text = (
+        _shortened(str(error)) if answer is not _INTERNAL else "the server failed on this request; its log says why"
+    )
+    return _status(answer, text, getattr(error, "metadata", {}))
+
+
+def status_by_name(types: Sequence[str], text: str) -> status_pb2.Status:
+    """The status that answers an exception of another process, by the names of its class and of those above it."""
+    known = (_BY_NAME[name] for name in types if name in _BY_NAME)
+    return _status(next(known, TABLE[OperationFailed]), _shortened(text), {})
+
+
+def _status(answer: Answer, text: str, more: Mapping[str, str]) -> status_pb2.Status:
+    metadata = {name: _shortened(value) for name, value in more.items()}
+    info = error_details_pb2.ErrorInfo(reason=answer.reason, domain=DOMAIN, metadata=metadata)
+    details: list[message.Message] = [info]
+    if answer.field:
+        violation = error_details_pb2.BadRequest.FieldViolation(field=answer.field, description=text)
+        details.append(error_details_pb2.BadRequest(field_violations=[violation]))
+    if answer.subject:
+        violated = {"type": answer.reason, "subject": answer.subject, "description": text}
+        unmet = error_details_pb2.PreconditionFailure.Violation(**violated)
+        details.append(error_details_pb2.PreconditionFailure(violations=[unmet]))
+    if answer.retry:
+        delay = duration_pb2.Duration(nanos=int(RETRY_DELAY_S * 1e9))
+        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
+    code = code_pb2.Code.Value(answer.code.name)
+    return status_pb2.Status(code=code, message=text, details=[_packed(detail) for detail in details])
+
+
+def foreseen(error: Exception) -> bool:
+    """Whether the table says how to answer it: its message tells all, and a stack would say nothing more."""
+    return _answer(error) is not _INTERNAL
+
+
+async def abort(context: grpc.aio.ServicerContext[object, object], error: Exception) -> NoReturn:
+    """End a call with the answer to `error`; one that the table lacks is logged with its stack."""
+    if not foreseen(error):
+        log.error("a request failed", exc_info=error)
+    status = rpc_status.to_status(status_of(error))
+    await context.abort(status.code, status.details, status.trailing_metadata)
+
+
+def _answer(error: Exception) -> Answer:
+    for kind in type(error).__mro__:
+        if kind in TABLE:
+            return TABLE[kind]
+    return _INTERNAL
+
+
+def _shortened(text: str) -> str:
+    # The path of a damaged file need not be UTF-8, which a message on the wire must be.
+    encoded = text.encode(errors="backslashreplace")
+    cut = encoded[:MAX_TEXT_BYTES].decode(errors="ignore")
+    return cut if len(encoded) <= MAX_TEXT_BYTES else f"{cut}…"
+
+
+def _packed(detail: message.Message) -> any_pb2.Any:
+    packed = any_pb2.Any()
+    packed.Pack(detail)
+    return packed
