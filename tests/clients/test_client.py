@@ -6,11 +6,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import kinsight_client
 import numpy as np
 import pytest
+from click.testing import CliRunner
+from kinsight.v1.search_service_pb2 import SearchRequest
+from kinsight.v1.search_service_pb2_grpc import SearchServiceStub
 from kinsight_client import Client, Embedding, Hit
+from kinsight_client.errors import from_rpc
 
+from clients.cli.command import kinsight
 from server.admission import Admission, Admitted
 from tests.clients.both import BOTH, KINDS
 from tests.serving import Gallery, Served, free_port, photo, serving
@@ -88,6 +94,45 @@ def test_a_failed_call_raises_its_own_class_with_code_and_reason(
         client.search(**arguments)
     assert (code, reason) == (caught.value.code, caught.value.reason)
     assert caught.value.message in str(caught.value)
+
+
+def test_a_message_above_the_limit_is_refused_with_size_limit_and_remedy(client: Any, gallery: Gallery) -> None:
+    """The server's gRPC refuses 40 MB unread, in time, and the next call on the same connection is answered."""
+    message = (
+        r"the request is 40,000,\d{3} bytes, above the limit of 33,554,432 for a message; "
+        "send a smaller image, or fewer items in a call"
+    )
+    for ask in (
+        lambda: client.search(image=bytes(40_000_000)),
+        lambda: client.items.upsert("large", image=bytes(40_000_000)),
+    ):
+        with pytest.raises(kinsight_client.ResourceExhausted, match=message):
+            ask()  # type: ignore[no-untyped-call]
+        assert client.search(item=gallery.items[3], top_k=1).hits[0].item == gallery.items[3]
+
+
+def test_the_command_line_shows_it_as_its_one_line(served: Served, tmp_path: Path) -> None:
+    """`kinsight search` of a file of 40 MB names the file, and what to do."""
+    large = tmp_path / "large.png"
+    large.write_bytes(bytes(40_000_000))
+    result = CliRunner().invoke(kinsight, ["search", str(large), "--server", served.target])
+    assert result.exit_code == 1
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"error: {large}: RESOURCE_EXHAUSTED: the request is 40,000,")
+    assert line.endswith("; send a smaller image, or fewer items in a call")
+
+
+def test_a_message_that_the_channel_would_not_send_is_told_alike(served: Served) -> None:
+    """A limit of the sender gives the same message; what gRPC says of an answer stays as it is."""
+    options = [("grpc.max_send_message_length", 1000), ("grpc.max_receive_message_length", 10)]
+    with grpc.insecure_channel(served.target, options=options) as channel:
+        stub = SearchServiceStub(channel)  # type: ignore[no-untyped-call]
+        with pytest.raises(grpc.RpcError) as sent:
+            stub.Search(SearchRequest(image=bytes(2000)), timeout=10)
+        with pytest.raises(grpc.RpcError) as received:
+            stub.Search(SearchRequest(item="photo"), timeout=10)
+    assert "above the limit of 1,000 for a message; send a smaller image" in from_rpc(sent.value).message
+    assert from_rpc(received.value).message == received.value.details()
 
 
 def test_an_error_carries_the_servers_metadata(client: Any, gallery: Gallery) -> None:

@@ -14,6 +14,7 @@ KinsightError             any failed call; carries the code, the stable reason a
 └── DeadlineExceeded      no answer within timeout_s
 """
 
+import re
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -21,6 +22,8 @@ import grpc
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 _DETAILS_KEY = "grpc-status-details-bin"
+# gRPC's own words, its server's or its client's, with no code or reason of their own to know them by.
+_REQUEST_TOO_LARGE = re.compile(r"(?:SERVER: Received|CLIENT: Sent) message larger than max \((\d+) vs\. (\d+)\)")
 
 
 class KinsightError(Exception):
@@ -108,7 +111,7 @@ def from_rpc(error: grpc.RpcError) -> KinsightError:
     # pairs of key and value, which the type stubs do not know
     trailing: dict[str, bytes] = dict(error.trailing_metadata() or ())  # type: ignore[arg-type]
     status = status_pb2.Status.FromString(trailing.get(_DETAILS_KEY, b""))
-    return _error(code.name, error.details() or "", status)
+    return _error(code.name, _with_remedy(error.details() or ""), status)
 
 
 def from_status(status: status_pb2.Status) -> KinsightError | None:
@@ -116,6 +119,18 @@ def from_status(status: status_pb2.Status) -> KinsightError | None:
     if status.code == code_pb2.OK:
         return None
     return _error(code_pb2.Code.Name(status.code), status.message, status)
+
+
+def _with_remedy(message: str) -> str:
+    """The message, except that of gRPC for a request above the server's limit, which says nothing of what to do."""
+    found = _REQUEST_TOO_LARGE.fullmatch(message)
+    if found is None:
+        return message
+    size, limit = map(int, found.groups())
+    return (
+        f"the request is {size:,} bytes, above the limit of {limit:,} for a message; "
+        "send a smaller image, or fewer items in a call"
+    )
 
 
 def _error(code: str, message: str, status: status_pb2.Status) -> KinsightError:
