@@ -236,26 +236,32 @@ async def _tell(checks: health.aio.HealthServicer, indexes: Indexes) -> None:
 def _bind(server: grpc.aio.Server, listen: str) -> int:
     asked = listen.rpartition(":")[2]
     if asked.isdecimal() and int(asked) > MAX_PORT:  # gRPC would take another one, the remainder by 65,536
-        raise CannotListen(f"can't listen on {listen}: a port is 0 to {MAX_PORT}")
+        raise CannotListen(f"can't listen on {listen}: {why_not(listen)}")
     try:
         port = server.add_insecure_port(listen)
     except RuntimeError as error:
-        raise CannotListen(f"can't listen on {listen}: {_why_not(listen)}") from error
+        raise CannotListen(f"can't listen on {listen}: {why_not(listen)}") from error
     return port
 
 
-def _why_not(listen: str) -> str:
-    """Why an address was refused, with the remedy: gRPC only logs it, so the system is asked again."""
+def why_not(listen: str) -> str:
+    """Why an address was refused, with the remedy: gRPC only logs it, so the system is asked again.
+
+    Args:
+        listen: `host:port`, as it was given.
+    """
     host, _, port = listen.rpartition(":")
     if not port.isdecimal():
         return f"{port!r} is no port; write HOST:PORT, for example 127.0.0.1:50051"
+    if int(port) > MAX_PORT:
+        return f"a port is 0 to {MAX_PORT}"
     try:
         found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
         family, kind, protocol, _, address = found[0]
         with socket.socket(family, kind, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
-    except socket.gaierror:
+    except (socket.gaierror, UnicodeError):  # the second where it can't be a host's name at all
         return f"no host is known as {host!r}; use an address of this machine, 0.0.0.0 for all of them"
     except OSError as error:
         return _REFUSED.get(error.errno or 0, str(error))

@@ -22,7 +22,7 @@ import uvloop
 
 from indexer.store import Store
 from server import app
-from server.app import CannotListen, sole_server
+from server.app import MAX_PORT, CannotListen, sole_server, why_not
 from server.folders import Folders
 from server.news import News, shared_counters
 
@@ -153,6 +153,8 @@ def _reserve(listen: str) -> socket.socket:
     """A socket that holds the address without listening: only this server's processes can take its port."""
     host, _, port = listen.rpartition(":")
     try:
+        if int(port) > MAX_PORT:
+            raise ValueError("the system would take another one, the remainder by 65,536")
         family, kind, protocol, _, address = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[
             0
         ]
@@ -162,8 +164,8 @@ def _reserve(listen: str) -> socket.socket:
         reserved = socket.socket(family, kind, protocol)
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         reserved.bind(address)
-    except (OSError, ValueError, OverflowError) as error:
-        raise CannotListen(f"can't listen on {listen}: {error}") from error
+    except (OSError, ValueError) as error:
+        raise CannotListen(f"can't listen on {listen}: {why_not(listen)}") from error
     return reserved
 
 

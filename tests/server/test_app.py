@@ -105,6 +105,7 @@ def test_a_taken_port_is_an_error_that_names_it(served: Served, gallery: Gallery
         ("192.0.2.1:50051", "it is not an address of this machine"),
         ("127.0.0.1:http-alt", "'http-alt' is no port; write HOST:PORT"),
         ("nonsense", "'nonsense' is no port; write HOST:PORT"),
+        ("a..b:50051", "no host is known as 'a..b'; use an address of this machine"),
     ],
 )
 def test_an_address_that_cannot_be_listened_on_says_why(listen: str, message: str, tmp_path: Path) -> None:
@@ -120,7 +121,7 @@ def test_a_port_of_the_system_says_who_may_listen(monkeypatch: pytest.MonkeyPatc
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr(socket.socket, "bind", refuse)
-    assert app._why_not("127.0.0.1:80") == "this user may not listen there; use a port from 1024 on"
+    assert app.why_not("127.0.0.1:80") == "this user may not listen there; use a port from 1024 on"
 
 
 def test_a_port_beyond_the_last_is_refused(gallery: Gallery) -> None:

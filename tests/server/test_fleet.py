@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,6 +17,9 @@ import pytest
 from kinsight.v1.item_service_pb2 import ItemUpsert
 
 from indexer.store import Store
+from server import fleet as fleets
+from server.app import CannotListen
+from server.folders import Folders
 from server.news import Inbox, News
 from tests.serving import Gallery, Stubs, build_photos, photo, server_process
 
@@ -115,6 +120,36 @@ def test_a_port_or_store_that_is_taken_is_refused(gallery: Gallery, tmp_path: Pa
             )
             assert refused.returncode == 1
             assert problem in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("listen", "message"),
+    [
+        ("nosuchhost.invalid:50051", "no host is known as 'nosuchhost.invalid'; use an address of this machine"),
+        ("a..b:50051", "no host is known as 'a..b'; use an address of this machine"),
+        ("192.0.2.1:50051", "it is not an address of this machine; use one that is, 0.0.0.0 for all of them"),
+        ("127.0.0.1:http-alt", "'http-alt' is no port; write HOST:PORT"),
+        ("nonsense", "'nonsense' is no port; write HOST:PORT"),
+        ("127.0.0.1:99999", "a port is 0 to 65535"),
+    ],
+)
+def test_an_address_that_no_process_can_listen_on_says_why(listen: str, message: str, tmp_path: Path) -> None:
+    """A fleet tells apart what a server of one process does, before it starts any."""
+    with pytest.raises(CannotListen, match=re.escape(f"can't listen on {listen}: {message}")):
+        run_fleet(tmp_path, listen)
+
+
+def test_a_port_that_another_program_listens_on_says_so(tmp_path: Path) -> None:
+    """The remedy is named for a port that is not a server's of ours either."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        listen = f"127.0.0.1:{other.getsockname()[1]}"
+        with pytest.raises(CannotListen, match=f"can't listen on {listen}: it is taken; end what listens there"):
+            run_fleet(tmp_path, listen)
+
+
+def run_fleet(root: Path, listen: str) -> None:
+    """A fleet in this process, which must not come so far as to be ready."""
+    fleets.run(Store(root), listen=listen, index=None, ready=lambda _: pytest.fail("it listens"), folders=Folders(), processes=2)
 
 
 def test_news_are_taken_in_once_and_again_after_each_word() -> None:
