@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from trainer.objectives import objective_class
-from trainer.recipe import RecipeError, from_dict, load, names, override, taught, to_dict, to_toml
+from trainer.recipe import RecipeError, about, from_dict, load, names, override, taught, to_dict, to_toml
 
 
 @pytest.mark.parametrize("name", names())
@@ -56,6 +56,22 @@ def test_the_papers_recipe_for_products_differs_where_their_command_does() -> No
     birds["objective"] |= {"neighbours": 2, "context": 4, "delta": 0.9, "momentum": 0.9}
     birds["optimizer"]["head_lr"] = 1e-2
     assert birds == products
+
+
+@pytest.mark.parametrize(("tuned", "paper"), [("stml-cub-cars", "stml-paper"), ("stml-sop", "stml-paper-sop")])
+def test_a_tuned_recipe_is_the_papers_with_what_the_default_was_measured_with(tuned: str, paper: str) -> None:
+    """Nothing else is changed: it is as grounded as its two parents, and says that it has no figures of its own."""
+    expected, measured = to_dict(load(paper)), to_dict(load("stml"))
+    for section, keys in {
+        "encoder": ["unit_length"],
+        "objective": ["head_init", "whitening", "sigma"],
+        "optimizer": ["head_lr", "warmup_steps"],
+        "run": ["averaging", "choose", "precision"],
+    }.items():
+        expected[section] |= {key: measured[section][key] for key in keys}
+    assert expected == to_dict(load(tuned))
+    assert about(tuned).measured == ()
+    assert "not measured here" in about(tuned).description
 
 
 @pytest.mark.parametrize(
@@ -115,7 +131,7 @@ def test_recipe_files_are_read_and_their_mistakes_named(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="is not TOML"):
         load(file)
     with pytest.raises(
-        RecipeError, match=r"no recipe 'stlm'; there are: .*stml, stml-paper, stml-paper-sop, or give"
+        RecipeError, match=r"no recipe 'stlm'; there are: digits, stml, .*stml-paper-sop, stml-sop, or give"
     ):
         load("stlm")
     file.write_text("run = 3\n")
