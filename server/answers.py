@@ -15,6 +15,7 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from indexer import records
+from indexer.calibration import CalibrationError
 from indexer.catalog import CatalogBusy, CatalogCorrupt, CatalogWriteFailed, RequestReused, UnknownContent
 from indexer.encoder import ProbeMismatch
 from indexer.filters import FilterSyntaxError, UnknownField
@@ -160,6 +161,7 @@ TABLE: Mapping[type[Exception], Answer] = {
     InvalidLabels: Answer(_INVALID, "INVALID_LABELS", field="labels"),
     InvalidLearning: Answer(_INVALID, "INVALID_LEARNING"),
     BudgetOutOfRange: Answer(_INVALID, "BUDGET_OUT_OF_RANGE", field="budget"),
+    CalibrationError: Answer(_INVALID, "LABELS_NOT_CALIBRATABLE", field="labels"),
     NoActiveVersion: Answer(_UNMET, "NO_ACTIVE_VERSION", subject="index"),
     NotEmpty: Answer(_EXISTS, "PATH_EXISTS"),
     DamagedSnapshot: Answer(_LOST, "SNAPSHOT_CORRUPT"),

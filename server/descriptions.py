@@ -104,7 +104,14 @@ def model(directory: Path) -> model_service_pb2.Model:
         metrics=found.metrics,
         create_time=timestamp(found.created),
         licence=found.licence,
+        calibration=calibration(found.calibration) if found.calibration else None,
     )
+
+
+def calibration(found: Mapping[str, Any]) -> model_service_pb2.Calibration:
+    """How a model was calibrated, from its manifest or the result of an operation."""
+    names = ("method", "ece_pairs", "ece_hits", "images", "classes", "same", "different")
+    return model_service_pb2.Calibration(**{name: found[name] for name in names})
 
 
 def model_or_id(store: Store, identity: str) -> model_service_pb2.Model:

@@ -37,6 +37,7 @@ KINDS = {
     "train": OperationMetadata.KIND_TRAIN,
     "finetune": OperationMetadata.KIND_FINE_TUNE,
     "suggest": OperationMetadata.KIND_SUGGEST_LABELS,
+    "calibrate": OperationMetadata.KIND_CALIBRATE,
 }
 
 
@@ -116,6 +117,8 @@ def _of_learning(store: Store, kind: str, result: Mapping[str, Any]) -> Message:
             return _trained(store, result)
         case "finetune":
             return _fine_tuned(store, result)
+        case "calibrate":
+            return _calibrated(result)
     return model_service_pb2.SuggestLabelsResponse(
         **_of(result, "model", "images", "warnings"), paths=result["suggested"], failed=len(result["skipped"])
     )
@@ -137,6 +140,14 @@ def _fine_tuned(store: Store, result: Mapping[str, Any]) -> model_service_pb2.Fi
         suspects=[model_service_pb2.Suspect(**suspect) for suspect in result["suspects"]],
         failed=len(result["skipped"]),
         beats_start=result.get("beats_start"),
+    )
+
+
+def _calibrated(result: Mapping[str, Any]) -> model_service_pb2.CalibrateResponse:
+    return model_service_pb2.CalibrateResponse(
+        **_of(result, "model", "unknown_labels", "warnings"),
+        calibration=descriptions.calibration(result),
+        failed=len(result["skipped"]),
     )
 
 

@@ -21,7 +21,7 @@ from server.paging import Page, part
 from server.service_items import check_request_id
 
 _Context = grpc.aio.ServicerContext[Any, Any]
-_Request = TypeVar("_Request", pb.TrainRequest, pb.FineTuneRequest, pb.SuggestLabelsRequest)
+_Request = TypeVar("_Request", pb.TrainRequest, pb.FineTuneRequest, pb.SuggestLabelsRequest, pb.CalibrateRequest)
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +72,12 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
     ) -> operations_pb2.Operation:
         """Answers ModelService.SuggestLabels; see the proto."""
         return await self._started(self._suggest, request, context)
+
+    async def Calibrate(  # noqa: N802 - gRPC's name
+        self, request: pb.CalibrateRequest, context: _Context
+    ) -> operations_pb2.Operation:
+        """Answers ModelService.Calibrate; see the proto."""
+        return await self._started(self._calibrate, request, context)
 
     async def _started(
         self, job_of: Callable[[_Request], Job], request: _Request, context: _Context
@@ -124,6 +130,12 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
         model = learning.model_id(self._store, request.model)
         words = ["suggest", str(self._folders.to_read(request.images)), "--model", model]
         return Job("suggest", "", (*words, "--budget", str(request.budget), "--seed", str(request.seed)))
+
+    def _calibrate(self, request: pb.CalibrateRequest) -> Job:
+        model = learning.model_id(self._store, request.model)
+        words = ["calibrate", model, str(self._folders.to_read(request.images))]
+        table = learning.table_of(request.labels, self._store, self._folders)  # last: it writes
+        return Job("calibrate", "", (*words, "--labels", str(table)))
 
 
 def _seed(request: pb.TrainRequest | pb.FineTuneRequest) -> list[str]:

@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING
 import click
 
 from clients.cli.options import PATH, Device, device_option, json_option, progress_option, store_option
-from clients.cli.output import named, print_facts, print_json, print_table, printable, progress, warn_skipped
+from clients.cli.output import cell, named, print_facts, print_json, print_table, printable, warn_skipped
+from clients.cli.recording import operation_option, recorded
 
 if TYPE_CHECKING:
+    from indexer.calibrate import Calibrated
     from indexer.calibration import Calibration
 
 _SIMILARITIES = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -25,6 +27,7 @@ _SHOWN = 5  # unknown paths: enough to see what is wrong
 @store_option
 @device_option
 @progress_option
+@operation_option
 @json_option
 def calibrate(
     model: str,
@@ -35,6 +38,7 @@ def calibrate(
     store: Path,
     device: Device,
     progress_style: str,
+    operation: str | None,  # noqa: ARG001  recording reads it
     as_json: bool,
 ) -> None:
     """Fit what a similarity under MODEL means: the probability that two images show the same thing.
@@ -64,12 +68,13 @@ def calibrate(
     from indexer.store import Store
 
     directory = Store(store).model(model)
-    with progress(progress_style) as shown:
-        done = run(directory, images, labels, device=device, seed=seed, progress=shown)
-    if report:
-        from clients.cli.reliability import write_report
+    with recorded("calibrate", "", store, progress_style) as work:
+        done = run(directory, images, labels, device=device, seed=seed, progress=work.report)
+        if report:
+            from clients.cli.reliability import write_report
 
-        write_report(report, directory.name, done.fitted)
+            write_report(report, directory.name, done.fitted)
+        work.finish(_result(directory.name, done, report))
     warn_skipped(done.skipped)
     for path in done.unknown[:_SHOWN]:
         click.echo(f"warning: {printable(path)}, which {labels} labels, is not in {images}", err=True)
@@ -77,15 +82,26 @@ def calibrate(
         click.echo(f"warning: nor are {len(done.unknown) - _SHOWN:,} more of its paths", err=True)
     for warning in done.warnings:
         click.echo(f"warning: {warning}", err=True)
+    if as_json:
+        print_json(_result(directory.name, done, report))
+        return
     facts = {"model": directory.name, **_facts(done.fitted.calibration)}
     tables = _tables(done.fitted.calibration)
-    if as_json:
-        told = {"report": str(report) if report else None, "unknown_labels": list(done.unknown)}
-        print_json({**facts, **tables, **told, "warnings": list(done.warnings), "skipped": named(done.skipped)})
-        return
-    print_facts({name: f"{value:.4f}" if isinstance(value, float) else value for name, value in facts.items()})
+    print_facts({name: cell(value) for name, value in facts.items()})
     for rows in tables.values():
-        print_table([*rows[0]], [["none" if v is None else f"{v:.4g}" for v in row.values()] for row in rows])
+        print_table([*rows[0]], [[cell(value) for value in row.values()] for row in rows])
+
+
+def _result(model: str, done: "Calibrated", report: Path | None) -> dict[str, object]:
+    return {
+        "model": model,
+        **_facts(done.fitted.calibration),
+        **_tables(done.fitted.calibration),
+        "report": str(report) if report else None,
+        "unknown_labels": list(done.unknown),
+        "warnings": list(done.warnings),
+        "skipped": named(done.skipped),
+    }
 
 
 def _facts(calibration: "Calibration") -> dict[str, object]:

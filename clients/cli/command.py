@@ -125,5 +125,11 @@ for verb in (
 ):
     kinsight.add_command(verb)
 
-for remote_verb in (remote_models.models, remote_models.train, remote_models.finetune, remote_models.suggest):
+for remote_verb in (
+    remote_models.models,
+    remote_models.train,
+    remote_models.finetune,
+    remote_models.suggest,
+    remote_models.calibrate,
+):
     remote.add_command(remote_verb)

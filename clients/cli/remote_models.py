@@ -1,4 +1,4 @@
-"""`kinsight remote models|train|finetune|suggest`: what these verbs do, done by a running server."""
+"""`kinsight remote models|train|finetune|suggest|calibrate`: what these verbs do, done by a running server."""
 
 import csv
 import io
@@ -21,7 +21,7 @@ def models(server: str, as_json: bool) -> None:
 
     \b
     JSON keys: models[].model, models[].backbone, models[].objective, models[].dimension, models[].images,
-    models[].labelled, models[].metrics{}, models[].created, models[].licence
+    models[].labelled, models[].metrics{}, models[].created, models[].licence, models[].calibration{} (or null)
     """
     from kinsight_client import Client
 
@@ -101,3 +101,22 @@ def suggest(images: str, model: str, budget: int, seed: int, server: str, as_jso
     table = io.StringIO()
     csv.writer(table, lineterminator="\n").writerows([("path", "class_id"), *((path, "") for path in found.paths)])
     click.echo(table.getvalue(), nl=False)
+
+
+@click.command()
+@click.argument("model")
+@click.argument("images")
+@click.option("--labels", required=True, metavar="PATH", help="CSV or Parquet of classes or pairs.")
+@server_option
+@json_option
+def calibrate(model: str, images: str, labels: str, server: str, as_json: bool) -> None:
+    """Fit what a similarity under MODEL means with labelled IMAGES on the server; see `kinsight calibrate`.
+
+    \b
+    JSON keys: model, calibration.method, calibration.ece_pairs, calibration.ece_hits (or null), calibration.images,
+    calibration.classes, calibration.same, calibration.different, unknown_labels[], failed, warnings[]
+    """
+    from kinsight_client import Client
+
+    with Client(server) as client:
+        tell_facts(plain(awaited(client, client.models.calibrate(model, images, labels))), as_json)

@@ -30,6 +30,8 @@ def test_what_can_not_be_learned_from_is_told_at_once(kind: Any, served: Served)
             client.models.train()
         with pytest.raises(InvalidArgument, match="budget is 0"):
             client.models.suggest("any", "/images", 0)
+        with pytest.raises(NotFound, match="none-such"):
+            client.models.calibrate("none-such", "/images", "/labels.csv")
         with pytest.raises(TypeError, match="few_labels"):
             client.indexes.build(learn=True, few_labels={"a": "b"})
 

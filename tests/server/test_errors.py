@@ -56,7 +56,10 @@ REQUESTS: dict[str, tuple[Callable[[Gallery], SearchRequest], str]] = {
     "a name of 100,000 letters": (lambda g: SearchRequest(item="\U0001f431" * 100_000), "ITEM_NOT_FOUND"),
     "an index's of as many": (lambda g: SearchRequest(index="i" * 100_000, item="a"), "INDEX_NOT_FOUND"),
     "a model's of as many": (lambda g: _embedding(g, [1.0], model="\U0001f431" * 100_000), "MODEL_MISMATCH"),
-    "a score of unknown kind": (lambda g: SearchRequest(item=g.items[0], score_kind=99), "SCORE_KIND_UNKNOWN"),
+    "a score of unknown kind": (
+        lambda g: SearchRequest(item=g.items[0], score_kind=99),  # type: ignore[arg-type]
+        "SCORE_KIND_UNKNOWN",
+    ),
     "an unknown item": (lambda g: SearchRequest(item="nobody.png"), "ITEM_NOT_FOUND"),
     "an unknown index": (lambda g: SearchRequest(index="nothing", item="a"), "INDEX_NOT_FOUND"),
 }

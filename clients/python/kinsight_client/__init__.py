@@ -25,7 +25,15 @@ from kinsight_client.messages import (
     SearchResult,
     Upsert,
 )
-from kinsight_client.models import FineTuneResult, Model, Suggestion, Suspect, TrainResult
+from kinsight_client.models import (
+    Calibration,
+    CalibrationResult,
+    FineTuneResult,
+    Model,
+    Suggestion,
+    Suspect,
+    TrainResult,
+)
 from kinsight_client.operations import Operation
 from kinsight_client.sync_client import Client
 from kinsight_client.versions import (
@@ -44,6 +52,8 @@ __all__ = [
     "AlreadyExists",
     "AsyncClient",
     "BuildResult",
+    "Calibration",
+    "CalibrationResult",
     "Cancelled",
     "Client",
     "Comparison",

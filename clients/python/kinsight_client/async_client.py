@@ -116,6 +116,7 @@ class AsyncModels(Service[ModelCalls]):
     train = _answered(ModelCalls.train)
     finetune = _answered(ModelCalls.finetune)
     suggest = _answered(ModelCalls.suggest)
+    calibrate = _answered(ModelCalls.calibrate)
 
 
 class AsyncOperations(Service[OperationCalls]):

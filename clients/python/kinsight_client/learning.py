@@ -10,7 +10,7 @@ from kinsight.v1.model_service_pb2_grpc import ModelServiceStub
 
 from kinsight_client import models
 from kinsight_client.calls import Call, Channel, Pages, unique
-from kinsight_client.models import FineTuneResult, Model, Suggestion, TrainResult
+from kinsight_client.models import CalibrationResult, FineTuneResult, Model, Suggestion, TrainResult
 from kinsight_client.operations import Operation, operation_of
 
 # A table on the server's machine; the class of each path; or pairs of paths and whether both show the same.
@@ -120,6 +120,22 @@ class ModelCalls:
             request_id=request_id or unique(), model=model, images=fspath(images), budget=budget, seed=seed
         )
         return Call(self._stub.SuggestLabels, request, operation_of)
+
+    def calibrate(
+        self, model: str, images: "str | PathLike[str]", labels: GivenLabels, *, request_id: str = ""
+    ) -> Call[Operation[CalibrationResult]]:
+        """Begin to fit with which probability images of a similarity under a model show the same thing.
+
+        Args:
+            model: its id.
+            images: a collection.
+            labels: as for `finetune`, of images that the model did not learn from.
+            request_id: as for `train`.
+        """
+        request = pb.CalibrateRequest(
+            request_id=request_id or unique(), model=model, images=fspath(images), labels=labels_message(labels)
+        )
+        return Call(self._stub.Calibrate, request, operation_of)
 
 
 def labels_message(labels: GivenLabels) -> Labels:

@@ -8,6 +8,29 @@ from kinsight.v1 import model_service_pb2 as pb
 
 
 @dataclass(frozen=True)
+class Calibration:
+    """What a model was calibrated with, and how far its probabilities are off.
+
+    Attributes:
+        method: `isotonic`, or `platt` where there were few pairs.
+        ece_pairs: expected calibration error over pairs that the curve was not fitted on, 0 to 1.
+        ece_hits: the same over the hits of searches; None where labels were pairs.
+        images: how many were labelled.
+        classes: how many these have; 0 where labels were pairs.
+        same: how many pairs show the same thing.
+        different: how many pairs do not.
+    """
+
+    method: str
+    ece_pairs: float
+    ece_hits: float | None
+    images: int
+    classes: int
+    same: int
+    different: int
+
+
+@dataclass(frozen=True)
 class Model:
     """What turns images into embeddings.
 
@@ -21,6 +44,7 @@ class Model:
         metrics: what was measured of it; empty where no labels judged it.
         created: when it was made.
         licence: of the weights that its learning started from.
+        calibration: how well probabilities of its similarities are known; None before it is calibrated.
     """
 
     model: str
@@ -32,6 +56,7 @@ class Model:
     metrics: Mapping[str, float]
     created: datetime
     licence: str
+    calibration: Calibration | None
 
 
 @dataclass(frozen=True)
@@ -110,6 +135,25 @@ class Suggestion:
     warnings: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class CalibrationResult:
+    """What calibrating a model did.
+
+    Attributes:
+        model: its id.
+        calibration: what was fitted.
+        unknown_labels: paths of the labels that are not in the collection.
+        failed: how many images could not be used.
+        warnings: what a person should know, each a sentence.
+    """
+
+    model: str
+    calibration: Calibration
+    unknown_labels: tuple[str, ...]
+    failed: int
+    warnings: tuple[str, ...]
+
+
 def model_of(message: pb.Model) -> Model:
     """The typed form of a message."""
     return Model(
@@ -122,6 +166,20 @@ def model_of(message: pb.Model) -> Model:
         metrics=dict(message.metrics),
         created=message.create_time.ToDatetime(UTC),
         licence=message.licence,
+        calibration=calibration_of(message.calibration) if message.HasField("calibration") else None,
+    )
+
+
+def calibration_of(message: pb.Calibration) -> Calibration:
+    """The typed form of a message."""
+    return Calibration(
+        method=message.method,
+        ece_pairs=message.ece_pairs,
+        ece_hits=message.ece_hits if message.HasField("ece_hits") else None,
+        images=message.images,
+        classes=message.classes,
+        same=message.same,
+        different=message.different,
     )
 
 
@@ -146,6 +204,17 @@ def fine_tune_result(message: pb.FineTuneResponse) -> FineTuneResult:
 def suggestion_of(message: pb.SuggestLabelsResponse) -> Suggestion:
     """The typed form of a message."""
     return Suggestion(message.model, message.images, tuple(message.paths), message.failed, tuple(message.warnings))
+
+
+def calibration_result(message: pb.CalibrateResponse) -> CalibrationResult:
+    """The typed form of a message."""
+    return CalibrationResult(
+        message.model,
+        calibration_of(message.calibration),
+        tuple(message.unknown_labels),
+        message.failed,
+        tuple(message.warnings),
+    )
 
 
 def _beats_start(message: pb.TrainResponse | pb.FineTuneResponse) -> bool | None:

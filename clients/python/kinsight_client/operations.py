@@ -30,6 +30,7 @@ _RESULTS: Mapping[type[Any], Callable[[Any], Any]] = {
     model_service_pb2.TrainResponse: models.train_result,
     model_service_pb2.FineTuneResponse: models.fine_tune_result,
     model_service_pb2.SuggestLabelsResponse: models.suggestion_of,
+    model_service_pb2.CalibrateResponse: models.calibration_result,
 }
 
 
@@ -39,8 +40,9 @@ class Operation(Generic[R]):
 
     Attributes:
         id: its id.
-        kind: import, export, build, evaluate, snapshot, restore, train, fine_tune or suggest_labels.
-        index: name of the index that it is about; empty for the last three.
+        kind: import, export, build, evaluate, snapshot, restore, train, fine_tune, suggest_labels or
+            calibrate.
+        index: name of the index that it is about; empty for the last four.
         state: queued, running, interrupted (its process was killed; the server resumes it), succeeded, failed or
             cancelled.
         stage: what it is doing, for people.

@@ -113,6 +113,7 @@ class Models(Service[ModelCalls]):
     train = _answered(ModelCalls.train)
     finetune = _answered(ModelCalls.finetune)
     suggest = _answered(ModelCalls.suggest)
+    calibrate = _answered(ModelCalls.calibrate)
 
 
 class Operations(Service[OperationCalls]):

@@ -28,7 +28,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from kinsight.v1 import labels_pb2 as kinsight_dot_v1_dot_labels__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fkinsight/v1/model_service.proto\x12\x0bkinsight.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a#google/longrunning/operations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18kinsight/v1/labels.proto\"\x94\x02\n\x05Model\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08\x62\x61\x63kbone\x18\x02 \x01(\t\x12\x11\n\tobjective\x18\x03 \x01(\t\x12\x11\n\tdimension\x18\x04 \x01(\x05\x12\x0e\n\x06images\x18\x05 \x01(\x03\x12\x10\n\x08labelled\x18\x06 \x01(\x03\x12\x30\n\x07metrics\x18\x07 \x03(\x0b\x32\x1f.kinsight.v1.Model.MetricsEntry\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07licence\x18\t \x01(\t\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"F\n\x11ListModelsRequest\x12\x17\n\tpage_size\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\"Q\n\x12ListModelsResponse\x12\"\n\x06models\x18\x01 \x03(\x0b\x32\x12.kinsight.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"&\n\x0fGetModelRequest\x12\x13\n\x05model\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"\xb7\x01\n\x0cTrainRequest\x12\x18\n\nrequest_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x14\n\x06images\x18\x02 \x03(\tB\x04\xe2\x41\x01\x02\x12\x13\n\x05model\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x14\n\x06recipe\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01\x12\x14\n\x06labels\x18\x05 \x01(\tB\x04\xe2\x41\x01\x01\x12\x14\n\x06\x65pochs\x18\x06 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x17\n\x04seed\x18\x07 \x01(\x05\x42\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x42\x07\n\x05_seed\"~\n\rTrainResponse\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.kinsight.v1.Model\x12\x0e\n\x06\x66\x61iled\x18\x02 \x01(\x03\x12\x10\n\x08warnings\x18\x03 \x03(\t\x12\x18\n\x0b\x62\x65\x61ts_start\x18\x04 \x01(\x08H\x00\x88\x01\x01\x42\x0e\n\x0c_beats_start\"\xcf\x01\n\x0f\x46ineTuneRequest\x12\x18\n\nrequest_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x13\n\x05model\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x14\n\x06images\x18\x03 \x01(\tB\x04\xe2\x41\x01\x02\x12)\n\x06labels\x18\x04 \x01(\x0b\x32\x13.kinsight.v1.LabelsB\x04\xe2\x41\x01\x02\x12\x14\n\x06method\x18\x05 \x01(\tB\x04\xe2\x41\x01\x01\x12\x14\n\x06\x65pochs\x18\x06 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x17\n\x04seed\x18\x07 \x01(\x05\x42\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x42\x07\n\x05_seed\"\xd3\x01\n\x10\x46ineTuneResponse\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.kinsight.v1.Model\x12&\n\x08suspects\x18\x02 \x03(\x0b\x32\x14.kinsight.v1.Suspect\x12\x10\n\x08\x63ompared\x18\x03 \x01(\x03\x12\x16\n\x0eunknown_labels\x18\x04 \x03(\t\x12\x0e\n\x06\x66\x61iled\x18\x05 \x01(\x03\x12\x10\n\x08warnings\x18\x06 \x03(\t\x12\x18\n\x0b\x62\x65\x61ts_start\x18\x07 \x01(\x08H\x00\x88\x01\x01\x42\x0e\n\x0c_beats_start\"Q\n\x07Suspect\x12\x0c\n\x04item\x18\x01 \x01(\t\x12\x0c\n\x04like\x18\x02 \x01(\t\x12\x12\n\nsimilarity\x18\x03 \x01(\x01\x12\x16\n\x0eown_similarity\x18\x04 \x01(\x01\"\x85\x01\n\x14SuggestLabelsRequest\x12\x18\n\nrequest_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x13\n\x05model\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x14\n\x06images\x18\x03 \x01(\tB\x04\xe2\x41\x01\x02\x12\x14\n\x06\x62udget\x18\x04 \x01(\x05\x42\x04\xe2\x41\x01\x02\x12\x12\n\x04seed\x18\x05 \x01(\x05\x42\x04\xe2\x41\x01\x01\"g\n\x15SuggestLabelsResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06images\x18\x02 \x01(\x03\x12\r\n\x05paths\x18\x03 \x03(\t\x12\x0e\n\x06\x66\x61iled\x18\x04 \x01(\x03\x12\x10\n\x08warnings\x18\x05 \x03(\t2\xfb\x03\n\x0cModelService\x12M\n\nListModels\x12\x1e.kinsight.v1.ListModelsRequest\x1a\x1f.kinsight.v1.ListModelsResponse\x12<\n\x08GetModel\x12\x1c.kinsight.v1.GetModelRequest\x1a\x12.kinsight.v1.Model\x12h\n\x05Train\x12\x19.kinsight.v1.TrainRequest\x1a\x1d.google.longrunning.Operation\"%\xca\x41\"\n\rTrainResponse\x12\x11OperationMetadata\x12q\n\x08\x46ineTune\x12\x1c.kinsight.v1.FineTuneRequest\x1a\x1d.google.longrunning.Operation\"(\xca\x41%\n\x10\x46ineTuneResponse\x12\x11OperationMetadata\x12\x80\x01\n\rSuggestLabels\x12!.kinsight.v1.SuggestLabelsRequest\x1a\x1d.google.longrunning.Operation\"-\xca\x41*\n\x15SuggestLabelsResponse\x12\x11OperationMetadatab\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fkinsight/v1/model_service.proto\x12\x0bkinsight.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a#google/longrunning/operations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18kinsight/v1/labels.proto\"\xc3\x02\n\x05Model\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08\x62\x61\x63kbone\x18\x02 \x01(\t\x12\x11\n\tobjective\x18\x03 \x01(\t\x12\x11\n\tdimension\x18\x04 \x01(\x05\x12\x0e\n\x06images\x18\x05 \x01(\x03\x12\x10\n\x08labelled\x18\x06 \x01(\x03\x12\x30\n\x07metrics\x18\x07 \x03(\x0b\x32\x1f.kinsight.v1.Model.MetricsEntry\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07licence\x18\t \x01(\t\x12-\n\x0b\x63\x61libration\x18\n \x01(\x0b\x32\x18.kinsight.v1.Calibration\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x96\x01\n\x0b\x43\x61libration\x12\x0e\n\x06method\x18\x01 \x01(\t\x12\x11\n\tece_pairs\x18\x02 \x01(\x01\x12\x15\n\x08\x65\x63\x65_hits\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x0e\n\x06images\x18\x04 \x01(\x03\x12\x0f\n\x07\x63lasses\x18\x05 \x01(\x03\x12\x0c\n\x04same\x18\x06 \x01(\x03\x12\x11\n\tdifferent\x18\x07 \x01(\x03\x42\x0b\n\t_ece_hits\"F\n\x11ListModelsRequest\x12\x17\n\tpage_size\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\"Q\n\x12ListModelsResponse\x12\"\n\x06models\x18\x01 \x03(\x0b\x32\x12.kinsight.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"&\n\x0fGetModelRequest\x12\x13\n\x05model\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"\xb7\x01\n\x0cTrainRequest\x12\x18\n\nrequest_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x14\n\x06images\x18\x02 \x03(\tB\x04\xe2\x41\x01\x02\x12\x13\n\x05model\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x14\n\x06recipe\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01\x12\x14\n\x06labels\x18\x05 \x01(\tB\x04\xe2\x41\x01\x01\x12\x14\n\x06\x65pochs\x18\x06 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x17\n\x04seed\x18\x07 \x01(\x05\x42\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x42\x07\n\x05_seed\"~\n\rTrainResponse\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.kinsight.v1.Model\x12\x0e\n\x06\x66\x61iled\x18\x02 \x01(\x03\x12\x10\n\x08warnings\x18\x03 \x03(\t\x12\x18\n\x0b\x62\x65\x61ts_start\x18\x04 \x01(\x08H\x00\x88\x01\x01\x42\x0e\n\x0c_beats_start\"\xcf\x01\n\x0f\x46ineTuneRequest\x12\x18\n\nrequest_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x13\n\x05model\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x14\n\x06images\x18\x03 \x01(\tB\x04\xe2\x41\x01\x02\x12)\n\x06labels\x18\x04 \x01(\x0b\x32\x13.kinsight.v1.LabelsB\x04\xe2\x41\x01\x02\x12\x14\n\x06method\x18\x05 \x01(\tB\x04\xe2\x41\x01\x01\x12\x14\n\x06\x65pochs\x18\x06 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x17\n\x04seed\x18\x07 \x01(\x05\x42\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x42\x07\n\x05_seed\"\xd3\x01\n\x10\x46ineTuneResponse\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.kinsight.v1.Model\x12&\n\x08suspects\x18\x02 \x03(\x0b\x32\x14.kinsight.v1.Suspect\x12\x10\n\x08\x63ompared\x18\x03 \x01(\x03\x12\x16\n\x0eunknown_labels\x18\x04 \x03(\t\x12\x0e\n\x06\x66\x61iled\x18\x05 \x01(\x03\x12\x10\n\x08warnings\x18\x06 \x03(\t\x12\x18\n\x0b\x62\x65\x61ts_start\x18\x07 \x01(\x08H\x00\x88\x01\x01\x42\x0e\n\x0c_beats_start\"Q\n\x07Suspect\x12\x0c\n\x04item\x18\x01 \x01(\t\x12\x0c\n\x04like\x18\x02 \x01(\t\x12\x12\n\nsimilarity\x18\x03 \x01(\x01\x12\x16\n\x0eown_similarity\x18\x04 \x01(\x01\"\x85\x01\n\x14SuggestLabelsRequest\x12\x18\n\nrequest_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x13\n\x05model\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x14\n\x06images\x18\x03 \x01(\tB\x04\xe2\x41\x01\x02\x12\x14\n\x06\x62udget\x18\x04 \x01(\x05\x42\x04\xe2\x41\x01\x02\x12\x12\n\x04seed\x18\x05 \x01(\x05\x42\x04\xe2\x41\x01\x01\"g\n\x15SuggestLabelsResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06images\x18\x02 \x01(\x03\x12\r\n\x05paths\x18\x03 \x03(\t\x12\x0e\n\x06\x66\x61iled\x18\x04 \x01(\x03\x12\x10\n\x08warnings\x18\x05 \x03(\t\"\x82\x01\n\x10\x43\x61librateRequest\x12\x18\n\nrequest_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x13\n\x05model\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x14\n\x06images\x18\x03 \x01(\tB\x04\xe2\x41\x01\x02\x12)\n\x06labels\x18\x04 \x01(\x0b\x32\x13.kinsight.v1.LabelsB\x04\xe2\x41\x01\x02\"\x8b\x01\n\x11\x43\x61librateResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12-\n\x0b\x63\x61libration\x18\x02 \x01(\x0b\x32\x18.kinsight.v1.Calibration\x12\x16\n\x0eunknown_labels\x18\x03 \x03(\t\x12\x0e\n\x06\x66\x61iled\x18\x04 \x01(\x03\x12\x10\n\x08warnings\x18\x05 \x03(\t2\xf1\x04\n\x0cModelService\x12M\n\nListModels\x12\x1e.kinsight.v1.ListModelsRequest\x1a\x1f.kinsight.v1.ListModelsResponse\x12<\n\x08GetModel\x12\x1c.kinsight.v1.GetModelRequest\x1a\x12.kinsight.v1.Model\x12h\n\x05Train\x12\x19.kinsight.v1.TrainRequest\x1a\x1d.google.longrunning.Operation\"%\xca\x41\"\n\rTrainResponse\x12\x11OperationMetadata\x12q\n\x08\x46ineTune\x12\x1c.kinsight.v1.FineTuneRequest\x1a\x1d.google.longrunning.Operation\"(\xca\x41%\n\x10\x46ineTuneResponse\x12\x11OperationMetadata\x12\x80\x01\n\rSuggestLabels\x12!.kinsight.v1.SuggestLabelsRequest\x1a\x1d.google.longrunning.Operation\"-\xca\x41*\n\x15SuggestLabelsResponse\x12\x11OperationMetadata\x12t\n\tCalibrate\x12\x1d.kinsight.v1.CalibrateRequest\x1a\x1d.google.longrunning.Operation\")\xca\x41&\n\x11\x43\x61librateResponse\x12\x11OperationMetadatab\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -81,36 +81,52 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SUGGESTLABELSREQUEST'].fields_by_name['budget']._serialized_options = b'\342A\001\002'
   _globals['_SUGGESTLABELSREQUEST'].fields_by_name['seed']._loaded_options = None
   _globals['_SUGGESTLABELSREQUEST'].fields_by_name['seed']._serialized_options = b'\342A\001\001'
+  _globals['_CALIBRATEREQUEST'].fields_by_name['request_id']._loaded_options = None
+  _globals['_CALIBRATEREQUEST'].fields_by_name['request_id']._serialized_options = b'\342A\001\001'
+  _globals['_CALIBRATEREQUEST'].fields_by_name['model']._loaded_options = None
+  _globals['_CALIBRATEREQUEST'].fields_by_name['model']._serialized_options = b'\342A\001\002'
+  _globals['_CALIBRATEREQUEST'].fields_by_name['images']._loaded_options = None
+  _globals['_CALIBRATEREQUEST'].fields_by_name['images']._serialized_options = b'\342A\001\002'
+  _globals['_CALIBRATEREQUEST'].fields_by_name['labels']._loaded_options = None
+  _globals['_CALIBRATEREQUEST'].fields_by_name['labels']._serialized_options = b'\342A\001\002'
   _globals['_MODELSERVICE'].methods_by_name['Train']._loaded_options = None
   _globals['_MODELSERVICE'].methods_by_name['Train']._serialized_options = b'\312A\"\n\rTrainResponse\022\021OperationMetadata'
   _globals['_MODELSERVICE'].methods_by_name['FineTune']._loaded_options = None
   _globals['_MODELSERVICE'].methods_by_name['FineTune']._serialized_options = b'\312A%\n\020FineTuneResponse\022\021OperationMetadata'
   _globals['_MODELSERVICE'].methods_by_name['SuggestLabels']._loaded_options = None
   _globals['_MODELSERVICE'].methods_by_name['SuggestLabels']._serialized_options = b'\312A*\n\025SuggestLabelsResponse\022\021OperationMetadata'
+  _globals['_MODELSERVICE'].methods_by_name['Calibrate']._loaded_options = None
+  _globals['_MODELSERVICE'].methods_by_name['Calibrate']._serialized_options = b'\312A&\n\021CalibrateResponse\022\021OperationMetadata'
   _globals['_MODEL']._serialized_start=178
-  _globals['_MODEL']._serialized_end=454
-  _globals['_MODEL_METRICSENTRY']._serialized_start=408
-  _globals['_MODEL_METRICSENTRY']._serialized_end=454
-  _globals['_LISTMODELSREQUEST']._serialized_start=456
-  _globals['_LISTMODELSREQUEST']._serialized_end=526
-  _globals['_LISTMODELSRESPONSE']._serialized_start=528
-  _globals['_LISTMODELSRESPONSE']._serialized_end=609
-  _globals['_GETMODELREQUEST']._serialized_start=611
-  _globals['_GETMODELREQUEST']._serialized_end=649
-  _globals['_TRAINREQUEST']._serialized_start=652
-  _globals['_TRAINREQUEST']._serialized_end=835
-  _globals['_TRAINRESPONSE']._serialized_start=837
-  _globals['_TRAINRESPONSE']._serialized_end=963
-  _globals['_FINETUNEREQUEST']._serialized_start=966
-  _globals['_FINETUNEREQUEST']._serialized_end=1173
-  _globals['_FINETUNERESPONSE']._serialized_start=1176
-  _globals['_FINETUNERESPONSE']._serialized_end=1387
-  _globals['_SUSPECT']._serialized_start=1389
-  _globals['_SUSPECT']._serialized_end=1470
-  _globals['_SUGGESTLABELSREQUEST']._serialized_start=1473
-  _globals['_SUGGESTLABELSREQUEST']._serialized_end=1606
-  _globals['_SUGGESTLABELSRESPONSE']._serialized_start=1608
-  _globals['_SUGGESTLABELSRESPONSE']._serialized_end=1711
-  _globals['_MODELSERVICE']._serialized_start=1714
-  _globals['_MODELSERVICE']._serialized_end=2221
+  _globals['_MODEL']._serialized_end=501
+  _globals['_MODEL_METRICSENTRY']._serialized_start=455
+  _globals['_MODEL_METRICSENTRY']._serialized_end=501
+  _globals['_CALIBRATION']._serialized_start=504
+  _globals['_CALIBRATION']._serialized_end=654
+  _globals['_LISTMODELSREQUEST']._serialized_start=656
+  _globals['_LISTMODELSREQUEST']._serialized_end=726
+  _globals['_LISTMODELSRESPONSE']._serialized_start=728
+  _globals['_LISTMODELSRESPONSE']._serialized_end=809
+  _globals['_GETMODELREQUEST']._serialized_start=811
+  _globals['_GETMODELREQUEST']._serialized_end=849
+  _globals['_TRAINREQUEST']._serialized_start=852
+  _globals['_TRAINREQUEST']._serialized_end=1035
+  _globals['_TRAINRESPONSE']._serialized_start=1037
+  _globals['_TRAINRESPONSE']._serialized_end=1163
+  _globals['_FINETUNEREQUEST']._serialized_start=1166
+  _globals['_FINETUNEREQUEST']._serialized_end=1373
+  _globals['_FINETUNERESPONSE']._serialized_start=1376
+  _globals['_FINETUNERESPONSE']._serialized_end=1587
+  _globals['_SUSPECT']._serialized_start=1589
+  _globals['_SUSPECT']._serialized_end=1670
+  _globals['_SUGGESTLABELSREQUEST']._serialized_start=1673
+  _globals['_SUGGESTLABELSREQUEST']._serialized_end=1806
+  _globals['_SUGGESTLABELSRESPONSE']._serialized_start=1808
+  _globals['_SUGGESTLABELSRESPONSE']._serialized_end=1911
+  _globals['_CALIBRATEREQUEST']._serialized_start=1914
+  _globals['_CALIBRATEREQUEST']._serialized_end=2044
+  _globals['_CALIBRATERESPONSE']._serialized_start=2047
+  _globals['_CALIBRATERESPONSE']._serialized_end=2186
+  _globals['_MODELSERVICE']._serialized_start=2189
+  _globals['_MODELSERVICE']._serialized_end=2814
 # @@protoc_insertion_point(module_scope)

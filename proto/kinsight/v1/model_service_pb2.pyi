@@ -13,7 +13,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Model(_message.Message):
-    __slots__ = ("model", "backbone", "objective", "dimension", "images", "labelled", "metrics", "create_time", "licence")
+    __slots__ = ("model", "backbone", "objective", "dimension", "images", "labelled", "metrics", "create_time", "licence", "calibration")
     class MetricsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -30,6 +30,7 @@ class Model(_message.Message):
     METRICS_FIELD_NUMBER: _ClassVar[int]
     CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
     LICENCE_FIELD_NUMBER: _ClassVar[int]
+    CALIBRATION_FIELD_NUMBER: _ClassVar[int]
     model: str
     backbone: str
     objective: str
@@ -39,7 +40,26 @@ class Model(_message.Message):
     metrics: _containers.ScalarMap[str, float]
     create_time: _timestamp_pb2.Timestamp
     licence: str
-    def __init__(self, model: _Optional[str] = ..., backbone: _Optional[str] = ..., objective: _Optional[str] = ..., dimension: _Optional[int] = ..., images: _Optional[int] = ..., labelled: _Optional[int] = ..., metrics: _Optional[_Mapping[str, float]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., licence: _Optional[str] = ...) -> None: ...
+    calibration: Calibration
+    def __init__(self, model: _Optional[str] = ..., backbone: _Optional[str] = ..., objective: _Optional[str] = ..., dimension: _Optional[int] = ..., images: _Optional[int] = ..., labelled: _Optional[int] = ..., metrics: _Optional[_Mapping[str, float]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., licence: _Optional[str] = ..., calibration: _Optional[_Union[Calibration, _Mapping]] = ...) -> None: ...
+
+class Calibration(_message.Message):
+    __slots__ = ("method", "ece_pairs", "ece_hits", "images", "classes", "same", "different")
+    METHOD_FIELD_NUMBER: _ClassVar[int]
+    ECE_PAIRS_FIELD_NUMBER: _ClassVar[int]
+    ECE_HITS_FIELD_NUMBER: _ClassVar[int]
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
+    CLASSES_FIELD_NUMBER: _ClassVar[int]
+    SAME_FIELD_NUMBER: _ClassVar[int]
+    DIFFERENT_FIELD_NUMBER: _ClassVar[int]
+    method: str
+    ece_pairs: float
+    ece_hits: float
+    images: int
+    classes: int
+    same: int
+    different: int
+    def __init__(self, method: _Optional[str] = ..., ece_pairs: _Optional[float] = ..., ece_hits: _Optional[float] = ..., images: _Optional[int] = ..., classes: _Optional[int] = ..., same: _Optional[int] = ..., different: _Optional[int] = ...) -> None: ...
 
 class ListModelsRequest(_message.Message):
     __slots__ = ("page_size", "page_token")
@@ -168,3 +188,29 @@ class SuggestLabelsResponse(_message.Message):
     failed: int
     warnings: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, model: _Optional[str] = ..., images: _Optional[int] = ..., paths: _Optional[_Iterable[str]] = ..., failed: _Optional[int] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class CalibrateRequest(_message.Message):
+    __slots__ = ("request_id", "model", "images", "labels")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    model: str
+    images: str
+    labels: _labels_pb2.Labels
+    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., images: _Optional[str] = ..., labels: _Optional[_Union[_labels_pb2.Labels, _Mapping]] = ...) -> None: ...
+
+class CalibrateResponse(_message.Message):
+    __slots__ = ("model", "calibration", "unknown_labels", "failed", "warnings")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    CALIBRATION_FIELD_NUMBER: _ClassVar[int]
+    UNKNOWN_LABELS_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
+    WARNINGS_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    calibration: Calibration
+    unknown_labels: _containers.RepeatedScalarFieldContainer[str]
+    failed: int
+    warnings: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, model: _Optional[str] = ..., calibration: _Optional[_Union[Calibration, _Mapping]] = ..., unknown_labels: _Optional[_Iterable[str]] = ..., failed: _Optional[int] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...

@@ -29,7 +29,7 @@ if _version_not_supported:
 class ModelServiceStub:
     """Learns models from images on the server's machine, and says which images are worth labelling.
 
-    A model never changes, and what is searched does not change when one is learned: IndexService.BuildVersion embeds an
+    A model never changes but for its calibration, and what is searched does not change when one is learned: IndexService.BuildVersion embeds an
     index by it. Collections are named by absolute paths in the folders that the server was allowed to read, as in
     ImportItemsRequest.path. Long work runs in processes of its own, behind the searches; only one learns at a time:
     another one is ABORTED meanwhile. One that was interrupted by a crash goes on from its last checkpoint when the
@@ -67,12 +67,17 @@ class ModelServiceStub:
                 request_serializer=kinsight_dot_v1_dot_model__service__pb2.SuggestLabelsRequest.SerializeToString,
                 response_deserializer=google_dot_longrunning_dot_operations__pb2.Operation.FromString,
                 _registered_method=True)
+        self.Calibrate = channel.unary_unary(
+                '/kinsight.v1.ModelService/Calibrate',
+                request_serializer=kinsight_dot_v1_dot_model__service__pb2.CalibrateRequest.SerializeToString,
+                response_deserializer=google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+                _registered_method=True)
 
 
 class ModelServiceServicer:
     """Learns models from images on the server's machine, and says which images are worth labelling.
 
-    A model never changes, and what is searched does not change when one is learned: IndexService.BuildVersion embeds an
+    A model never changes but for its calibration, and what is searched does not change when one is learned: IndexService.BuildVersion embeds an
     index by it. Collections are named by absolute paths in the folders that the server was allowed to read, as in
     ImportItemsRequest.path. Long work runs in processes of its own, behind the searches; only one learns at a time:
     another one is ABORTED meanwhile. One that was interrupted by a crash goes on from its last checkpoint when the
@@ -119,6 +124,15 @@ class ModelServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Calibrate(self, request, context):
+        """Fits with which probability images of a similarity under a model show the same thing, in place of an earlier fit.
+        Searches use it from the next version of an index on that the server opens, or when it is started again.
+        The operation may be cancelled, and then changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ModelServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -147,6 +161,11 @@ def add_ModelServiceServicer_to_server(servicer, server):
                     request_deserializer=kinsight_dot_v1_dot_model__service__pb2.SuggestLabelsRequest.FromString,
                     response_serializer=google_dot_longrunning_dot_operations__pb2.Operation.SerializeToString,
             ),
+            'Calibrate': grpc.unary_unary_rpc_method_handler(
+                    servicer.Calibrate,
+                    request_deserializer=kinsight_dot_v1_dot_model__service__pb2.CalibrateRequest.FromString,
+                    response_serializer=google_dot_longrunning_dot_operations__pb2.Operation.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'kinsight.v1.ModelService', rpc_method_handlers)
@@ -158,7 +177,7 @@ def add_ModelServiceServicer_to_server(servicer, server):
 class ModelService:
     """Learns models from images on the server's machine, and says which images are worth labelling.
 
-    A model never changes, and what is searched does not change when one is learned: IndexService.BuildVersion embeds an
+    A model never changes but for its calibration, and what is searched does not change when one is learned: IndexService.BuildVersion embeds an
     index by it. Collections are named by absolute paths in the folders that the server was allowed to read, as in
     ImportItemsRequest.path. Long work runs in processes of its own, behind the searches; only one learns at a time:
     another one is ABORTED meanwhile. One that was interrupted by a crash goes on from its last checkpoint when the
@@ -289,6 +308,33 @@ class ModelService:
             target,
             '/kinsight.v1.ModelService/SuggestLabels',
             kinsight_dot_v1_dot_model__service__pb2.SuggestLabelsRequest.SerializeToString,
+            google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Calibrate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kinsight.v1.ModelService/Calibrate',
+            kinsight_dot_v1_dot_model__service__pb2.CalibrateRequest.SerializeToString,
             google_dot_longrunning_dot_operations__pb2.Operation.FromString,
             options,
             channel_credentials,

@@ -24,6 +24,7 @@ class OperationMetadata(_message.Message):
         KIND_TRAIN: _ClassVar[OperationMetadata.Kind]
         KIND_FINE_TUNE: _ClassVar[OperationMetadata.Kind]
         KIND_SUGGEST_LABELS: _ClassVar[OperationMetadata.Kind]
+        KIND_CALIBRATE: _ClassVar[OperationMetadata.Kind]
     KIND_UNSPECIFIED: OperationMetadata.Kind
     KIND_IMPORT: OperationMetadata.Kind
     KIND_EXPORT: OperationMetadata.Kind
@@ -34,6 +35,7 @@ class OperationMetadata(_message.Message):
     KIND_TRAIN: OperationMetadata.Kind
     KIND_FINE_TUNE: OperationMetadata.Kind
     KIND_SUGGEST_LABELS: OperationMetadata.Kind
+    KIND_CALIBRATE: OperationMetadata.Kind
     class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         STATE_UNSPECIFIED: _ClassVar[OperationMetadata.State]
