@@ -167,7 +167,7 @@ def test_an_index_is_taught_by_labels_while_it_is_searched(school: School) -> No
         searches = [pool.submit(_search_until, served.target, picture, ended) for _ in range(4)]
         try:
             ask = SuggestLabelsRequest(model=school.model, images=str(school.pictures), budget=12)
-            suggested = _response(stubs.ended(stubs.models.SuggestLabels(ask)), SuggestLabelsResponse)
+            suggested = _response(stubs.ended(stubs.models.SuggestLabels(ask), timeout_s=300), SuggestLabelsResponse)
             rows = [
                 LabelledImage(path=path, class_id=f"{int(path[:2]) % 4}", held_out=False) for path in suggested.paths
             ]
