@@ -149,7 +149,14 @@ def test_a_port_that_another_program_listens_on_says_so(tmp_path: Path) -> None:
 
 def run_fleet(root: Path, listen: str) -> None:
     """A fleet in this process, which must not come so far as to be ready."""
-    fleets.run(Store(root), listen=listen, index=None, ready=lambda _: pytest.fail("it listens"), folders=Folders(), processes=2)
+    fleets.run(
+        Store(root),
+        listen=listen,
+        index=None,
+        ready=lambda _: pytest.fail("it listens"),
+        folders=Folders(),
+        processes=2,
+    )
 
 
 def test_news_are_taken_in_once_and_again_after_each_word() -> None:
