@@ -1,17 +1,22 @@
-"""What makes a version the truth: the catalogue learns of all that it holds, and then it is searched.
+"""What makes a version the truth: the catalogue learns of all that it holds, it is searched, and what left is let go.
 
-The catalogue is written first. Killed in between, the version is not active, and what the catalogue knows of it does
-not show: new items of a collection are in no version that is searched.
+In this order, so that the old version is searched unchanged until the pointer moves, wherever a build ends. New items
+of a collection don't show before: they are in no version that is searched. Items that left it would be hidden from
+the old version, so they go only afterwards. That they are to go is in a file beside the pointer, written before that
+moves: where the process ends in between, who opens the catalogue next lets them go.
 """
 
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
-from indexer import version
-from indexer.catalog import Catalog
+from indexer import manifest, version
+from indexer.catalog import Catalog, CatalogBusy, CatalogWriteFailed
 from indexer.records import Mirrored
 from indexer.version import Version
+
+# The number of the version that lets go of what it does not have of earlier collections, once it is active.
+_LETTING_GO = ".letting-go"
 
 
 def open_catalog(index_dir: Path) -> Catalog:
@@ -27,21 +32,61 @@ def open_catalog(index_dir: Path) -> Catalog:
     if catalog.sequence() == 0:
         active = version.active_version(index_dir)
         if active is not None:
-            adopt(catalog, version.open_version(version.version_dir(index_dir, active)), complete=False)
+            adopt(catalog, version.open_version(version.version_dir(index_dir, active)))
+    # What is to go is not in the active version: from a full or read-only disk that is searched all the same.
+    with suppress(CatalogWriteFailed, CatalogBusy, OSError):
+        let_go(index_dir, catalog)
     return catalog
 
 
-def adopt(catalog: Catalog, adopted: Version, *, complete: bool) -> None:
-    """Make the catalogue know the items that a version has from a collection.
+def adopt(catalog: Catalog, adopted: Version) -> None:
+    """Make the catalogue know the items that a version has from a collection; users' changes stay theirs."""
+    catalog.mirror(_collected(adopted), complete=False)
 
-    What users upserted or deleted stays theirs.
+
+def switch(index_dir: Path, catalog: Catalog, number: int, *, mirror: bool) -> tuple[str, ...]:
+    """Make a version active that the catalogue knows all of.
 
     Args:
-        catalog: of the version's index.
-        adopted: the version.
-        complete: whether the collection's other items are gone.
+        index_dir: of the index.
+        catalog: of it.
+        number: of the version.
+        mirror: items of earlier collections that it does not have are gone then.
+
+    Returns:
+        Warnings: what will be made up for when the catalogue is opened next.
+
+    Raises:
+        OSError: as of `indexer.version.activate`.
     """
-    catalog.mirror(_collected(adopted), complete=complete)
+    if mirror:
+        manifest.write_atomically(index_dir / _LETTING_GO, f"{number}\n".encode())
+    version.activate(index_dir, number)
+    try:
+        let_go(index_dir, catalog)
+    except (CatalogWriteFailed, CatalogBusy, OSError) as error:
+        return (f"version {number} is searched, but what left the collection is not off the catalogue yet: {error}",)
+    return ()
+
+
+def let_go(index_dir: Path, catalog: Catalog) -> None:
+    """Let go of what the active version does not have of earlier collections, if its build has not got to that.
+
+    Raises:
+        CatalogError, OSError: it is still to be done.
+        ManifestError: the active version is damaged.
+    """
+    active = next(iter(version.pointed(index_dir)), None)
+    if active is None or _to_let_go(index_dir) != str(active):
+        return
+    searched = version.open_version(version.version_dir(index_dir, active), verify=False)
+    catalog.mirror(_collected(searched), complete=True)
+    forget(index_dir)
+
+
+def forget(index_dir: Path) -> None:
+    """Don't let go of anything for a version that its build never activated; for who builds this index alone."""
+    (index_dir / _LETTING_GO).unlink(missing_ok=True)
 
 
 def activate(index_dir: Path, number: int) -> None:
@@ -56,8 +101,15 @@ def activate(index_dir: Path, number: int) -> None:
     wanted = version.open_version(version.existing_dir(index_dir, number))
     if wanted.manifest.refused or number > max(version.pointed(index_dir), default=0):  # it was never active
         with closing(open_catalog(index_dir)) as catalog:
-            adopt(catalog, wanted, complete=False)
+            adopt(catalog, wanted)
     version.activate(index_dir, number)
+
+
+def _to_let_go(index_dir: Path) -> str:
+    try:
+        return (index_dir / _LETTING_GO).read_text("ascii", "replace").strip()
+    except FileNotFoundError:
+        return ""
 
 
 def _collected(adopted: Version) -> Iterator[Mirrored]:

@@ -199,6 +199,9 @@ def evolve(job: Job, progress: Progress) -> BuildReport:
     """Build a version for an index that this process holds for building; errors and stages as of `build`."""
     catalog, unseeded = _open_catalog(job.index_dir)
     with closing(catalog):
+        if not unseeded:
+            adopt.let_go(job.index_dir, catalog)  # what is listed is what is searched, or the disk is to be mended
+        adopt.forget(job.index_dir)
         sequence = catalog.sequence()
         collection = job.collection
         listing = list_entries(collection.sources if collection else (), catalog, mirror=job.mirror)
@@ -230,7 +233,7 @@ def evolve(job: Job, progress: Progress) -> BuildReport:
         activated = job.activate and not judgement.refused
         if activated:
             with job.clock.stage("activate"):
-                _take_over(job, catalog, number, progress)
+                warnings = (*warnings, *_take_over(job, catalog, number, progress))
     return BuildReport(
         index=job.index_dir.name,
         version=number,
@@ -312,12 +315,12 @@ def _publish(job: Job, staging: Path, draft: VersionManifest, judgement: Judgeme
     return draft.version
 
 
-def _take_over(job: Job, catalog: Catalog, number: int, progress: Progress) -> None:
-    """Make a published version the one that is searched."""
+def _take_over(job: Job, catalog: Catalog, number: int, progress: Progress) -> tuple[str, ...]:
+    """Make a published version the one that is searched; gives warnings."""
     published = version.open_version(version.version_dir(job.index_dir, number), verify=False)
-    adopt.adopt(catalog, published, complete=job.mirror)
+    adopt.adopt(catalog, published)
     embed_pending(catalog, job.encoder, published.manifest.sequence, progress)
-    version.activate(job.index_dir, number)
+    return adopt.switch(job.index_dir, catalog, number, mirror=job.mirror)
 
 
 def _software() -> dict[str, str]:

@@ -257,7 +257,11 @@ def _end_recorded(recorder: Recorder) -> Iterator[None]:
         except OSError as unwritten:  # the disk that is full is mostly why it failed
             error.add_note(f"the record of {recorder.operation.id} could not be written: {unwritten}")
         raise
-    recorder.end("done")
+    try:
+        recorder.end("done")
+    except OSError as error:
+        identity = recorder.operation.id
+        raise OSError(f"{identity} is done, but its record can't be written: {error}; check the disk") from error
 
 
 def _forget_oldest(directory: Path) -> None:

@@ -221,12 +221,21 @@ def activate(index_dir: Path, version: int) -> None:
 
     Raises:
         VersionError: the index has no such version.
-        OSError: the pointer can't be written; the old one stays.
+        OSError: the pointer can't be written; the old one stays, unless the message says that it moved.
     """
     _existing(index_dir, version)
-    before = [number for number in pointed(index_dir) if number != version][:1]
-    text = "".join(f"{number}\n" for number in (version, *before))
-    manifest.write_atomically(index_dir / "active", text.encode())
+    old = pointed(index_dir)
+    new = (version, *(number for number in old if number != version))[:2]
+    try:
+        manifest.write_atomically(index_dir / "active", "".join(f"{number}\n" for number in new).encode())
+    except OSError as error:
+        if pointed(index_dir) == old:
+            raise
+        # Renamed, but its directory can't be synced.
+        raise OSError(
+            f"version {version} of {index_dir.name} is searched now, but after a power failure the one before may "
+            f"be: {index_dir}: {error.strerror}; check the disk and activate it again"
+        ) from error
 
 
 def rollback(index_dir: Path) -> int:
