@@ -1,13 +1,15 @@
 """A model is calibrated with labels of images: read, embedded, fitted, and written to its manifest."""
 
-from collections.abc import Sequence
+from collections import defaultdict, deque
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
 from indexer import calibration, manifest
-from indexer.calibration import CalibrationError, Classes, Evidence, Fitted
+from indexer.calibration import CalibrationError, Evidence, Fitted
 from indexer.embedding import BATCH, Progress
 from indexer.encoder import Device, Encoder
 from indexer.rows import Embeddings
@@ -15,6 +17,9 @@ from indexer.sources import Collection, Source, decode_all, open_collection, rea
 
 MAX_IMAGES = 5_000  # 12 million pairs: more of them move the curve by less than other classes would
 _RELATIONS = ("same", "different")
+_NAMED = 5  # of the contradictions of a table: enough to see what is wrong
+
+_Lines = dict[tuple[str, str], int]  # of pairs of items, in order: the first line that has them
 
 
 @dataclass(frozen=True)
@@ -36,15 +41,18 @@ class Calibrated:
 
 @dataclass(frozen=True)
 class _Table:
-    """Labels of one of two kinds: `class_of` items, or `pairs` of items with whether they are the same."""
+    """Labels of one of two kinds.
+
+    Attributes:
+        class_of: of each labelled item; where labels are pairs, one of the items that it is linked with.
+        pairs: of items, with whether they are the same; empty where labels are classes.
+        unknown, warnings: as of `Calibrated`.
+    """
 
     class_of: dict[str, str]
     pairs: dict[tuple[str, str], bool]
     unknown: tuple[str, ...]
     warnings: tuple[str, ...]
-
-    def items(self) -> list[str]:
-        return sorted({*self.class_of, *(item for pair in self.pairs for item in pair)})
 
 
 def calibrate(
@@ -70,7 +78,7 @@ def calibrate(
     """
     collection = open_collection(images)
     table = _read(labels, collection)
-    chosen, warnings = _sampled(table.items(), seed)
+    chosen, warnings = _sampled(sorted(table.class_of), seed)
     wanted = set(chosen)
     sources = [source for source in collection.sources if source.item in wanted]
     row_of, embeddings, skipped = _embed(Encoder.open(model, device=device), sources, progress)
@@ -95,7 +103,7 @@ def _read(labels: Path, collection: Collection) -> _Table:
     items = {cell: find(cell) for column in cells for cell in column}
     unknown = tuple(cell for cell, item in items.items() if item is None)
     table = (_pairs if pairs else _classes)(labels, columns, items)
-    if not table.items():
+    if not table.class_of:
         example = f", for example {unknown[0]!r}" if unknown else ""
         raise CalibrationError(
             f"{labels} labels none of the {len(collection.sources):,} images of {collection.root}: of its "
@@ -124,7 +132,8 @@ def _classes(labels: Path, columns: dict[str, list[str]], items: dict[str, str |
 
 
 def _pairs(labels: Path, columns: dict[str, list[str]], items: dict[str, str | None]) -> _Table:
-    pairs: dict[tuple[str, str], bool] = {}
+    same: _Lines = {}
+    different: _Lines = {}
     rows = zip(columns["path_a"], columns["path_b"], columns["relation"], strict=True)
     for line, (cell_a, cell_b, relation) in enumerate(rows, start=2):
         if relation not in _RELATIONS:
@@ -134,12 +143,56 @@ def _pairs(labels: Path, columns: dict[str, list[str]], items: dict[str, str | N
             continue
         if a == b:
             raise CalibrationError(f"{labels}, line {line}: {cell_a!r} and {cell_b!r} are one image; a pair has two")
-        if pairs.setdefault((min(a, b), max(a, b)), relation == "same") != (relation == "same"):
-            raise CalibrationError(
-                f"{labels}, line {line}: {cell_a!r} and {cell_b!r} are same in one row and different in "
-                f"another; remove one of the rows"
-            )
-    return _Table({}, pairs, (), ())
+        (same if relation == "same" else different).setdefault((min(a, b), max(a, b)), line)
+    class_of = _consistent(labels, same, different)
+    return _Table(class_of, {**dict.fromkeys(same, True), **dict.fromkeys(different, False)}, (), ())
+
+
+def _consistent(labels: Path, same: _Lines, different: _Lines) -> dict[str, str]:
+    """What each item shows, named by an item that it is linked with; raises CalibrationError for contradictions."""
+    linked = _linked(same)
+    class_of: dict[str, str] = {}
+    for start in dict.fromkeys(item for pair in (*same, *different) for item in pair):
+        if start not in class_of:
+            class_of |= dict.fromkeys(_reached(linked, start), start)
+    wrong = [(a, b) for a, b in different if class_of[a] == class_of[b]]
+    if wrong:
+        more = f"; and {len(wrong) - _NAMED:,} more" if len(wrong) > _NAMED else ""
+        told = "; ".join(
+            f"{_chain(_reached(linked, b), a, same)}, but {a} ≠ {b} (line {different[a, b]})"
+            for a, b in wrong[:_NAMED]
+        )
+        raise CalibrationError(f"{labels} contradicts itself: {told}{more}; correct or remove one row of each chain")
+    return class_of
+
+
+def _linked(same: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    linked = defaultdict(list)
+    for a, b in same:
+        linked[a].append(b)
+        linked[b].append(a)
+    return linked
+
+
+def _reached(linked: Mapping[str, list[str]], start: str) -> dict[str, str]:
+    """Every item that is linked with `start`, and the next one on its shortest way there."""
+    towards = {start: start}
+    waiting = deque([start])
+    while waiting:
+        item = waiting.popleft()
+        for other in linked.get(item, ()):
+            if other not in towards:
+                towards[other] = item
+                waiting.append(other)
+    return towards
+
+
+def _chain(towards: Mapping[str, str], start: str, line_of: _Lines) -> str:
+    """The links from an item to where `towards` leads."""
+    way = [start]
+    while towards[way[-1]] != way[-1]:
+        way.append(towards[way[-1]])
+    return ", ".join(f"{a} = {b} (line {line_of[min(a, b), max(a, b)]})" for a, b in pairwise(way))
 
 
 def _sampled(items: Sequence[str], seed: int) -> tuple[Sequence[str], tuple[str, ...]]:
@@ -172,21 +225,11 @@ def _embed(
 
 
 def _evidence(table: _Table, row_of: dict[str, int], embeddings: Embeddings, seed: int) -> Evidence:
-    if table.class_of:
-        items = list(row_of)
-        classes = np.unique([table.class_of[item] for item in items], return_inverse=True)[1].astype(np.int64)
+    classes = np.unique([table.class_of[item] for item in row_of], return_inverse=True)[1].astype(np.int64)
+    if not table.pairs:
         return calibration.of_classes(embeddings, classes, seed)
     kept = {pair: same for pair, same in table.pairs.items() if pair[0] in row_of and pair[1] in row_of}
     rows = np.array([(row_of[a], row_of[b]) for a, b in kept], np.int64).reshape(-1, 2)
     same = np.array(list(kept.values()), bool)
     similarities = np.einsum("pd,pd->p", embeddings[rows[:, 0]], embeddings[rows[:, 1]]).astype(np.float64)
-    things = _things(len(row_of), rows[same])
-    return calibration.of_pairs(similarities, same, things[rows], len(row_of))
-
-
-def _things(images: int, links: Classes) -> Classes:
-    """The number of the thing that each image shows: images that are linked, (L, 2), show one."""
-    thing = np.arange(images)
-    for a, b in links.tolist():
-        thing[thing == thing[b]] = thing[a]
-    return np.unique(thing, return_inverse=True)[1].astype(np.int64)
+    return calibration.of_pairs(similarities, same, classes[rows], len(row_of), seed)

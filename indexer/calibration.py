@@ -247,7 +247,9 @@ def of_classes(embeddings: Embeddings, classes: Classes, seed: int = 0) -> Evide
     return Evidence(weighted, tuple(folds), len(numbers), len(names), same, different)
 
 
-def of_pairs(similarities: Floats, same: npt.NDArray[np.bool_], things: Classes, images: int) -> Evidence:
+def of_pairs(
+    similarities: Floats, same: npt.NDArray[np.bool_], things: Classes, images: int, seed: int = 0
+) -> Evidence:
     """The evidence of pairs of images; which of them are hits is not known.
 
     Args:
@@ -255,6 +257,7 @@ def of_pairs(similarities: Floats, same: npt.NDArray[np.bool_], things: Classes,
         same: (P,) whether it is the same thing.
         things: (P, 2) numbers of the things that the two images show, from 0.
         images: how many the pairs are of.
+        seed: of the folds.
 
     Raises:
         CalibrationError: there are too few things or pairs.
@@ -266,7 +269,7 @@ def of_pairs(similarities: Floats, same: npt.NDArray[np.bool_], things: Classes,
             f"the pairs that are the same show {several} things; at least {FEWEST_CLASSES} are needed, to fit on "
             f"some and to measure on others: add pairs of other images"
         )
-    fold_of = _fold_of(sizes + 1, min(FOLDS, several // 2), 0)[things]
+    fold_of = _fold_of(sizes + 1, min(FOLDS, several // 2), seed)[things]
     folds = []
     for number in range(fold_of.max() + 1):
         held = fold_of == number

@@ -1,0 +1,223 @@
+"""`kinsight calibrate`: from labels of drawn pictures to a curve in the model's manifest."""
+
+import json
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from clients.cli.command import kinsight
+from indexer import manifest
+from indexer.calibration import Calibration
+from indexer.encoder import Encoder
+from indexer.manifest import CorruptFile
+from indexer.store import Store
+
+Run = Callable[..., Result]
+
+CLASSES, EACH = 6, 6
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`NN.png`, of class NN modulo 6: one drawing a class, each picture with other noise; and twenty equal ones."""
+    root = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(3)
+    drawn = rng.integers(0, 256, (CLASSES, 6, 6, 3))
+    for number in range(CLASSES * EACH):
+        noisy = drawn[number % CLASSES] + rng.integers(-90, 90, (6, 6, 3))
+        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).resize((40, 40)).save(root / f"{number:02d}.png")
+    for number in range(20):
+        Image.new("RGB", (40, 40), (90, 120, 30)).save(root / f"equal{number}.png")
+    return root
+
+
+@pytest.fixture
+def calibrate(pictures: Path, store: Store, tiny_model: str, tmp_path: Path) -> Run:
+    """Runs `kinsight calibrate` in this process, with the labels that it is given as text."""
+
+    def invoke(labels: str | bytes, *words: object, images: Path = pictures) -> Result:
+        table = tmp_path / "labels.csv"
+        table.write_bytes(labels if isinstance(labels, bytes) else labels.encode())
+        given = ["calibrate", tiny_model[:8], images, "--labels", table, "--store", store.root, *words]
+        return CliRunner().invoke(kinsight, list(map(str, given)))
+
+    return invoke
+
+
+def classes(numbers: range = range(CLASSES * EACH)) -> str:
+    """A table of classes."""
+    return "\n".join(["path,class_id", *(f"{number:02d}.png,{number % CLASSES}" for number in numbers)]) + "\n"
+
+
+def pairs(*more: str) -> str:
+    """A table of pairs: of each picture with the next of its class, and with the next two of another."""
+    rows = []
+    for number in range(CLASSES * EACH - CLASSES):
+        rows.append(f"{number:02d}.png,{number + CLASSES:02d}.png,same")
+        rows += [f"{number:02d}.png,{number + further:02d}.png,different" for further in (1, 2)]
+    return "\n".join(["path_a,path_b,relation", *rows, *more]) + "\n"
+
+
+def test_the_curve_is_kept_with_the_model(calibrate: Run, store: Store, tiny_model: str) -> None:
+    """The manifest has what is told, the keys are those of the help, and the model is the one that it was."""
+    done = calibrate(classes() + "gone.png,1\n", "--json")
+
+    assert done.exit_code == 0, done.stderr
+    told = json.loads(done.stdout)
+    named = CliRunner().invoke(kinsight, ["calibrate", "--help"]).stdout.partition("JSON keys:")[2]
+    nested = {key for name in ("probabilities", "thresholds") for key in told[name][0]}
+    assert {*told, *nested} <= set(re.findall(r"\w+", named))
+    assert (told["images"], told["classes"], told["same"], told["different"]) == (36, 6, 90, 540)
+    assert told["unknown_labels"] == ["gone.png"]
+    assert "gone.png" in done.stderr
+    kept = Calibration.of(manifest.read_model(store.model(tiny_model)).calibration)
+    assert kept is not None
+    assert (kept.ece_pairs, kept.ece_hits) == (told["ece_pairs"], told["ece_hits"])
+    assert told["probabilities"][-1]["probability"] == kept.probability(1.0)
+    assert told["probabilities"][-1]["probability"] > 0.8 > 0.2 > told["probabilities"][0]["probability"]
+    assert Encoder.open(store.model(tiny_model), threads=1).manifest.id == tiny_model == told["model"]
+
+
+def test_people_read_tables(calibrate: Run) -> None:
+    """Facts and the two tables, without braces; what is not known is `none`."""
+    done = calibrate(pairs())
+
+    assert done.exit_code == 0, done.stderr
+    assert re.search(r"^ece_hits +none$", done.stdout, re.MULTILINE)
+    assert re.search(r"^ *similarity +probability *$", done.stdout, re.MULTILINE)
+    columns = ("min_probability", "min_similarity", "false_accept_rate", "true_accept_rate")
+    assert any(line.split() == [*columns] for line in done.stdout.splitlines())
+        r"^ *min_probability +min_similarity +false_accept_rate +true_accept_rate *$", done.stdout, re.MULTILINE
+    )
+
+
+def test_pairs_are_enough(calibrate: Run) -> None:
+    """Their curve rises too; hits are not measured, and another seed holds out others."""
+    one, same, other = (json.loads(calibrate(pairs(), "--json", "--seed", seed).stdout) for seed in (0, 0, 5))
+
+    assert (one["same"], one["different"], one["ece_hits"]) == (30, 60, None)
+    assert one["probabilities"][-1]["probability"] > 0.8 > 0.3 > one["probabilities"][0]["probability"]
+    assert one == same
+    assert one["probabilities"] == other["probabilities"]
+    assert one["ece_pairs"] != other["ece_pairs"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        ("path,class_id\n" + "".join(f"{n:02d}.png,a\n" for n in range(20)), "1 of the 1 labelled classes"),
+        ("path,class_id\n" + "".join(f"{n:02d}.png,{n}\n" for n in range(20)), "0 of the 20 labelled classes"),
+        (classes(range(12)), "6 pairs of the same thing and 60 of different ones; at least 20"),
+        (pairs().replace("different", "same"), "the pairs that are the same show 1 things"),
+        ("", "has no column path"),
+        ("path,class_id\n", "labels none of the 56 images"),
+        ("path,class_id\n00.png,Möwe\n".encode("latin-1"), "is not UTF-8 text"),
+        ("path,class_id\ngone.png,1\nlost.png,1\n", "2 paths are not there, for example 'gone.png'"),
+        ("path,colour\n00.png,red\n", "has no column class_id"),
+        ("path_a,path_b\n00.png,01.png\n", "has no column relation"),
+        ("path,class_id\n00.png,1\n00.png,2\n", "line 3: '00.png' has two classes"),
+        ("path,class_id\n" + "".join(f"equal{n}.png,{n % 5}\n" for n in range(10)), "same embedding"),
+        (
+            "path_a,path_b,relation\n00.png,06.png,same\n06.png,12.png,same\n12.png,00.png,different\n",
+            "contradicts itself: 00.png = 06.png (line 2), 06.png = 12.png (line 3), but 00.png ≠ 12.png (line 4)",
+        ),
+        (pairs("06.png,00.png,different"), "00.png = 06.png (line 2), but 00.png ≠ 06.png (line 92)"),
+    ],
+    ids=[
+        "one class",
+        "one image a class",
+        "too few pairs",
+        "pairs of one thing",
+        "empty",
+        "header",
+        "encoding",
+        "not there",
+        "no class_id",
+        "no relation",
+        "two classes",
+        "equal images",
+        "chain",
+        "contradiction",
+    ],
+)
+def test_labels_that_say_too_little_are_one_line(
+    calibrate: Run, store: Store, tiny_model: str, labels: str | bytes, said: str
+) -> None:
+    """The error says what is missing, and the model stays as it was."""
+    done = calibrate(labels)
+
+    assert done.exit_code == 1
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert said in line
+    assert manifest.read_model(store.model(tiny_model)).calibration == {}
+
+
+def test_pairs_of_equal_images_are_refused(calibrate: Run) -> None:
+    """No similarity can mean anything where all are one."""
+    rows = [
+        f"equal{a}.png,equal{b}.png,{'same' if a // 5 == b // 5 else 'different'}"
+        for a in range(20)
+        for b in range(a)
+    ]
+    done = calibrate("\n".join(["path_a,path_b,relation", *rows]))
+    assert done.exit_code == 1
+    assert "not more similar under this model than others" in done.stderr
+
+
+def test_images_that_are_not_there_are_named(calibrate: Run, tmp_path: Path) -> None:
+    """A collection that can't be read is an error with its path."""
+    done = calibrate(classes(), images=tmp_path / "nowhere")
+    assert done.exit_code == 1
+    assert "nowhere" in done.stderr
+
+
+def test_a_calibration_changed_by_hand_is_refused(calibrate: Run, store: Store, tiny_model: str) -> None:
+    """The manifest's seal covers the curve: no search is made with one that nobody fitted."""
+    assert calibrate(classes()).exit_code == 0
+    path = store.model(tiny_model) / manifest.MANIFEST
+    fields = json.loads(path.read_text())
+    fields["calibration"]["probabilities"][-1] = 0.999
+    path.write_text(json.dumps(fields))
+
+    with pytest.raises(CorruptFile, match=rf"{tiny_model}/manifest\.json was changed"):
+        manifest.read_model(store.model(tiny_model))
+    again = calibrate(classes())
+    assert again.exit_code == 1
+    assert f"{tiny_model}/manifest.json was changed" in again.stderr
+
+
+class _Links(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found += [
+            f"{tag} {name}" for name, _ in attrs if name in ("src", "href", "xlink:href", "srcset", "data")
+        ]
+        self.found += [tag] if tag in ("script", "link", "iframe", "object") else []
+
+
+def test_the_report_is_one_page_of_drawings(calibrate: Run, tmp_path: Path) -> None:
+    """It refers to nothing outside, its drawings are well-formed, and both errors, dots and the curve are there."""
+    page = tmp_path / "page.html"
+    told = json.loads(calibrate(classes(), "--report", page, "--json").stdout)
+    text = page.read_text()
+
+    links = _Links()
+    links.feed(text)
+    assert not links.found
+    assert not re.search(r"https?://|@import|url\(", text)
+    drawings = [ElementTree.fromstring(svg) for svg in re.findall(r"<svg.*?</svg>", text, re.DOTALL)]
+    assert [len(drawing.findall("circle")) > 5 for drawing in drawings] == [True, True, False]
+    assert all(drawing.find("path") is not None for drawing in drawings)
+    for error in (told["ece_pairs"], told["ece_hits"]):
+        assert f"{error:.3f}" in text
+    assert told["model"] in text
