@@ -102,8 +102,8 @@ def finetune(
     from trainer.start import recipe_from
 
     place = Store(store)
-    recipe = override(taught(recipe_from(place.model(model)), _METHODS[method]), *settings, *given)
-    with followed(place, progress_style, "finetune") as work:
+    with followed(place, progress_style, "finetune") as work:  # mistakes are recorded too
+        recipe = override(taught(recipe_from(place.model(model)), _METHODS[method]), *settings, *given)
         name, resume = run_to_do(place, work, name, resume)
         done = train(
             images,

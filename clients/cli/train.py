@@ -116,13 +116,13 @@ def train(
     from trainer.run import train as run
 
     place = Store(store)
-    chosen = _recipe(place, recipe, from_model)
-    if shortcuts["size"]:
-        # Views are cropped from the decoded images; the recipe's ratio between the two sizes stays as it is.
-        cache_size = round(int(shortcuts["size"]) * chosen.data.cache_size / chosen.data.size)
-        settings = (f"data.cache_size={cache_size}", *settings)
-    chosen = recipes.override(chosen, *settings, *given)
-    with followed(place, progress_style, "train") as work:
+    with followed(place, progress_style, "train") as work:  # what is wrong with a recipe is recorded too
+        chosen = _recipe(place, recipe, from_model)
+        if shortcuts["size"]:
+            # Views are cropped from the decoded images; the recipe's ratio between the two sizes stays as it is.
+            cache_size = round(int(shortcuts["size"]) * chosen.data.cache_size / chosen.data.size)
+            settings = (f"data.cache_size={cache_size}", *settings)
+        chosen = recipes.override(chosen, *settings, *given)
         name, resume = run_to_do(place, work, name, resume)
         done = run(
             images[0],

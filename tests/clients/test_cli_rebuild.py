@@ -218,7 +218,7 @@ def test_following_waits_for_a_folder_to_fill(store: Store, index: Path, more: P
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--learn", "--model", "m"], "leave out --model"),
+        (["--learn", "--model", "m"], "give one of --model, --learn, --finetune"),
         (["--epochs", "2"], "are of --learn"),
         (["--follow"], "--follow needs --images"),
         (["--min-recall", "2"], "is not in the range"),

@@ -159,8 +159,10 @@ def test_two_processes_learn_what_one_does(found: Any, alone: Any) -> None:
     """Losses, gradients and weights of STML after four steps equal those of one process with the whole batches."""
     expected = alone(train_stml)
     for process in found:
-        for what in ("losses", "gradients", "weights", "averaged"):
+        for what in ("losses", "gradients"):
             torch.testing.assert_close(process["train_stml"][what], expected[what], atol=1e-5, rtol=0)
+        for what in ("weights", "averaged"):  # Adam scales rounding errors of small gradients up
+            torch.testing.assert_close(process["train_stml"][what], expected[what], atol=3e-5, rtol=0)
 
 
 def test_shares_are_disjoint_and_together_the_batch(found: Any, alone: Any) -> None:
