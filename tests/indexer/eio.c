@@ -1,10 +1,12 @@
 /* Makes the FAULT_AT-th write, sync or rename below FAULT_UNDER fail with EIO, and logs it to FAULT_LOG.
-   With FAULT_AT=0 nothing fails, and every one of them is logged. Preloaded into a process by the tests. */
+   With FAULT_AT=0 nothing fails, and every one of them is logged. With FAULT_KILL set, the process is killed instead
+   of the call's failing. Preloaded into a process by the tests. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -26,6 +28,8 @@ static int fails(const char *call, const char *path) {
     int length = snprintf(line, sizeof line, "%s %s\n", call, path);
     syscall(SYS_write, log, line, length); /* not write(), which is replaced below */
     close(log);
+    if (at && getenv("FAULT_KILL"))
+        raise(SIGKILL);
     errno = at ? EIO : saved;
     return at != 0;
 }

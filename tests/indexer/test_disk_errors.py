@@ -2,9 +2,10 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,16 +13,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from indexer.adopt import open_catalog
 from indexer.build import build
 from indexer.catalog import Catalog
 from indexer.live import LiveIndex
 from indexer.store import Store
-from indexer.version import active_version, open_version, version_dir
+from indexer.version import activate, active_version, open_version, version_dir
 
 pytestmark = pytest.mark.slow  # a process for each write
 
 NAME = "street"
-MOST = 24  # writes that are tried, evenly spread where there are more; each takes a process
+MOST = 8  # writes that are tried, evenly spread where there are more; each takes a process
+BEFORE, AFTER = 4, 3  # writes before a build's moving of the pointer, and after it, that are all tried
 
 UPSERT = """
 import sys
@@ -38,6 +41,8 @@ except CatalogError as error:
     sys.exit(f"error: {error}")
 """
 
+Ran = tuple[subprocess.CompletedProcess[str], list[str], Store]  # a command, the calls that failed, where it ran
+
 
 @dataclass(frozen=True)
 class Disk:
@@ -51,10 +56,17 @@ class Disk:
     shim: Path
     log: Path
 
-    def run(self, under: Path, at: int, *words: str | Path) -> tuple[subprocess.CompletedProcess[str], list[str]]:
-        """Run Python with the `at`-th write failing; what came of it, and the failed calls (all seen for 0)."""
+    def run(
+        self, under: Path, at: int, *words: str | Path, kill: bool = False
+    ) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+        """Run Python with the `at`-th write failing; what came of it, and the failed calls (all seen for 0).
+
+        With `kill` the process is killed before that write instead.
+        """
         self.log.unlink(missing_ok=True)
         faults = {"FAULT_UNDER": str(under), "FAULT_AT": str(at), "FAULT_LOG": str(self.log)}
+        if kill:
+            faults["FAULT_KILL"] = "1"
         ran = subprocess.run(
             [sys.executable, *map(str, words)],
             env={**os.environ, **faults, "LD_PRELOAD": str(self.shim)},
@@ -99,6 +111,15 @@ def spread(count: int) -> list[int]:
     return sorted({*np.linspace(1, count, min(count, MOST), dtype=int).tolist()})
 
 
+def around_the_switch(calls: Sequence[str]) -> list[int]:
+    """The numbers of some calls of a build: a few of all, and each around the moving of the pointer."""
+    moves = next(
+        number for number, call in enumerate(calls, 1) if call.startswith("rename") and call.endswith("/active")
+    )
+    spread_out = np.linspace(1, len(calls), 4, dtype=int).tolist()
+    return sorted({*spread_out, *range(moves - BEFORE, moves + AFTER)})
+
+
 def assert_serves(index_dir: Path, count: int) -> None:
     """Some version is active, opens, and finds each of its items."""
     number = active_version(index_dir)
@@ -108,6 +129,14 @@ def assert_serves(index_dir: Path, count: int) -> None:
         snapshot = LiveIndex(opened, catalog).snapshot
         assert snapshot.count == count
         assert snapshot.search(opened.embeddings(np.arange(8)), 1)[1].shape == (8, 1)
+
+
+def assert_settled(index_dir: Path, count: int) -> None:
+    """So many items are found before the catalogue is opened for more than reading, and live in it after that."""
+    assert_serves(index_dir, count)
+    with closing(open_catalog(index_dir)) as catalog:
+        assert catalog.count() == count
+    assert_serves(index_dir, count)
 
 
 def assert_told(ran: subprocess.CompletedProcess[str], failed: Sequence[str]) -> None:
@@ -133,3 +162,78 @@ def test_upserts_on_a_failing_disk_are_refused_or_kept(disk: Disk, store: Store,
         assert acknowledged <= kept
         assert len(kept) % 20 == 0, "a batch is there by half"
         assert_serves(at, 60 + len(kept))
+
+
+@pytest.fixture
+def failing_build(disk: Disk, store: Store, index_dir: Path, photos: Path) -> Callable[..., Ran]:
+    """Runs a build of the folder less one image on a fresh copy of the store, with one write failing."""
+    model = open_version(version_dir(index_dir, 1)).manifest.model
+    (photos / "garden" / "01.jpg").unlink()
+    stores = fresh(store)
+
+    def run(at: int, *, kill: bool = False) -> Ran:
+        copy = next(stores)
+        words: list[str | Path] = [
+            "-m",
+            "clients.cli",
+            "index",
+            "build",
+            NAME,
+            photos,
+            "--model",
+            model,
+            "--store",
+            copy.root,
+        ]
+        return *disk.run(copy.root, at, *words, kill=kill), copy
+
+    return run
+
+
+def test_a_build_on_a_failing_disk_leaves_the_old_version_unchanged(failing_build: Callable[..., Ran]) -> None:
+    """At whichever write: the old version with all its items, and an error; or the new one, which an error tells."""
+    calls = failing_build(0)[1]
+    for number in around_the_switch(calls):
+        ran, failed, copy = failing_build(number)
+        if ran.returncode:
+            assert_told(ran, failed)
+        moved = active_version(copy.index(NAME)) == 2
+        told = "version 2 of street is searched now" in ran.stderr or "is done, but its record" in ran.stderr
+        assert moved == (not ran.returncode or told), (failed, ran)
+        assert_settled(copy.index(NAME), 59 if moved else 60)
+
+
+def test_a_build_killed_at_any_write_leaves_the_old_version_or_the_new(failing_build: Callable[..., Ran]) -> None:
+    """The old version with all its items, or the new one; what the new one lacks is off the catalogue when opened."""
+    calls = failing_build(0)[1]
+    moved = set[bool]()
+    for number in around_the_switch(calls):
+        ran, _, copy = failing_build(number, kill=True)
+        assert ran.returncode == -signal.SIGKILL
+        moved.add(active_version(copy.index(NAME)) == 2)
+        assert_settled(copy.index(NAME), 59 if active_version(copy.index(NAME)) == 2 else 60)
+    assert moved == {False, True}
+
+
+def test_an_activation_on_a_failing_disk_moves_the_pointer_or_says_that_it_did_not(
+    disk: Disk, store: Store, index_dir: Path, photos: Path
+) -> None:
+    """At each of its writes: an error, and what is searched is what the error says."""
+    model = open_version(version_dir(index_dir, 1)).manifest.model
+    build(NAME, photos, model=model, store=store, progress=lambda *_: None)
+    activate(index_dir, 1)
+    stores = fresh(store)
+
+    def run(at: int) -> Ran:
+        copy = next(stores)
+        words: list[str | Path] = ["-m", "clients.cli", "index", "activate", NAME, "2", "--store", copy.root]
+        return *disk.run(copy.root, at, *words), copy
+
+    calls = run(0)[1]
+    assert [call.split()[0] for call in calls] == ["write", "fsync", "rename", "fsync"]
+    for number in range(1, len(calls) + 1):
+        ran, failed, copy = run(number)
+        assert_told(ran, failed)
+        moved = active_version(copy.index(NAME)) == 2
+        assert moved == ("version 2 of street is searched now" in ran.stderr) == (number == len(calls))
+        assert_serves(copy.index(NAME), 60)
