@@ -83,7 +83,7 @@ def search(
         failed = [{"query": query, "error": error} for query, error in errors.items()]
         print_json({**_origin(results), "hits": _hits(results, options["include_payload"]), "errors": failed})
     elif results:
-        _print(_hits(results, options["include_payload"]))
+        _print(_hits(results, options["include_payload"]), options["min_probability"])
     if results and grid:
         _draw(results, indexed, grid)
     if errors:
@@ -138,9 +138,12 @@ def _hits(results: Mapping[str, "SearchResult"], payloads: bool) -> list[dict[st
     ]
 
 
-def _print(hits: Sequence[Mapping[str, object]]) -> None:
+def _print(hits: Sequence[Mapping[str, object]], least: float | None) -> None:
     if not hits:
-        click.echo("no item matches")
+        why = (
+            "no item matches" if least is None else f"no good match: no item has a probability of at least {least:g}"
+        )
+        click.echo(why)
         return
     rows = [[_cell(name, value) for name, value in hit.items()] for hit in hits]
     print_table([*hits[0]], rows)
