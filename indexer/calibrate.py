@@ -1,9 +1,7 @@
 """A model is calibrated with labels of images: read, embedded, fitted, and written to its manifest."""
 
-from collections import defaultdict, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +10,11 @@ from indexer import calibration, manifest
 from indexer.calibration import CalibrationError, Evidence, Fitted
 from indexer.embedding import BATCH, Progress
 from indexer.encoder import Device, Encoder
+from indexer.pairs import PAIR_COLUMNS, PairsError, pairs_of
 from indexer.rows import Embeddings
 from indexer.sources import Collection, Source, decode_all, open_collection, read_table
 
 MAX_IMAGES = 5_000  # 12 million pairs: more of them move the curve by less than other classes would
-_RELATIONS = ("same", "different")
-_NAMED = 5  # of the contradictions of a table: enough to see what is wrong
-
-_Lines = dict[tuple[str, str], int]  # of pairs of items, in order: the first line that has them
 
 
 @dataclass(frozen=True)
@@ -44,7 +39,7 @@ class _Table:
     """Labels of one of two kinds.
 
     Attributes:
-        class_of: of each labelled item; where labels are pairs, one of the items that it is linked with.
+        class_of: of each labelled item; where labels are pairs, the number of the thing that it shows.
         pairs: of items, with whether they are the same; empty where labels are classes.
         unknown, warnings: as of `Calibrated`.
     """
@@ -97,7 +92,7 @@ def _read(labels: Path, collection: Collection) -> _Table:
         return next((item for item in found if item is not None), None)
 
     pairs = "path_a" in read_table(labels, [], optional=["path_a"])
-    names = ["path_a", "path_b", "relation"] if pairs else ["path", "class_id"]
+    names = [*PAIR_COLUMNS] if pairs else ["path", "class_id"]
     columns = read_table(labels, names, optional=[] if pairs else ["split"])
     cells = [columns[name] for name in (("path_a", "path_b") if pairs else ("path",))]
     items = {cell: find(cell) for column in cells for cell in column}
@@ -132,67 +127,12 @@ def _classes(labels: Path, columns: dict[str, list[str]], items: dict[str, str |
 
 
 def _pairs(labels: Path, columns: dict[str, list[str]], items: dict[str, str | None]) -> _Table:
-    same: _Lines = {}
-    different: _Lines = {}
-    rows = zip(columns["path_a"], columns["path_b"], columns["relation"], strict=True)
-    for line, (cell_a, cell_b, relation) in enumerate(rows, start=2):
-        if relation not in _RELATIONS:
-            raise CalibrationError(f"{labels}, line {line}: relation is {relation!r}; it must be same or different")
-        a, b = items[cell_a], items[cell_b]
-        if a is None or b is None:
-            continue
-        if a == b:
-            raise CalibrationError(f"{labels}, line {line}: {cell_a!r} and {cell_b!r} are one image; a pair has two")
-        (same if relation == "same" else different).setdefault((min(a, b), max(a, b)), line)
-    class_of = _consistent(labels, same, different)
-    return _Table(class_of, {**dict.fromkeys(same, True), **dict.fromkeys(different, False)}, (), ())
-
-
-def _consistent(labels: Path, same: _Lines, different: _Lines) -> dict[str, str]:
-    """What each item shows, named by an item that it is linked with; raises CalibrationError for contradictions."""
-    linked = _linked(same)
-    class_of: dict[str, str] = {}
-    for start in dict.fromkeys(item for pair in (*same, *different) for item in pair):
-        if start not in class_of:
-            class_of |= dict.fromkeys(_reached(linked, start), start)
-    wrong = [(a, b) for a, b in different if class_of[a] == class_of[b]]
-    if wrong:
-        more = f"; and {len(wrong) - _NAMED:,} more" if len(wrong) > _NAMED else ""
-        told = "; ".join(
-            f"{_chain(_reached(linked, b), a, same)}, but {a} ≠ {b} (line {different[a, b]})"
-            for a, b in wrong[:_NAMED]
-        )
-        raise CalibrationError(f"{labels} contradicts itself: {told}{more}; correct or remove one row of each chain")
-    return class_of
-
-
-def _linked(same: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
-    linked = defaultdict(list)
-    for a, b in same:
-        linked[a].append(b)
-        linked[b].append(a)
-    return linked
-
-
-def _reached(linked: Mapping[str, list[str]], start: str) -> dict[str, str]:
-    """Every item that is linked with `start`, and the next one on its shortest way there."""
-    towards = {start: start}
-    waiting = deque([start])
-    while waiting:
-        item = waiting.popleft()
-        for other in linked.get(item, ()):
-            if other not in towards:
-                towards[other] = item
-                waiting.append(other)
-    return towards
-
-
-def _chain(towards: Mapping[str, str], start: str, line_of: _Lines) -> str:
-    """The links from an item to where `towards` leads."""
-    way = [start]
-    while towards[way[-1]] != way[-1]:
-        way.append(towards[way[-1]])
-    return ", ".join(f"{a} = {b} (line {line_of[min(a, b), max(a, b)]})" for a, b in pairwise(way))
+    try:
+        pairs = pairs_of(labels, columns, items.__getitem__)
+    except PairsError as error:
+        raise CalibrationError(str(error)) from error
+    class_of = {item: str(thing) for item, thing in pairs.thing_of.items()}
+    return _Table(class_of, {**dict.fromkeys(pairs.same, True), **dict.fromkeys(pairs.different, False)}, (), ())
 
 
 def _sampled(items: Sequence[str], seed: int) -> tuple[Sequence[str], tuple[str, ...]]:

@@ -14,7 +14,7 @@ OURS = {"trainer", "indexer", "server", "clients", "kinsight", "kinsight_client"
 
 # Of ours, what a room may import besides itself.
 ALLOWED = {
-    "trainer": {"indexer.pixels", "indexer.manifest", "indexer.sources", "indexer.encoder"},
+    "trainer": {"indexer.pixels", "indexer.manifest", "indexer.sources", "indexer.encoder", "indexer.pairs"},
     "indexer": set(),
     "server": {"indexer", "kinsight"},
     "clients/python/kinsight_client": {"kinsight"},

@@ -1,19 +1,15 @@
 """What people know of a few images: their classes, or pairs that show the same or different things."""
 
-from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from indexer.pairs import PAIR_COLUMNS, PairsError, pairs_of
 from indexer.sources import Collection, read_table
 from trainer.labels import Finder, Labels, LabelsError, read_labels
-
-_RELATIONS = ("same", "different")
-_NAMED = 5  # of the contradictions of a table: enough to see what is wrong
 
 
 @dataclass(frozen=True)
@@ -120,92 +116,17 @@ def _read_classes(table: Path, collection: Collection) -> Taught:
 
 
 def _read_pairs(table: Path, collection: Collection) -> Taught:
-    columns = read_table(table, ["path_a", "path_b", "relation"])
-    find, same, different, unknown = Finder(collection, table), _Links(), _Links(), []
-    repeated = 0
-    rows = zip(columns["path_a"], columns["path_b"], columns["relation"], strict=True)
-    for line, (path_a, path_b, relation) in enumerate(rows, start=2):
-        if relation not in _RELATIONS:
-            raise LabelsError(f"{table}, line {line}: relation is {relation!r}; it must be same or different")
-        a, b = find(path_a), find(path_b)
-        unknown += [path for path, item in ((path_a, a), (path_b, b)) if item is None]
-        if a is None or b is None:
-            continue
-        if a == b:
-            raise LabelsError(f"{table}, line {line}: {path_a!r} and {path_b!r} are one image; a pair has two")
-        repeated += not (same if relation == "same" else different).add(a, b, line)
-    if not different.line_of:
+    columns = read_table(table, list(PAIR_COLUMNS))
+    try:
+        pairs = pairs_of(table, columns, Finder(collection, table))
+    except PairsError as error:
+        raise LabelsError(str(error)) from error
+    if not pairs.different:
         raise LabelsError(
             f"{table}: none of its {len(columns['relation']):,} pairs of images that are there is 'different'; what "
             f"differs can't be learned from pairs that are the same alone: add some that are not"
         )
-    class_of = same.components(different.items())
-    _check_consistent(table, same, different, class_of)
-    apart = frozenset((class_of[a], class_of[b]) for a, b in different.line_of)
-    warnings = (f"{table}: {repeated:,} rows repeat an earlier one",) if repeated else ()
-    return Taught(class_of, apart, None, warnings, tuple(unknown))
-
-
-class _Links:
-    """Pairs of items that are linked, each with its line; a graph."""
-
-    def __init__(self) -> None:
-        self.line_of: dict[tuple[str, str], int] = {}
-        self._linked: dict[str, list[str]] = defaultdict(list)
-
-    def add(self, a: str, b: str, line: int) -> bool:
-        """Link two items; False where they are already."""
-        key = (min(a, b), max(a, b))
-        if key in self.line_of:
-            return False
-        self.line_of[key] = line
-        self._linked[a].append(b)
-        self._linked[b].append(a)
-        return True
-
-    def items(self) -> list[str]:
-        """All that are linked."""
-        return list(self._linked)
-
-    def components(self, more: Sequence[str]) -> dict[str, int]:
-        """The number of the component of each item that is linked, and of `more`, which else are each one alone."""
-        found: dict[str, int] = {}
-        count = 0
-        for start in dict.fromkeys((*self._linked, *more)):
-            if start not in found:
-                found |= dict.fromkeys(self._reached(start), count)
-                count += 1
-        return found
-
-    def chain(self, a: str, b: str) -> list[tuple[str, str]]:
-        """The shortest way from one item to another of its component, link by link."""
-        reached = self._reached(b)
-        way = [a]
-        while way[-1] != b:
-            way.append(reached[way[-1]])
-        return list(pairwise(way))
-
-    def _reached(self, start: str) -> dict[str, str]:
-        """Every item of a component, and the next one on its way to `start`."""
-        towards = {start: start}
-        waiting = deque([start])
-        while waiting:
-            item = waiting.popleft()
-            for other in self._linked.get(item, ()):
-                if other not in towards:
-                    towards[other] = item
-                    waiting.append(other)
-        return towards
-
-
-def _check_consistent(table: Path, same: _Links, different: _Links, class_of: Mapping[str, int]) -> None:
-    wrong = [(a, b) for a, b in different.line_of if class_of[a] == class_of[b]]
-    if not wrong:
-        return
-    told = []
-    for a, b in wrong[:_NAMED]:
-        links = same.chain(a, b)
-        chain = ", ".join(f"{x} = {y} (line {same.line_of[min(x, y), max(x, y)]})" for x, y in links)
-        told.append(f"{chain}, but {a} ≠ {b} (line {different.line_of[a, b]})")
-    more = f"; and {len(wrong) - _NAMED:,} more" if len(wrong) > _NAMED else ""
-    raise LabelsError(f"{table} contradicts itself: {'; '.join(told)}{more}")
+    thing_of = pairs.thing_of
+    apart = frozenset((thing_of[a], thing_of[b]) for a, b in pairs.different)
+    warnings = (f"{table}: {pairs.repeated:,} rows repeat an earlier one",) if pairs.repeated else ()
+    return Taught(thing_of, apart, None, warnings, pairs.unknown)

@@ -93,7 +93,7 @@ def test_pairs_that_contradict_each_other_are_named_with_their_lines(collection:
         taught(collection, f"path_a,path_b,relation\n{rows}")
     assert str(raised.value) == (
         f"{collection.root / 'few.csv'} contradicts itself: a.png = b.png (line 2), b.png = c.png (line 3), "
-        "but a.png ≠ c.png (line 5)"
+        "but a.png ≠ c.png (line 5); correct or remove one row of each chain"
     )
 
 
@@ -102,7 +102,7 @@ def test_of_many_contradictions_five_are_named_and_the_rest_counted(collection: 
     names = [name for name in NAMES if name != "f.png"]
     same = "".join(f"{one},{other},same\n" for one, other in pairwise(names))
     different = "".join(f"{one},{other},different\n" for i, one in enumerate(names) for other in names[i + 1 :])
-    with pytest.raises(LabelsError, match=r"and 5 more$"):
+    with pytest.raises(LabelsError, match=r"and 5 more; correct or remove one row of each chain$"):
         taught(collection, f"path_a,path_b,relation\n{same}{different}")
 
 
