@@ -5,6 +5,9 @@ IS_RIGHT := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
 # Tried by running them: a version manager's shim has the name, but not always the Python.
 PYTHON ?= $(firstword $(foreach name,python3.12 python3.11 python3,$(shell $(name) -c '$(IS_RIGHT)' 2>/dev/null && echo $(name))))
 EXTRAS ?= cpu,train,dev
+# Two at once, as the machines of CI have two cores; the tests of a file stay together, for what they share.
+WORKERS ?= 2
+PARALLEL := -n $(WORKERS) --dist loadfile
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(EXTRAS)
@@ -16,7 +19,7 @@ demo: $(STAMP) ## The whole road once; IMAGES=DIR for your own folder
 	$(BIN)/kinsight demo $(if $(IMAGES),--images "$(IMAGES)")
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m "slow and not gpu"
@@ -25,7 +28,7 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 format: $(STAMP)
 	$(BIN)/ruff format .
