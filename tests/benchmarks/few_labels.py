@@ -4,7 +4,8 @@ Run: python tests/benchmarks/few_labels.py IMAGES --labels CSV --store STORE --m
      [--seeds 0 1 2] [--per-class 1 2 5 10] [--budgets 100 400] [--methods NAME...] [--set section.key=value ...]
 
 CSV has the splits train and test. MODEL was learned on the images of the split train without labels; `stml` in the
-table is MODEL as it is, and all methods start from it. For each seed labels are drawn from the split train: so many
+table is MODEL as it is, and all methods start from it but `labels_alone`: that is `supervised` from the pretrained
+weights, which no unlabelled image has taught. For each seed labels are drawn from the split train: so many
 of each class, or so many in all, at random or as `kinsight suggest` picks them. The other images of the split train
 are learned from without labels, and are judged on as `rest`; `unseen` are those of the split test. Each cell is a
 file DIR/results/NAME.json and is skipped when the same command comes again; one that was killed goes on from its
@@ -30,13 +31,15 @@ from indexer.store import Store
 from tests.benchmarks.ladder import commit
 from trainer import recipe as recipes
 from trainer.labels import read_labels
+from trainer.recipe import Recipe
 from trainer.run import train
 from trainer.start import recipe_from
 from trainer.suggest import suggest
 
-METHODS = ("supervised", "stml_semi", "cmsf_semi")
+_ALONE = "labels_alone"
+METHODS = (_ALONE, "supervised", "stml_semi", "cmsf_semi")
 METRICS = {"R@1": "recall_at_1", "MAP@R": "map_at_r"}
-BEFORE = {"frozen": "frozen", "start": "stml"}  # judged by every cell alike, whatever it learns
+BEFORE = {"frozen": "frozen", "start": "stml"}  # judged alike by every cell that started from MODEL
 PLACES = {"unseen classes": "unseen", "rest": "rest"}
 Judged = Mapping[str, Mapping[str, Mapping[str, float]]]
 Pools = Mapping[str, list[tuple[Path, str]]]
@@ -124,7 +127,7 @@ class Bench:
         return judged
 
     def _learned(self, draw: Draw, method: str, report: Progress) -> Judged:
-        base = recipes.taught(recipe_from(self.model), method)
+        base = self._recipe(method)
         name = f"few-{draw.name}-{method}"
         begun = (self.store.runs / name / "recipe.toml").exists()
         table = self._table(draw, report)
@@ -141,6 +144,12 @@ class Bench:
         )
         return done.tables()
 
+    def _recipe(self, method: str) -> Recipe:
+        from_model = recipe_from(self.model)
+        if method != _ALONE:
+            return recipes.taught(from_model, method)
+        return recipes.override(recipes.taught(from_model, "supervised"), "encoder.from_model=none")
+
     def _table(self, draw: Draw, report: Progress) -> Path:
         """The collection of a draw, which is its labels too."""
         file = self.out / f"{draw.name}.csv"
@@ -153,7 +162,7 @@ class Bench:
     def _picked(self, draw: Draw, report: Progress) -> set[Path]:
         if draw.kind == "usl":
             found = suggest(self.model, self.images, draw.count, seed=draw.seed, progress=report)
-            return {source.path.resolve() for source in found.sources}
+            return {one.source.path.resolve() for one in found.suggested}
         chance = random.Random(draw.seed)  # a draw that comes again
         if draw.kind == "random":
             return set(chance.sample([path for path, _ in self.pools["train"]], draw.count))
@@ -191,12 +200,11 @@ def table(results: Mapping[tuple[str, str], Sequence[Judged]]) -> str:
     """Markdown: a line for each draw and method, mean ± standard deviation over the seeds, in percent."""
     head = ["labels", "method", *(f"{metric}, {place}" for place in PLACES.values() for metric in METRICS)]
     lines = [head, ["---"] * len(head)]
-    shown = set()
-    for (labels, method), cells in results.items():
-        if labels not in shown:
-            lines += [[labels, name, *_values(cells, who)] for who, name in BEFORE.items()]
-        shown.add(labels)
-        lines.append([labels, method, *_values(cells, "trained")])
+    for labels in dict.fromkeys(labels for labels, _ in results):
+        of = {method: cells for (named, method), cells in results.items() if named == labels}
+        judged = next((cells for method, cells in of.items() if method != _ALONE), [])
+        lines += [[labels, name, *_values(judged, who)] for who, name in BEFORE.items() if judged]
+        lines += [[labels, method, *_values(cells, "trained")] for method, cells in of.items()]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

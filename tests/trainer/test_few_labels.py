@@ -43,16 +43,16 @@ def test_the_whole_benchmark_has_its_table_and_makes_no_cell_twice(
 
     command = [str(tmp_path / "pictures"), "--labels", str(labels), "--store", str(store), "--model", model]
     command += ["--out", str(tmp_path / "out"), "--seeds", "0", "1", "--per-class", "2", "--budgets", "8"]
-    command += ["--methods", "supervised", "stml_semi", "--set", "run.epochs=1"]
+    command += ["--methods", "labels_alone", "supervised", "stml_semi", "--set", "run.epochs=1"]
     few_labels.main(command)
     first = capsys.readouterr().out
     written = {file: file.stat().st_mtime_ns for file in (tmp_path / "out" / "results").iterdir()}
     few_labels.main(command)
 
-    assert len(written) == 2 * 3 * 2
+    assert len(written) == 2 * 3 * 3
     assert {file: file.stat().st_mtime_ns for file in written} == written
     assert capsys.readouterr().out == first
     lines = [line.split(" | ") for line in first.splitlines() if line.startswith("| ")]
-    assert [line[0] for line in lines[2::4]] == ["| 2 a class", "| 8 by random", "| 8 by usl"]
-    assert [line[1] for line in lines[2:6]] == ["frozen", "stml", "supervised", "stml_semi"]
+    assert [line[0] for line in lines[2::5]] == ["| 2 a class", "| 8 by random", "| 8 by usl"]
+    assert [line[1] for line in lines[2:7]] == ["frozen", "stml", "labels_alone", "supervised", "stml_semi"]
     assert all(" ± " in line[2] for line in lines[2:])

@@ -1,8 +1,9 @@
 """Semi-supervised STML and the supervised baseline: what they promise beside STML's own promises."""
 
+import copy
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -140,6 +141,31 @@ def test_the_baseline_draws_labelled_images_alone_and_as_many_steps_as_the_other
         objective.know(Known(torch.full((9,), -1)))
     with pytest.raises(ValueError, match="images is 0"):
         Supervised(encoder(), images=0)
+    with pytest.raises(ValueError, match="whitening 2"):
+        Supervised(encoder(), whitening=2.0)
+
+
+@pytest.mark.parametrize("trained", [False, True], ids=["new head", "trained head"])
+def test_labels_alone_start_where_the_features_are(trained: bool) -> None:
+    """Before the first epoch a new head keeps the features' distances, a trained one stays; later none is moved."""
+    start = encoder()
+    start.head_is_trained = trained
+    given = copy.deepcopy(start.head.state_dict())
+    objective = Supervised(start, head_init="pca")
+    objective.know(Known(LABEL))
+    dim = cast("nn.Linear", start.head).out_features
+    features = torch.randn(40, dim, generator=torch.Generator().manual_seed(3)) @ torch.eye(
+        dim, start.backbone.channels
+    )
+    objective.before_epoch(lambda _: features, 20)
+    head = copy.deepcopy(start.head.state_dict())
+    objective.before_epoch(lambda _: 2 * features.flip(1), 20)
+
+    assert all(torch.equal(value, head[key]) for key, value in start.head.state_dict().items())
+    if trained:
+        assert all(torch.equal(value, given[key]) for key, value in head.items())
+    else:
+        torch.testing.assert_close(torch.pdist(start.head(features)), torch.pdist(features))
 
 
 @pytest.mark.parametrize("name", ["stml_semi", "supervised"])
