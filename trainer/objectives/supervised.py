@@ -49,7 +49,7 @@ class Supervised(Objective):
             raise ValueError(f"images is {images}; it must be 1 or more")
         if head_init not in ("orthogonal", "pca") or not 0 <= whitening <= 1:
             raise ValueError(
-                f"head_init is {head_init!r}, whitening {whitening}; they must be 'orthogonal' or 'pca', and in [0, 1]"
+                f"head_init {head_init!r} and whitening {whitening} must be 'orthogonal' or 'pca', and 0 to 1"
             )
         if not isinstance(encoder.head, nn.Linear):
             raise ValueError(f"the encoder's head is a {type(encoder.head).__name__}; it must be nn.Linear")
