@@ -8,11 +8,11 @@ from trainer.parts.heads import orthogonal_head, set_to_principal_axes
 from trainer.parts.neighbours import nearest
 
 
-@pytest.mark.parametrize("tiles", [(4096, 16384), (7, 10)])
-def test_nearest_equals_sorted_distances(monkeypatch: pytest.MonkeyPatch, tiles: tuple[int, int]) -> None:
+@pytest.mark.parametrize("tile", [(16384, 2**21), (10, 400)])
+def test_nearest_equals_sorted_distances(monkeypatch: pytest.MonkeyPatch, tile: tuple[int, int]) -> None:
     """In one tile or in many, the neighbours are those of the full distance matrix, far from the origin too."""
-    monkeypatch.setattr(neighbours, "_ROWS", tiles[0])
-    monkeypatch.setattr(neighbours, "_COLUMNS", tiles[1])
+    monkeypatch.setattr(neighbours, "_COLUMNS", tile[0])
+    monkeypatch.setattr(neighbours, "_TILE", {"cpu": tile[1]})
     rows = torch.randn(53, 6) + 100
     expected = torch.cdist(rows.double(), rows.double()).topk(5, largest=False).indices
     assert torch.equal(expected, nearest(rows, 5))
@@ -24,8 +24,9 @@ def test_a_row_is_its_own_first_neighbour_even_among_equals() -> None:
 
 
 def test_no_more_neighbours_than_rows() -> None:
-    """Asked for five of three rows, there are three."""
+    """Asked for five of three rows, there are three; asked for one, it is the row itself."""
     assert tuple(nearest(torch.randn(3, 2), 5).shape) == (3, 3)
+    assert nearest(torch.randn(3, 2), 1).tolist() == [[0], [1], [2]]
 
 
 @pytest.mark.parametrize(("count", "channels", "dim"), [(50, 8, 4), (50, 8, 8), (50, 8, 20), (3, 8, 6), (1, 8, 4)])

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-_ROWS, _COLUMNS = 4096, 16384  # of one tile of distances: 256 MiB in float32, however many rows there are
+_COLUMNS = 16384  # of one tile of all pairs, or as many as are to be found
 # Similarities of one tile: in float32, 8 MiB that stay in a CPU's cache, or 128 MiB that keep a GPU busy.
 _TILE = {"cpu": 2**21, "cuda": 2**25}
 _LAST_ROW = 2**31 - 1
@@ -13,34 +13,40 @@ _LAST_ROW = 2**31 - 1
 def nearest(rows: Tensor, k: int) -> Tensor:
     """The k nearest rows of each row by Euclidean distance, itself always first.
 
+    Beside a copy of the rows it takes the memory of a tile of pairs, however many rows there are. Among equal
+    distances the lower row is nearer.
+
     Args:
-        rows: (N, C) float32.
+        rows: (N, C) float32, N below 2³¹.
         k: at least 1; at most N are found.
 
     Returns:
         (N, min(k, N)) int64, nearest first, on the device of `rows`.
     """
-    rows = rows - rows.mean(0)  # distances stay; |a|² + |b|² - 2ab loses fewer digits
-    norms = rows.square().sum(1)
-    starts = range(0, len(rows), _ROWS)
-    return torch.cat([_nearest_of(rows, norms, start, min(k, len(rows))) for start in starts])
+    everyone, k = torch.arange(len(rows), device=rows.device), min(k, len(rows))
+    if k == 1:
+        return everyone[:, None]
+    augmented = _augmented(rows)
+    lists = torch.empty(len(rows), k, dtype=torch.int64, device=rows.device)
+    lists[:, 0] = everyone
+    for own in torch.split(everyone, queries_at_once(k, rows.device)):
+        queries = augmented[own]
+        queries[:, -1] = 1
+        _, lists[own, 1:] = most_similar(queries, augmented, k - 1, own)
+    return lists
 
 
-def _nearest_of(rows: Tensor, norms: Tensor, start: int, k: int) -> Tensor:
-    queries = rows[start : start + _ROWS]
-    own = torch.arange(start, start + len(queries), device=rows.device)
-    best = torch.empty(len(queries), 0, dtype=rows.dtype, device=rows.device)
-    found = torch.empty(len(queries), 0, dtype=torch.int64, device=rows.device)
-    for first in range(0, len(rows), _COLUMNS):
-        others = torch.arange(first, min(first + _COLUMNS, len(rows)), device=rows.device)
-        # |a|² is the same for all columns of a row, so the order does not need it.
-        tile = norms[others] - 2 * queries @ rows[others].T
-        tile.masked_fill_(own[:, None] == others, -torch.inf)
-        best = torch.cat([best, tile], 1)
-        found = torch.cat([found, others.expand(len(queries), -1)], 1)
-        best, order = best.topk(min(k, best.shape[1]), dim=1, largest=False)
-        found = found.gather(1, order)
-    return found
+def _augmented(rows: Tensor) -> Tensor:
+    """Rows (N, C + 1) whose inner product with (a, 1) falls as their distance from a grows: (b, -|b|² / 2).
+
+    It is (|a|² - |a - b|²) / 2, of which |a|² is the same for all b.
+    """
+    augmented = torch.empty(len(rows), rows.shape[1] + 1, dtype=rows.dtype, device=rows.device)
+    moved = augmented[:, :-1]
+    torch.sub(rows, rows.mean(0), out=moved)  # distances stay, and fewer digits are lost around the origin
+    torch.linalg.vecdot(moved, moved, out=augmented[:, -1])
+    augmented[:, -1] /= -2
+    return augmented
 
 
 def queries_at_once(k: int, device: torch.device) -> int:
