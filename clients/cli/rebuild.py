@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from clients.cli.expected import expected_message
 from clients.cli.options import (
     PATH,
     ByteCount,
@@ -240,8 +241,6 @@ def _follow(wanted: Wanted) -> None:
 
 def _foreseen(error: Exception) -> str:
     """What to tell of an error, which is raised again if it is a defect of Kinsight."""
-    from clients.cli.command import expected_message
-
     message = expected_message(error)
     if message is None:
         raise error

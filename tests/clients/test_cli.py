@@ -16,7 +16,8 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from clients.cli.command import INTERRUPTED, expected_message, kinsight
+from clients.cli.command import INTERRUPTED, kinsight
+from clients.cli.expected import expected_message
 from indexer.manifest import CorruptFile
 from indexer.store import Store
 
