@@ -1,7 +1,7 @@
 """What people know of a few images: their classes, or pairs that show the same or different things."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -66,12 +66,17 @@ class Taught:
     warnings: tuple[str, ...]
     unknown: tuple[str, ...]
 
+    def without(self, items: Iterable[str]) -> "Taught":
+        """The same, with nothing known of these items."""
+        gone = set(items)
+        return replace(self, class_of={item: number for item, number in self.class_of.items() if item not in gone})
+
     def known(self, items: Sequence[str]) -> Known:
         """What it says of a training set of these items."""
         label = torch.tensor([self.class_of.get(item, -1) for item in items], dtype=torch.int64)
         if self.apart is None:
             return Known(label)
-        classes = 1 + max(self.class_of.values())
+        classes = 1 + max(*self.class_of.values(), *(number for pair in self.apart for number in pair))
         apart = torch.zeros(classes, classes, dtype=torch.bool)
         for a, b in self.apart:
             apart[a, b] = apart[b, a] = True

@@ -63,6 +63,7 @@ def train(
     recipe: Recipe,
     labels: Path | None = None,
     teach: bool = False,
+    keep_doubted: bool = False,
     baseline: bool = False,
     datasets: Path = Path("datasets"),
     device: str = "auto",
@@ -84,6 +85,8 @@ def train(
         labels: a table `path,class_id[,split]`, used to judge and never to learn; a set of torchvision has its own.
         teach: learn from the labels too, of the split `train` where there are splits, and judge with the others only;
             they may also be pairs, see `trainer.known.read_taught`.
+        keep_doubted: learn from labels too that are likely wrong by what the run starts from, see
+            `trainer.label_noise`; a resumed run goes on as it began.
         baseline: learn from the same labels alone too, to judge what the other images are worth; with `teach`, and
             where there is a split to judge on. It takes as long again.
         datasets: where sets of torchvision are kept.
@@ -109,7 +112,7 @@ def train(
     with joined(choose_device(device)) as chosen:
         images, labels = from_main(partial(named_set, images, labels, datasets, progress))
         more = [from_main(partial(named_set, further, None, datasets, progress))[0] for further in also]
-        given = read_given(open_collections([images, *more]), labels, teach)
+        given = read_given(open_collections([images, *more]), labels, teach, keep_doubted)
         baseline = baseline and given.taught is not None and given.judged is not None
         run = from_main(lambda: resume_run(runs, resume) if resume else new_run(runs, recipe, name))
         with told_how_to_go_on(run):
@@ -123,7 +126,7 @@ def _assist(given: Given, run: Path, models: Path, chosen: torch.device, baselin
     setting = _Setting(run, models, recipe_of(run), chosen, lambda *_: None)
     wait_for_main()  # until it has decoded the images
     cache = given.training_set(setting.recipe, run, setting.progress)
-    known = given.known(cache.items)
+    known = given.without(from_main(tuple)).known(cache.items)  # the main process says what is left out
     rounds = [setting, setting.of_labels_alone()] if baseline and setting.has_other_images else [setting]
     for part in rounds:
         objective = _objective(part.recipe, begin(part.recipe, models, chosen).encoder)
@@ -190,7 +193,8 @@ def _learn(
     objective = _objective(setting.recipe, start.encoder)
     before = judge_start(start, setting.recipe, decoded.shown, decoded.judge, device, progress)
     rest = judge_rest(start, setting.recipe, decoded.rest, device, progress) if decoded.rest else None
-    suspects, compared = given.suspects(start, setting.spec, run, device, progress)
+    doubts = given.doubts(start, setting.spec, run, device, progress)
+    given = given.without(from_main(lambda: doubts.left_out))
     clock.lap("frozen")
     choice = Choice(run)
     outcome = _train(setting, given, decoded, objective, choice, profile)
@@ -215,10 +219,13 @@ def _learn(
         trained=score.metrics,
         supervised=measured(supervised, decoded.judge, device, progress),
         rest=rest.judged(models / model.id, supervised, device, progress) if rest else {},
-        suspects=tuple(suspects),
-        compared=compared,
+        suspects=doubts.suspects,
+        compared=doubts.compared,
+        wrong_share=doubts.noise.wrong_share,
+        left_out=doubts.left_out,
         warnings=(
             *given.warnings,
+            *doubts.warnings,
             *all_the_same(decoded.training),
             *start.warnings,
             *before.warnings,

@@ -34,6 +34,8 @@ class TrainReport:
             labels table marks none as `rest`.
         suspects: labels to learn from that disagree with what the run started from, the surest first.
         compared: how many labelled images could agree or disagree.
+        wrong_share: of the labels, estimated by what the run started from; None where these are too few.
+        left_out: items whose labels are likely wrong and were not learned from, the surest first.
         warnings: what went wrong and was dealt with: unreadable folders, damaged archives, a damaged checkpoint.
         images_per_s: images drawn a second while training.
         seconds: wall clock by stage.
@@ -56,6 +58,8 @@ class TrainReport:
     rest: Mapping[str, Metrics]
     suspects: tuple[Suspect, ...]
     compared: int
+    wrong_share: float | None
+    left_out: tuple[str, ...]
     warnings: tuple[str, ...]
     images_per_s: float
     seconds: Mapping[str, float]

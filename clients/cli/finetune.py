@@ -43,6 +43,7 @@ _MANY = 0.5  # share of them from which the labels as a whole are doubted
     show_default=True,
     help="Where there is a split to judge on, learn from the labels alone too, and judge that: as long again.",
 )
+@click.option("--keep-doubted", is_flag=True, help="Learn from labels too that are likely wrong, as below.")
 @click.option("--epochs", type=int, metavar="N", help="Passes over the images.")
 @click.option("--seed", type=int, metavar="N", help="Of everything random.")
 @device_option
@@ -59,6 +60,7 @@ def finetune(
     method: str,
     settings: tuple[str, ...],
     baselines: bool,
+    keep_doubted: bool,
     epochs: int | None,
     seed: int | None,
     device: str,
@@ -84,11 +86,14 @@ def finetune(
       pairs    path_a, path_b, relation: same or different
 
     Labels that MODEL disagrees with are listed, the surest first: they may be wrong, or be what it has yet to learn.
+    Where 20 or more, of 5 classes or more, tell that over 15 % of them are wrong, those that likely are wrong, such
+    that nine in ten of them are by estimate, are left out, unless --keep-doubted is given.
 
     \b
     JSON keys: model, run, report, epoch, images, images_per_s, skipped[].item, skipped[].reason,
     duplicates.copies, duplicates.groups[][], unknown_labels[], warnings[], seconds{}, compared,
-    suspects[].item, suspects[].like, suspects[].similarity, suspects[].own_similarity;
+    suspects[].item, suspects[].like, suspects[].similarity, suspects[].own_similarity, wrong_share (or null),
+    left_out[];
     with a split to judge on also beats_frozen, beats_start, beats_supervised, last_recall_at_1, and in each of
     frozen{}, start{}, supervised{} and trained{}, and on rows of rest in each of the same within rest{}:
     recall_at_1, recall_at_2, recall_at_4, recall_at_8, map_at_r, r_precision, knn_accuracy, nmi, ami, queries
@@ -113,6 +118,7 @@ def finetune(
             labels=labels,
             teach=True,
             baseline=baselines,
+            keep_doubted=keep_doubted,
             datasets=place.datasets,
             device=device,
             name=name,
@@ -131,7 +137,13 @@ def finetune(
 
 
 def _result(done: "TrainReport") -> dict[str, object]:
-    return {**train_result(done), "compared": done.compared, "suspects": [vars(s) for s in done.suspects]}
+    return {
+        **train_result(done),
+        "compared": done.compared,
+        "suspects": [vars(s) for s in done.suspects],
+        "wrong_share": done.wrong_share,
+        "left_out": list(done.left_out),
+    }
 
 
 def _tell_suspects(done: "TrainReport") -> None:
@@ -142,13 +154,15 @@ def _tell_suspects(done: "TrainReport") -> None:
         f"{count:,} of {done.compared:,} labelled images look most like one that is labelled as something else:",
         err=True,
     )
-    for suspect in done.suspects[:_SHOWN]:
+    left_out = set(done.left_out)
+    shown = [suspect for suspect in done.suspects if suspect.item in left_out] or done.suspects
+    for suspect in shown[:_SHOWN]:
         click.echo(
             f"  {printable(suspect.item)} is like {printable(suspect.like)} ({suspect.similarity:.2f}), and like its "
             f"own at most {suspect.own_similarity:.2f}",
             err=True,
         )
-    if share > _MANY:
+    if done.wrong_share is None and share > _MANY:
         click.echo(
             f"warning: the labels disagree with the model for {share:.0%} of these images: where they are right, it "
             f"has much to learn; look at some, for many wrong labels make it worse",

@@ -1,0 +1,132 @@
+"""Wrong labels among right ones: how many there are, by a metric, and which ones are left out."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from trainer.label_noise import LabelNoise, class_ranks, first_random, label_noise, random_share
+
+
+def photographs(classes: int, each: int, *, spread: float = 0.5, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Embeddings around a centre for each class, (classes * each, 32), and their true classes."""
+    draw = torch.Generator().manual_seed(seed)
+    truth = torch.arange(classes).repeat_interleave(each)
+    centres = F.normalize(torch.randn(classes, 32, generator=draw), dim=1)
+    noise = F.normalize(torch.randn(len(truth), 32, generator=draw), dim=1)
+    return F.normalize(centres[truth] + spread * noise, dim=1), truth
+
+
+def flipped(truth: Tensor, share: float, seed: int = 1) -> tuple[Tensor, set[str]]:
+    """The classes with a share of them replaced by other ones, and the items whose class it is."""
+    draw = torch.Generator().manual_seed(seed)
+    classes = int(truth.max()) + 1
+    wrong = torch.randperm(len(truth), generator=draw)[: round(share * len(truth))]
+    label = truth.clone()
+    label[wrong] = (truth[wrong] + torch.randint(1, classes, (len(wrong),), generator=draw)) % classes
+    return label, {str(row) for row in wrong.tolist()}
+
+
+def judged(embeddings: Tensor, label: Tensor) -> LabelNoise:
+    return label_noise(embeddings, [str(row) for row in range(len(label))], label)
+
+
+def test_ranks_are_those_of_plain_loops(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For each image the classes with a higher mean similarity than the rest of its own; -1 where it is alone."""
+    embeddings, truth = photographs(6, 5, spread=3.0)
+    label, _ = flipped(truth, 0.3)
+    label[0] = 77  # the only one of its class
+    monkeypatch.setattr("trainer.label_noise._ROWS", 7)
+    expected = []
+    for i, own in enumerate(label.tolist()):
+        mean = {}
+        for number in set(label.tolist()):
+            those = [
+                float(embeddings[i].double() @ embeddings[j].double())
+                for j in range(30)
+                if j != i and label[j] == number
+            ]
+            mean[number] = sum(those) / len(those) if those else None
+        mine = mean.pop(own)
+        expected.append(-1 if mine is None else sum(other > mine for other in mean.values() if other is not None))
+    assert class_ranks(embeddings, label).tolist() == expected
+
+
+def test_the_share_of_random_labels_is_read_off_those_that_a_third_of_all_classes_beat() -> None:
+    """With right labels at rank 0 and the others even, it is exact; from the cut on nine in ten are random."""
+    even = torch.arange(10).repeat(4)  # 40 random labels of 10 classes
+    rank = torch.cat([even, torch.zeros(60, dtype=torch.int64)])
+    assert random_share(rank, 10) == pytest.approx(0.4)
+    assert first_random(rank, 10, 0.4) == 1
+    assert random_share(torch.zeros(9, dtype=torch.int64), 10) == 0
+    hard = torch.cat([rank, torch.full((30,), 2)])  # right, and beaten by two classes
+    assert first_random(hard, 10, random_share(hard, 10)) == 3
+
+
+@pytest.mark.parametrize("share", [0.2, 0.4])
+@pytest.mark.parametrize("seed", range(3))
+def test_of_many_wrong_labels_most_are_found_and_few_right_ones_are_lost(share: float, seed: int) -> None:
+    """Of 5 images of each of 40 classes; the share of wrong ones is estimated within a tenth."""
+    embeddings, truth = photographs(40, 5, seed=seed)
+    label, wrong = flipped(truth, share, seed + 10)
+    found = judged(embeddings, label)
+    assert found.judged > 180
+    assert found.wrong_share == pytest.approx(share, abs=0.1)
+    doubted = set(found.doubted)
+    assert len(doubted & wrong) > 0.6 * len(wrong)
+    assert len(doubted - wrong) < 0.12 * len(truth)
+    left = {str(row) for row in range(len(truth))} - doubted
+    assert len(left & wrong) < 0.5 * share * len(left)
+    (warning,) = found.warnings(learned_from=False)
+    assert f"the {len(doubted):,} likeliest to be wrong are left out" in warning
+    assert "--keep-doubted" in warning
+    assert "learned from too, as was asked" in found.warnings(learned_from=True)[0]
+
+
+@pytest.mark.parametrize("spread", [0.5, 1.5])
+def test_right_labels_stay_whole(spread: float) -> None:
+    """Also where many images are nearer to another class: a hard image is not a wrong label."""
+    embeddings, truth = photographs(20, 5, spread=spread)
+    found = judged(embeddings, truth)
+    assert (class_ranks(embeddings, truth) > 0).sum() > (20 if spread > 1 else -1)
+    assert found.doubted == ()
+    assert found.wrong_share is not None
+    assert found.wrong_share < 0.15
+    assert found.warnings(learned_from=True) == ()
+
+
+def test_a_metric_that_knows_nothing_of_the_labels_does_not_judge_them() -> None:
+    """Nothing is left out where all labels look random: they may be right, and new to it; that is told."""
+    embeddings, truth = photographs(20, 5)
+    found = judged(embeddings[torch.randperm(100, generator=torch.Generator().manual_seed(4))], truth)
+    assert found.doubted == ()
+    assert found.wrong_share is not None
+    assert found.wrong_share > 0.75
+    (warning,) = found.warnings(learned_from=True)
+    assert "wrong, or new to it" in warning
+
+
+@pytest.mark.parametrize(("classes", "each"), [(4, 10), (9, 2)], ids=["classes", "labels"])
+def test_too_few_labels_are_not_judged(classes: int, each: int) -> None:
+    """What is hard and what is wrong look alike in a few classes, and a few labels tell nothing of the rest."""
+    embeddings, truth = photographs(classes, each)
+    label, _ = flipped(truth, 0.4)
+    found = judged(embeddings, label)
+    assert (found.wrong_share, found.doubted, found.warnings(learned_from=True)) == (None, (), ())
+
+
+def test_images_that_are_all_alike_are_no_evidence() -> None:
+    """A metric that embeds all images alike leaves nothing out."""
+    _, truth = photographs(20, 5)
+    assert judged(torch.full((100, 16), 0.25), truth).doubted == ()
+
+
+def test_two_classes_are_always_left() -> None:
+    """Where the doubted labels are all of one class's others, they stay: one class teaches nothing."""
+    draw = torch.Generator().manual_seed(2)
+    own = F.normalize(torch.ones(40, 16) + 0.05 * torch.randn(40, 16, generator=draw), dim=1)
+    others = F.normalize(torch.ones(20, 16) + 0.05 * torch.randn(20, 16, generator=draw), dim=1)
+    label = torch.cat([torch.zeros(40, dtype=torch.int64), torch.arange(20) % 10 + 1])
+    found = judged(torch.cat([own, others]), label)
+    kept = {int(label[row]) for row in range(60) if str(row) not in found.doubted}
+    assert len(kept) > 1
