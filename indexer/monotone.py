@@ -1,4 +1,4 @@
-"""Rising curves fitted to shares: isotonic regression and Platt's logistic curve."""
+"""Rising curves fitted to shares: isotonic regression, smooth or not, and Platt's logistic curve."""
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,29 @@ def isotonic(values: Floats, weights: Floats) -> Floats:
         blocks.append((mean, mass, length))
     means, _, lengths = zip(*blocks, strict=True)
     return np.repeat(np.array(means), lengths)
+
+
+def smoothed(counts: Floats, share: float) -> Floats:
+    """Counts on an even grid, each spread over its neighbourhood by a Gaussian.
+
+    Isotonic regression of what is smoothed has no steps that are only chance: Mammen 1991, "Estimating a smooth
+    monotone regression function".
+
+    Args:
+        counts: (2, G) of two kinds; both together say how wide the Gaussian is.
+        share: its standard deviation, as one of theirs; less than a cell of the grid smooths nothing.
+
+    Returns:
+        (2, G); what falls off the ends of the grid is lost, of both kinds alike.
+    """
+    places, total = np.arange(counts.shape[1]), counts.sum(axis=0)
+    mean = np.average(places, weights=total)
+    width = share * np.sqrt(np.average((places - mean) ** 2, weights=total))
+    if width < 1:
+        return counts
+    reach = min(int(4 * width), (counts.shape[1] - 1) // 2)
+    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / width) ** 2)
+    return np.stack([np.convolve(kind, kernel / kernel.sum(), "same") for kind in counts])
 
 
 def platt(x: Floats, different: Floats, same: Floats) -> Floats:
