@@ -9,12 +9,11 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
 
-from indexer import manifest
 from indexer.adopt import open_catalog
 from indexer.calibration import Calibration
 from indexer.catalog import Catalog
@@ -24,6 +23,7 @@ from indexer.live import LiveIndex, Snapshot
 from indexer.store import Store
 from indexer.version import Version, active_version, open_version
 from server.answers import foreseen
+from server.curves import Curves
 from server.errors import IndexNotFound, NoIndex
 from server.item_ids import ItemIds
 from server.news import Inbox, News
@@ -47,7 +47,7 @@ class ActiveIndex:
         items: ids of the version's own rows.
         encoder: of the version's model.
         inbox: for news of other processes of this server.
-        calibration: of the version's model, as it was when the version was opened; None where it has none.
+        calibration: of the version's model, as the last refresh found it; None where it has none.
     """
 
     name: str
@@ -110,6 +110,7 @@ class Indexes:
         self._active: Mapping[str, ActiveIndex] = MappingProxyType({})
         self._failures: Mapping[str, Failure] = {}
         self._encoders: dict[str, Encoder] = {}  # by model id: two indexes of one model share it
+        self._curves = Curves(store)
         self._catalogs: dict[str, tuple[int, Catalog]] = {}  # by index, with the file's inode
         # Indexes whose model may not have embedded all that was upserted, and until when more of that may come.
         self._behind: dict[str, float] = {}
@@ -194,6 +195,7 @@ class Indexes:
         self._forget({*self._active, *self._failures} - {*names})
         in_use = {index.model for index in self._active.values()}
         self._encoders = {model: encoder for model, encoder in self._encoders.items() if model in in_use}
+        self._curves.keep(in_use)
 
     def _forget(self, names: set[str]) -> None:
         with self._swapping:
@@ -217,6 +219,7 @@ class Indexes:
                 index.live.refresh()
             if number is None or (index is not None and index.number == number and self._is_current(index)):
                 self._catch_up_behind(index)
+                self._recalibrate(index)
                 return None
             if failure is not None and failure.number == number and time.monotonic() < failure.retry_at_s:
                 return failure
@@ -234,9 +237,8 @@ class Indexes:
         version = open_version(self._store.index(name) / "versions" / str(number))
         encoder, catalog = self._encoder(version.manifest.model), self._catalog(name)
         live, inbox = LiveIndex(version, catalog), Inbox(self.news)
-        # Not the encoder's, which may be older: a calibration is the one thing of a model that changes.
-        calibration = Calibration.of(manifest.read_model(self._store.model(encoder.model)).calibration)
-        opened = ActiveIndex(name, number, live, catalog, ItemIds(version), encoder, inbox, calibration)
+        curve = self._curves.of(encoder.model)
+        opened = ActiveIndex(name, number, live, catalog, ItemIds(version), encoder, inbox, curve)
         log.info("index %s: version %d with %d items, model %s", name, number, opened.snapshot.count, opened.model)
         return opened
 
@@ -263,6 +265,13 @@ class Indexes:
             self.news.tell()
             if time.monotonic() >= self._behind[index.name]:
                 del self._behind[index.name]
+
+    def _recalibrate(self, index: ActiveIndex | None) -> None:
+        if index is None or (curve := self._curves.of(index.model)) is index.calibration:
+            return
+        with self._swapping:
+            self._active = MappingProxyType({**self._active, index.name: replace(index, calibration=curve)})
+        log.info("index %s: model %s was calibrated", index.name, index.model)
 
     def _catalog(self, name: str) -> Catalog:
         directory = self._store.index(name)

@@ -119,9 +119,7 @@ def _of_learning(store: Store, kind: str, result: Mapping[str, Any]) -> Message:
             return _fine_tuned(store, result)
         case "calibrate":
             return _calibrated(result)
-    return model_service_pb2.SuggestLabelsResponse(
-        **_of(result, "model", "images", "warnings"), paths=result["suggested"], failed=len(result["skipped"])
-    )
+    return _suggested(result)
 
 
 def _trained(store: Store, result: Mapping[str, Any]) -> model_service_pb2.TrainResponse:
@@ -140,6 +138,14 @@ def _fine_tuned(store: Store, result: Mapping[str, Any]) -> model_service_pb2.Fi
         suspects=[model_service_pb2.Suspect(**suspect) for suspect in result["suspects"]],
         failed=len(result["skipped"]),
         beats_start=result.get("beats_start"),
+    )
+
+
+def _suggested(result: Mapping[str, Any]) -> model_service_pb2.SuggestLabelsResponse:
+    return model_service_pb2.SuggestLabelsResponse(
+        **_of(result, "model", "images", "labelled", "warnings"),
+        suggested=[model_service_pb2.SuggestedImage(**one) for one in result["suggested"]],
+        failed=len(result["skipped"]),
     )
 
 

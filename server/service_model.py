@@ -129,7 +129,10 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
             raise BudgetOutOfRange(f"budget is {request.budget}; it must be 1 to the number of images")
         model = learning.model_id(self._store, request.model)
         words = ["suggest", str(self._folders.to_read(request.images)), "--model", model]
-        return Job("suggest", "", (*words, "--budget", str(request.budget), "--seed", str(request.seed)))
+        words += ["--budget", str(request.budget), "--seed", str(request.seed)]
+        if request.HasField("labels"):
+            words += ["--labels", str(learning.table_of(request.labels, self._store, self._folders))]
+        return Job("suggest", "", tuple(words))
 
     def _calibrate(self, request: pb.CalibrateRequest) -> Job:
         model = learning.model_id(self._store, request.model)

@@ -29,15 +29,17 @@ class Picture:
         path: as the table of labels names it.
         pixels: (S, S, 3) uint8, the whole image squashed to a square.
         aspect: width over height that it is shown at.
+        why: for what reason it is there.
     """
 
     path: str
     pixels: Tensor
     aspect: float
+    why: str
 
 
 def write_sheet(file: Path, pictures: Sequence[Picture]) -> None:
-    """Write a page with a thumbnail, the path and an empty field for the label of each image.
+    """Write a page with a thumbnail, the path, the reason and an empty field for the label of each image.
 
     Its button saves what was typed as a table `path,class_id`.
 
@@ -51,10 +53,11 @@ def write_sheet(file: Path, pictures: Sequence[Picture]) -> None:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>Images to label</title><style>\n{_CSS}</style></head>\n"
         f"<body><h1>{len(pictures):,} images to label</h1>"
-        "<p>Type what each shows, the same word for the same thing; leave empty what you can't tell. Save the "
-        "labels, and give them to <code>kinsight finetune</code>.</p><button>Save labels.csv</button>"
+        "<p>Type what each shows, the same word for the same thing; leave empty what you can't tell. You may stop "
+        "anywhere: those that help most come first. Save the labels, and give them to <code>kinsight finetune</code>."
+        "</p><button>Save labels.csv</button>"
         '<table><thead><tr><th scope="col">#</th><th scope="col">Image</th><th scope="col">Label</th>'
-        f'<th scope="col">Path</th></tr></thead><tbody>{rows}</tbody></table>'
+        f'<th scope="col">Path, and why it is here</th></tr></thead><tbody>{rows}</tbody></table>'
         f"<script>{_SCRIPT}</script></body></html>\n"
     )
     write_atomically(file, page.encode())
@@ -66,5 +69,5 @@ def _row(number: int, picture: Picture) -> str:
         f'<tr><td>{number}</td><td><img alt="image {number}: {shown}" '
         f'src="{thumbnail(picture.pixels, picture.aspect, _SIDE)}"></td>'
         f'<td><input aria-label="label of image {number}" data-path="{escape(picture.path)}"></td>'
-        f'<td class="path">{shown}</td></tr>\n'
+        f'<td class="path">{shown}<br><small>{text(picture.why)}</small></td></tr>\n'
     )

@@ -44,8 +44,8 @@ def calibrate(
     """Fit what a similarity under MODEL means: the probability that two images show the same thing.
 
     The curve is kept with MODEL, in place of an earlier one. Searches can then ask for probabilities and leave out
-    what is too improbable, by thresholds that mean the same under every model. A running server takes a new curve
-    when it opens the next version of an index, or is started again.
+    what is too improbable, by thresholds that mean the same under every model. A running server takes a new curve up
+    within seconds.
 
     \b
     --labels is a table of one of two kinds
@@ -64,6 +64,7 @@ def calibrate(
     thresholds[].min_similarity (null where no similarity is enough), thresholds[].false_accept_rate,
     thresholds[].true_accept_rate, report, unknown_labels[], warnings[], skipped[].item, skipped[].reason
     """
+    from clients.cli.reliability import holds_for, write_report
     from indexer.calibrate import calibrate as run
     from indexer.store import Store
 
@@ -71,8 +72,6 @@ def calibrate(
     with recorded("calibrate", "", store, progress_style) as work:
         done = run(directory, images, labels, device=device, seed=seed, progress=work.report)
         if report:
-            from clients.cli.reliability import write_report
-
             write_report(report, directory.name, done.fitted)
         work.finish(_result(directory.name, done, report))
     warn_skipped(done.skipped)
@@ -90,6 +89,7 @@ def calibrate(
     print_facts({name: cell(value) for name, value in facts.items()})
     for rows in tables.values():
         print_table([*rows[0]], [[cell(value) for value in row.values()] for row in rows])
+    click.echo(holds_for(done.fitted.calibration))
 
 
 def _result(model: str, done: "Calibrated", report: Path | None) -> dict[str, object]:

@@ -13,16 +13,20 @@ _TICKS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 _PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>Calibration of {model}</title>
+<title>How far to trust model {model}</title>
 <style>
 body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; color: #1b1f24 }}
-.plots {{ display: flex; flex-wrap: wrap; gap: 1rem }} figure {{ margin: 0; width: 432px }}
+.plots {{ display: flex; flex-wrap: wrap; gap: 2rem 1rem }} figure {{ margin: 0; width: 432px }}
+h2 {{ font-size: 17px }}
 figcaption {{ font-size: 14px; color: #57606a }} text {{ font-size: 12px; fill: #57606a }}
 </style>
-<h1>Calibration of model {model}</h1>
-<p>Fitted ({method}) on {images:,} labelled images: {same:,} pairs of the same thing, {different:,} of different ones.
-What is measured here are classes that the curve was not fitted on.</p>
+<h1>How far to trust the probabilities of this model</h1>
+<p>Kinsight compared {images:,} labelled pictures{of_classes}: {same:,} pairs that show the same thing,
+{different:,} that do not. From these it learned how often two pictures of a given similarity show the same thing.
+The first {checks} how well that holds for things that it had not seen when it learned it.</p>
+<p>{holds}</p>
 <div class="plots">{plots}</div>
+<p>Model {model}, fitted by {method} regression.</p>
 </html>
 """
 
@@ -30,30 +34,50 @@ What is measured here are classes that the curve was not fitted on.</p>
 def write_report(path: Path, model: str, fitted: "Fitted") -> None:
     """Write the page; raises OSError."""
     calibration = fitted.calibration
-    plots = [_figure(_reliability(fitted.pairs), _told("all pairs", calibration.ece_pairs))]
+    plots = [_checked("Any two pictures", "all pairs of pictures", fitted.pairs, calibration.ece_pairs)]
     if calibration.ece_hits is not None:
-        plots.append(_figure(_reliability(fitted.hits), _told("the 10 nearest of each image", calibration.ece_hits)))
-    plots.append(_figure(_curve(calibration), "The curve: what a similarity means under this model."))
+        shown = "what a search for each picture shows first, its 10 nearest"
+        plots.append(_checked("What a search finds", shown, fitted.hits, calibration.ece_hits))
+    curve = (
+        "To read a similarity, go from its number at the bottom up to the line, then left to the probability that "
+        "the two pictures show the same thing. Kinsight does this for you when you search by probability."
+    )
+    plots.append(_figure("What a similarity means", _curve(calibration), curve))
     page = _PAGE.format(
         model=escape(model),
         method=calibration.method,
         images=calibration.images,
+        of_classes=f" of {calibration.classes:,} different things" if calibration.classes else "",
         same=calibration.same,
         different=calibration.different,
+        checks="two drawings show" if len(plots) > 2 else "drawing shows",
+        holds=escape(holds_for(calibration)),
         plots="".join(plots),
     )
     path.write_text(page, encoding="utf-8")
 
 
-def _told(what: str, error: float) -> str:
+def holds_for(calibration: "Calibration") -> str:
+    """For which collections the probabilities hold, and which way they are wrong for others."""
+    things = f"about {calibration.classes:,}" if calibration.classes else "about as many"
     return (
-        f"Over {what}: off by {error:.3f} on average (ECE). Each dot is a fifteenth of them; on the line, exactly as "
-        f"many show the same thing as was promised; below it, fewer."
+        f"The probabilities hold for collections with {things} different things, like the labelled images. Where "
+        f"there are many more, there are also more look-alikes, and the probabilities promise too much; where there "
+        f"are far fewer, too little."
     )
 
 
-def _figure(drawing: str, caption: str) -> str:
-    return f"<figure>{drawing}<figcaption>{escape(caption)}</figcaption></figure>"
+def _checked(heading: str, what: str, bins: Sequence["Bin"], error: float) -> str:
+    caption = (
+        f"Each dot is a fifteenth of {what}. Across: the probability that Kinsight gave. Up: how many really show "
+        f"the same thing. On the dashed line it was exactly right, below it too sure, above it not sure enough. On "
+        f"average it was {100 * error:.1f} percentage points off (an expected calibration error of {error:.3f})."
+    )
+    return _figure(heading, _reliability(bins), caption)
+
+
+def _figure(heading: str, drawing: str, caption: str) -> str:
+    return f"<figure><h2>{escape(heading)}</h2>{drawing}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
 def _reliability(bins: Sequence["Bin"]) -> str:
@@ -62,14 +86,14 @@ def _reliability(bins: Sequence["Bin"]) -> str:
         f'<circle cx="{_x(one.predicted)}" cy="{_y(one.observed)}" r="5" fill="#0969da" fill-opacity=".75"/>'
         for one in bins
     )
-    return _axes("probability that was promised", "share that is the same", _TICKS, line + dots)
+    return _axes("probability that was given", "how many show the same thing", _TICKS, line + dots)
 
 
 def _curve(calibration: "Calibration") -> str:
     places = [i / 200 for i in range(201)]
     points = [(place, float(calibration.probability(2 * place - 1))) for place in places]
     line = f'<path d="{_path(points)}" stroke="#0969da" stroke-width="2"/>'
-    return _axes("similarity", "probability", tuple(2 * tick - 1 for tick in _TICKS), line)
+    return _axes("similarity", "probability that it is the same thing", tuple(2 * tick - 1 for tick in _TICKS), line)
 
 
 def _axes(across: str, up: str, ticks: Sequence[float], inner: str) -> str:

@@ -1,7 +1,5 @@
 """`kinsight remote models|train|finetune|suggest|calibrate`: what these verbs do, done by a running server."""
 
-import csv
-import io
 from typing import Any
 
 import click
@@ -9,6 +7,7 @@ import click
 from clients.cli.options import json_option, labels_help, server_option
 from clients.cli.output import print_json, tell_facts
 from clients.cli.remote import awaited, plain, tell_all
+from clients.cli.suggest import to_label
 
 _COLUMNS = ["model", "backbone", "objective", "dimension", "images", "labelled", "created"]
 
@@ -80,27 +79,27 @@ def finetune(
 @click.argument("images")
 @click.option("--model", required=True, help="Id of the model that sees them, or how it begins.")
 @click.option("--budget", type=click.IntRange(min=1), required=True, metavar="N", help="How many to label.")
+@click.option("--labels", metavar="PATH", help="CSV or Parquet of those that are labelled already.")
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Of the choice.")
 @server_option
 @json_option
-def suggest(images: str, model: str, budget: int, seed: int, server: str, as_json: bool) -> None:
-    """Choose which IMAGES on the server to label, as a table path,class_id to fill in; see `kinsight suggest`.
+def suggest(images: str, model: str, budget: int, labels: str | None, seed: int, server: str, as_json: bool) -> None:
+    """Choose which IMAGES on the server to label, as a table to fill in; see `kinsight suggest`.
 
     \b
-    JSON keys: model, images, paths[], failed, warnings[]
+    JSON keys: model, images, labelled, suggested[].path, suggested[].stands_for, suggested[].density_rank,
+    suggested[].nearest (or null), suggested[].similarity (or null), failed, warnings[]
     """
     from kinsight_client import Client
 
     with Client(server) as client:
-        found = awaited(client, client.models.suggest(model, images, budget, seed=seed))
+        found = awaited(client, client.models.suggest(model, images, budget, labels=labels, seed=seed))
     for warning in found.warnings:
         click.echo(f"warning: {warning}", err=True)
     if as_json:
         print_json(plain(found))
         return
-    table = io.StringIO()
-    csv.writer(table, lineterminator="\n").writerows([("path", "class_id"), *((path, "") for path in found.paths)])
-    click.echo(table.getvalue(), nl=False)
+    click.echo(to_label(map(plain, found.suggested)), nl=False)
 
 
 @click.command()

@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +13,23 @@ from clients.cli.output import named, print_json, warn_skipped
 from clients.cli.recording import operation_option, recorded
 
 if TYPE_CHECKING:
-    from trainer.suggest import Suggestion
+    from trainer.suggest import Suggested, Suggestion
+
+_COLUMNS = ("path", "class_id", "stands_for", "density_rank", "nearest", "similarity")
 
 
 @click.command()
 @click.argument("images", type=PATH)
 @click.option("--model", required=True, help="Id of the model that sees them, or how it begins.")
 @click.option("--budget", type=click.IntRange(min=1), required=True, metavar="N", help="How many to label.")
+@click.option(
+    "--method",
+    type=click.Choice(["usl", "usl-t"]),
+    default="usl",
+    show_default=True,
+    help="How to choose; usl-t trains the groups that it chooses from, which takes longer.",
+)
+@click.option("--labels", type=PATH, help="CSV or Parquet of those that are labelled already, as for finetune.")
 @click.option("--sheet", type=PATH, metavar="FILE", help="Also write an HTML page to look at and label them on.")
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Of the choice.")
 @store_option
@@ -29,6 +40,8 @@ def suggest(
     images: Path,
     model: str,
     budget: int,
+    method: str,
+    labels: Path | None,
     sheet: Path | None,
     seed: int,
     store: Path,
@@ -38,12 +51,22 @@ def suggest(
 ) -> None:
     """Choose the IMAGES that are most worth labelling, by Unsupervised Selective Labeling.
 
-    One of each of as many groups of IMAGES: those that stand for many others, and are not like one another. They are
-    printed as a table path,class_id whose second column is for a person to fill in, for kinsight finetune; those that
-    stand for most others come first.
+    One of each of as many groups of IMAGES: those that stand for many others, and are not like one another, nor like
+    what --labels has. They are printed as a table whose column class_id is for a person to fill in, for kinsight
+    finetune. The order is for whoever stops early: each image adds most to those before it. The other columns say why
+    it is there.
 
     \b
-    JSON keys: model, images, suggested[] (paths), sheet, warnings[], skipped[].item, skipped[].reason
+      stands_for    images that are more like it than like any other suggested or
+                    labelled one: as many would get its label from their nearest
+      density_rank  1 is the image with most others near it
+      nearest       of those labelled or suggested before it, the one most like it
+      similarity    of the two
+
+    \b
+    JSON keys: model, images, labelled, suggested[].path, suggested[].stands_for, suggested[].density_rank,
+    suggested[].nearest (or null), suggested[].similarity (or null), sheet, warnings[], skipped[].item,
+    skipped[].reason
     """
     from indexer.store import Store
     from trainer.suggest import pictures
@@ -51,11 +74,20 @@ def suggest(
 
     directory = Store(store).model(model)
     with recorded("suggest", "", store) as work:
-        found = run(directory, images, budget, seed=seed, device=device, progress=work.report)
+        found = run(
+            directory,
+            images,
+            budget,
+            method=method,
+            labels=labels,
+            seed=seed,
+            device=device,
+            progress=work.report,
+        )
         if sheet:
             from trainer.sheet import write_sheet
 
-            write_sheet(sheet, pictures(found.sources))
+            write_sheet(sheet, pictures(found))
         work.finish(_result(directory.name, found, sheet))
     warn_skipped(found.skipped)
     for warning in found.warnings:
@@ -63,18 +95,35 @@ def suggest(
     if as_json:
         print_json(_result(directory.name, found, sheet))
         return
+    click.echo(to_label(map(_row, found.suggested)), nl=False)
+
+
+def to_label(suggested: Iterable[Mapping[str, Any]]) -> str:
+    """A table of what is suggested, with an empty class_id."""
     table = io.StringIO()
-    rows = csv.writer(table, lineterminator="\n")
-    rows.writerows([("path", "class_id"), *((source.relative, "") for source in found.sources)])
-    click.echo(table.getvalue(), nl=False)
+    rows = csv.DictWriter(table, _COLUMNS, restval="", lineterminator="\n")
+    rows.writeheader()
+    rows.writerows(suggested)
+    return table.getvalue()
 
 
 def _result(model: str, found: "Suggestion", sheet: Path | None) -> dict[str, Any]:
     return {
         "model": model,
         "images": found.images,
-        "suggested": [source.relative for source in found.sources],
+        "labelled": found.labelled,
+        "suggested": [_row(one) for one in found.suggested],
         "sheet": str(sheet) if sheet else None,
         "warnings": list(found.warnings),
         "skipped": named(found.skipped),
+    }
+
+
+def _row(one: "Suggested") -> dict[str, Any]:
+    return {
+        "path": one.source.relative,
+        "stands_for": one.stands_for,
+        "density_rank": one.density_rank,
+        "nearest": one.nearest and one.nearest.relative,
+        "similarity": one.similarity and round(one.similarity, 4),
     }

@@ -4,6 +4,7 @@ import base64
 import csv
 import hashlib
 import io
+import itertools
 import json
 import os
 import re
@@ -56,14 +57,14 @@ def test_the_table_is_one_to_fill_in_for_finetuning(suggest: Run, photos: Path, 
 
     assert done.exit_code == 0, done.stderr
     rows = list(csv.DictReader(io.StringIO(done.stdout)))
-    assert [set(row) for row in rows] == [{"path", "class_id"}] * 7
+    assert [*rows[0]] == ["path", "class_id", "stands_for", "density_rank", "nearest", "similarity"]
     assert {row["class_id"] for row in rows} == {""}
     assert len({row["path"] for row in rows}) == 7
     table = tmp_path / "to_label.csv"
     table.write_text(done.stdout)
     with pytest.raises(LabelsError, match="none of its 7 rows has a class_id"):
         read_labels(table, open_collection(photos), to_teach=True)
-    table.write_text(done.stdout.replace(",\n", ",crow\n"))
+    table.write_text(re.sub("^(.*?),,", r"\1,crow,", done.stdout, flags=re.MULTILINE))
     assert len(read_labels(table, open_collection(photos), to_teach=True).class_of) == 7
     assert suggest(photos, "--budget", 7).stdout == done.stdout
 
@@ -81,7 +82,7 @@ def test_the_sheet_shows_what_is_suggested_and_runs_only_its_own_script(
     told = json.loads(done.stdout)
     html = sheet.read_text()
     page = Page(html)
-    assert page.fields == told["suggested"]
+    assert page.fields == [one["path"] for one in told["suggested"]]
     assert name in page.fields
     assert all(str(picture).startswith("data:image/webp;base64,") for picture in page.pictures)
     assert len(page.pictures) == 61
@@ -97,8 +98,80 @@ def test_damaged_images_and_names_that_no_table_holds_are_told(suggest: Run, pho
     odd = os.fsencode(photos) + b"/\xff.png"
     Path(os.fsdecode(odd)).write_bytes((photos / "street" / "00.png").read_bytes())
     told = json.loads(suggest(photos, "--budget", 62, "--json").stdout)
-    assert (told["images"], len(told["suggested"])) == (60, 60)
+    assert (told["images"], len({one["path"] for one in told["suggested"]})) == (60, 60)
     assert {skipped["item"] for skipped in told["skipped"]} == {"zz.png", "%FF.png"}
+
+
+def test_each_image_says_why_it_is_there(suggest: Run, photos: Path, tmp_path: Path) -> None:
+    """What it stands for, how dense its place is, and the nearest before it: in the table and on the page."""
+    sheet = tmp_path / "sheet.html"
+    told = json.loads(suggest(photos, "--budget", 6, "--sheet", sheet, "--json").stdout)
+    suggested = told["suggested"]
+
+    named = CliRunner().invoke(kinsight, ["suggest", "--help"]).stdout.partition("JSON keys:")[2]
+    assert {*told, *suggested[0]} <= set(re.findall(r"\w+", named))
+    assert sum(one["stands_for"] for one in suggested) == told["images"] == 60
+    assert all(1 <= one["density_rank"] <= 60 for one in suggested)
+    assert (suggested[0]["nearest"], suggested[0]["similarity"]) == (None, None)
+    for place, one in enumerate(suggested[1:], start=1):
+        assert one["nearest"] in [earlier["path"] for earlier in suggested[:place]]
+        assert -1 <= one["similarity"] <= 1
+    page = sheet.read_text()
+    assert (
+        f"stands for {suggested[0]['stands_for']} images; density rank {suggested[0]['density_rank']} of 60" in page
+    )
+    number = [one["path"] for one in suggested].index(suggested[-1]["nearest"]) + 1
+    assert f"most like image {number} (similarity {suggested[-1]['similarity']:.2f})" in page
+
+
+@pytest.mark.parametrize("kind", ["classes", "pairs"])
+def test_what_is_labelled_is_not_suggested_again(suggest: Run, photos: Path, tmp_path: Path, kind: str) -> None:
+    """Whatever the labels are; held-out images are left out of everything, and the budget is of the others."""
+    first = [one["path"] for one in json.loads(suggest(photos, "--budget", 4, "--json").stdout)["suggested"]]
+    table = tmp_path / "few.csv"
+    rows = [f"{path},crow" for path in first] + ["gone.jpg,crow"]
+    if kind == "pairs":
+        rows = [f"{a},{b},different" for a, b in itertools.pairwise([*first, "gone.jpg"])]
+    head = "path,class_id" if kind == "classes" else "path_a,path_b,relation"
+    table.write_text("\n".join([head, *rows]) + "\n")
+    done = suggest(photos, "--budget", 56, "--labels", table, "--json")
+    told = json.loads(done.stdout)
+
+    assert (told["images"], told["labelled"], len(told["suggested"])) == (60, 4, 56)
+    assert not {one["path"] for one in told["suggested"]} & {*first}
+    assert told["suggested"][0]["nearest"] in first
+    assert "1 paths are not in" in done.stderr
+    assert "it must be 1 to 56, the images in" in suggest(photos, "--budget", 57, "--labels", table).stderr
+
+
+def test_images_kept_for_judging_are_left_out(suggest: Run, photos: Path, tmp_path: Path) -> None:
+    """Neither suggested nor counted; those of the split rest are as if they had no label."""
+    names = sorted(path.relative_to(photos).as_posix() for path in photos.rglob("*.*g"))
+    splits = ["train", "test", "test", "rest"]
+    table = tmp_path / "few.csv"
+    table.write_text(
+        "path,class_id,split\n"
+        + "".join(f"{n},{i},{s}\n" for i, (n, s) in enumerate(zip(names, splits, strict=False)))
+    )
+    told = json.loads(suggest(photos, "--budget", 57, "--labels", table, "--json").stdout)
+    assert (told["images"], told["labelled"]) == (58, 1)
+    assert {one["path"] for one in told["suggested"]} == {*names[3:]}
+
+
+def test_labels_that_can_not_be_read_are_one_line(suggest: Run, photos: Path, tmp_path: Path) -> None:
+    """The error names the table and the line; with every image labelled, there is none to suggest."""
+    table = tmp_path / "few.csv"
+    names = sorted(path.relative_to(photos).as_posix() for path in photos.rglob("*.*g"))
+    for text, said in (
+        (f"path_a,path_b,relation\n{names[0]},{names[1]},akin\n", "line 2: relation is 'akin'"),
+        (f"path,class_id\n{names[0]},a\n{names[0]},b\n", "line 3"),
+        ("path,class_id\n" + "".join(f"{name},a\n" for name in names), "all images in"),
+    ):
+        table.write_text(text)
+        done = suggest(photos, "--budget", 3, "--labels", table)
+        assert done.exit_code == 1
+        (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        assert said in line
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,10 @@
 """Searches that ask for probabilities, over a real port."""
 
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +14,7 @@ from kinsight.v1.search_service_pb2 import SCORE_KIND_PROBABILITY, SearchRequest
 
 from indexer import manifest
 from indexer.calibration import Calibration
+from server import app
 from tests.serving import Stubs, build_photos, reason_of, serving
 
 CURVE = Calibration(
@@ -46,6 +52,41 @@ def test_probabilities_follow_the_curve_and_their_threshold_leaves_out(tmp_path:
     assert kept.false_accept_rate == 0.125
     assert [hit.item for hit in both.hits] == [hit.item for hit in every.hits if hit.similarity >= 0.9999]
     assert reason_of(refused.value) == ("INVALID_ARGUMENT", "MIN_PROBABILITY_OUT_OF_RANGE")
+
+
+def test_a_new_curve_is_taken_up_while_the_server_runs(tmp_path: Path) -> None:
+    """Without a restart and without a new version; while a manifest can't be read, the last curve stays in use."""
+    store = build_photos(tmp_path, 8)
+    model = store.model(store.model_ids()[0])
+    steeper = dataclasses.replace(CURVE, probabilities=(0.0, 0.6, 1.0))
+
+    with serving(store) as served, Stubs(served.target) as stubs:
+
+        def follows(curve: Calibration) -> bool:
+            request = SearchRequest(item="003.png", top_k=8, score_kind=SCORE_KIND_PROBABILITY)
+            found = stubs.search.Search(request, timeout=30)
+            assert (found.version, len(found.hits)) == (1, 8)
+            expected = curve.probability([hit.similarity for hit in found.hits]).tolist()
+            return [hit.probability for hit in found.hits] == expected
+
+        with pytest.raises(grpc.RpcError, match="kinsight calibrate"):
+            follows(CURVE)
+        for curve in (CURVE, steeper):
+            manifest.amend_model(model, curve.fields())
+            _until(partial(follows, curve))
+        (model / manifest.MANIFEST).write_text("{}")
+        time.sleep(2 * app.WATCH_INTERVAL_S)
+        assert follows(steeper)
+
+
+def _until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        with contextlib.suppress(grpc.RpcError):  # not calibrated yet
+            if holds():
+                return
+        time.sleep(0.05)
+    raise AssertionError("the curve was not taken up")
 
 
 def test_a_model_without_a_curve_refuses_probabilities(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ from kinsight.v1.model_service_pb2 import (
     TrainResponse,
 )
 from kinsight.v1.operation_metadata_pb2 import OperationMetadata
-from kinsight.v1.search_service_pb2 import SearchRequest
+from kinsight.v1.search_service_pb2 import SCORE_KIND_PROBABILITY, SearchRequest
 from PIL import Image
 
 from clients.cli.command import kinsight
@@ -121,8 +121,17 @@ def test_suggested_images_are_labelled_and_learned_from(stubs: Stubs, school: Sc
     request = SuggestLabelsRequest(model=school.model, images=str(school.pictures), budget=8)
     done = stubs.ended(stubs.models.SuggestLabels(request))
     suggested = _response(done, SuggestLabelsResponse)
-    assert (len(set(suggested.paths)), suggested.images, suggested.failed) == (8, 40, 0)
-    assert all((school.pictures / path).is_file() for path in suggested.paths)
+    paths = [one.path for one in suggested.suggested]
+    assert (len(set(paths)), suggested.images, suggested.labelled, suggested.failed) == (8, 40, 0, 0)
+    assert all((school.pictures / path).is_file() for path in paths)
+    assert [one.nearest in paths[:place] for place, one in enumerate(suggested.suggested)] == [False] + [True] * 7
+    assert [one.HasField("similarity") for one in suggested.suggested] == [False] + [True] * 7
+    assert sum(one.stands_for for one in suggested.suggested) == 40
+    known = Labels(images=[LabelledImage(path=path, class_id="any") for path in paths[:5]])
+    more = SuggestLabelsRequest(model=school.model, images=str(school.pictures), budget=8, labels=known)
+    others = _response(stubs.ended(stubs.models.SuggestLabels(more)), SuggestLabelsResponse)
+    assert not {one.path for one in others.suggested} & {*paths[:5]}
+    assert (others.images, others.labelled) == (40, 5)
 
     teach = FineTuneRequest(
         model=school.model, images=str(school.pictures), labels=_few(), epochs=1, seed=1, request_id="one"
@@ -168,10 +177,9 @@ def test_an_index_is_taught_by_labels_while_it_is_searched(school: School) -> No
         try:
             ask = SuggestLabelsRequest(model=school.model, images=str(school.pictures), budget=12)
             suggested = _response(stubs.ended(stubs.models.SuggestLabels(ask), timeout_s=300), SuggestLabelsResponse)
-            rows = [
-                LabelledImage(path=path, class_id=f"{int(path[:2]) % 4}", held_out=False) for path in suggested.paths
-            ]
-            others = [n for n in range(40) if f"{n:02d}.png" not in suggested.paths]
+            paths = [one.path for one in suggested.suggested]
+            rows = [LabelledImage(path=path, class_id=f"{int(path[:2]) % 4}", held_out=False) for path in paths]
+            others = [n for n in range(40) if f"{n:02d}.png" not in paths]
             rows += [LabelledImage(path=f"{n:02d}.png", class_id=f"{n % 4}", held_out=True) for n in others]
             request = BuildVersionRequest(fine_tune=FineTune(labels=Labels(images=rows)), epochs=1)
             done = stubs.ended(stubs.indexes.BuildVersion(request), timeout_s=300)
@@ -273,8 +281,9 @@ def test_fine_tuning_that_is_cancelled_leaves_no_model(stubs: Stubs, school: Sch
 
 
 @pytest.mark.slow
-def test_a_model_is_calibrated(stubs: Stubs, school: School) -> None:
-    """The response has the errors that were measured, and the model has them from then on; too few are refused."""
+def test_a_model_is_calibrated(school: School, stubs: Stubs) -> None:
+    """The response has what was measured, the model has it too, and the next search uses it; too few are refused."""
+    build("photos", school.pictures, model=school.model, store=school.store, device="cpu", progress=lambda *_: None)
     rows = [LabelledImage(path=f"{n:02d}.png", class_id=f"colour {n % 4}") for n in range(40)]
     request = CalibrateRequest(model=school.model, images=str(school.pictures), labels=Labels(images=rows))
     done = _response(stubs.ended(stubs.models.Calibrate(request)), CalibrateResponse)
@@ -283,6 +292,8 @@ def test_a_model_is_calibrated(stubs: Stubs, school: School) -> None:
     assert fitted.HasField("ece_hits")
     assert 0 <= fitted.ece_pairs < 1
     assert stubs.models.GetModel(GetModelRequest(model=school.model)).calibration == fitted
+    likely = SearchRequest(index="photos", item="00.png", top_k=5, score_kind=SCORE_KIND_PROBABILITY)
+    assert stubs.search.Search(likely, timeout=30).hits[0].HasField("probability")
 
     few = CalibrateRequest(model=school.model, images=str(school.pictures), labels=Labels(images=rows[:4]))
     told = stubs.ended(stubs.models.Calibrate(few))

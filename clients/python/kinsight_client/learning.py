@@ -105,19 +105,32 @@ class ModelCalls:
         return Call(self._stub.FineTune, request, operation_of)
 
     def suggest(
-        self, model: str, images: "str | PathLike[str]", budget: int, *, seed: int = 0, request_id: str = ""
+        self,
+        model: str,
+        images: "str | PathLike[str]",
+        budget: int,
+        *,
+        labels: GivenLabels | None = None,
+        seed: int = 0,
+        request_id: str = "",
     ) -> Call[Operation[Suggestion]]:
         """Begin to choose the images of a collection that are most worth labelling.
 
         Args:
             model: id of the model that sees them.
             images: the collection.
-            budget: how many to choose, 1 to all.
+            budget: how many to choose, 1 to all that have no label.
+            labels: as for `finetune`, of images that are labelled already; None for none.
             seed: of the choice.
             request_id: as for `train`.
         """
         request = pb.SuggestLabelsRequest(
-            request_id=request_id or unique(), model=model, images=fspath(images), budget=budget, seed=seed
+            request_id=request_id or unique(),
+            model=model,
+            images=fspath(images),
+            budget=budget,
+            labels=None if labels is None else labels_message(labels),
+            seed=seed,
         )
         return Call(self._stub.SuggestLabels, request, operation_of)
 

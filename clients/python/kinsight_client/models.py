@@ -117,20 +117,41 @@ class FineTuneResult:
 
 
 @dataclass(frozen=True)
+class SuggestedImage:
+    """An image that is worth labelling, and why.
+
+    Attributes:
+        path: as labels name it.
+        stands_for: how many images are more like it than like any other suggested or labelled one, itself included.
+        density_rank: 1 for the image of the collection that has most others near it.
+        nearest: path of the image most like it of those labelled or suggested before it; None where there is none.
+        similarity: of the two, -1 to 1; None where there is none.
+    """
+
+    path: str
+    stands_for: int
+    density_rank: int
+    nearest: str | None
+    similarity: float | None
+
+
+@dataclass(frozen=True)
 class Suggestion:
     """Images that are most worth labelling.
 
     Attributes:
         model: id of the model that saw the images.
-        images: how many it chose from.
-        paths: of the images, as labels name them; those that stand for most others first.
+        images: how many it chose from, those labelled already included.
+        labelled: how many of these were labelled already.
+        suggested: the images to label, so ordered that each adds most to those before it.
         failed: how many images could not be used.
         warnings: what a person should know, each a sentence.
     """
 
     model: str
     images: int
-    paths: tuple[str, ...]
+    labelled: int
+    suggested: tuple[SuggestedImage, ...]
     failed: int
     warnings: tuple[str, ...]
 
@@ -203,7 +224,24 @@ def fine_tune_result(message: pb.FineTuneResponse) -> FineTuneResult:
 
 def suggestion_of(message: pb.SuggestLabelsResponse) -> Suggestion:
     """The typed form of a message."""
-    return Suggestion(message.model, message.images, tuple(message.paths), message.failed, tuple(message.warnings))
+    return Suggestion(
+        model=message.model,
+        images=message.images,
+        labelled=message.labelled,
+        suggested=tuple(map(_suggested_image, message.suggested)),
+        failed=message.failed,
+        warnings=tuple(message.warnings),
+    )
+
+
+def _suggested_image(message: pb.SuggestedImage) -> SuggestedImage:
+    return SuggestedImage(
+        path=message.path,
+        stands_for=message.stands_for,
+        density_rank=message.density_rank,
+        nearest=message.nearest or None,
+        similarity=message.similarity if message.HasField("similarity") else None,
+    )
 
 
 def calibration_result(message: pb.CalibrateResponse) -> CalibrationResult:

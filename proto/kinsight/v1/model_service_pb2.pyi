@@ -162,32 +162,50 @@ class Suspect(_message.Message):
     def __init__(self, item: _Optional[str] = ..., like: _Optional[str] = ..., similarity: _Optional[float] = ..., own_similarity: _Optional[float] = ...) -> None: ...
 
 class SuggestLabelsRequest(_message.Message):
-    __slots__ = ("request_id", "model", "images", "budget", "seed")
+    __slots__ = ("request_id", "model", "images", "budget", "seed", "labels")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     IMAGES_FIELD_NUMBER: _ClassVar[int]
     BUDGET_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     model: str
     images: str
     budget: int
     seed: int
-    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., images: _Optional[str] = ..., budget: _Optional[int] = ..., seed: _Optional[int] = ...) -> None: ...
+    labels: _labels_pb2.Labels
+    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., images: _Optional[str] = ..., budget: _Optional[int] = ..., seed: _Optional[int] = ..., labels: _Optional[_Union[_labels_pb2.Labels, _Mapping]] = ...) -> None: ...
+
+class SuggestedImage(_message.Message):
+    __slots__ = ("path", "stands_for", "density_rank", "nearest", "similarity")
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    STANDS_FOR_FIELD_NUMBER: _ClassVar[int]
+    DENSITY_RANK_FIELD_NUMBER: _ClassVar[int]
+    NEAREST_FIELD_NUMBER: _ClassVar[int]
+    SIMILARITY_FIELD_NUMBER: _ClassVar[int]
+    path: str
+    stands_for: int
+    density_rank: int
+    nearest: str
+    similarity: float
+    def __init__(self, path: _Optional[str] = ..., stands_for: _Optional[int] = ..., density_rank: _Optional[int] = ..., nearest: _Optional[str] = ..., similarity: _Optional[float] = ...) -> None: ...
 
 class SuggestLabelsResponse(_message.Message):
-    __slots__ = ("model", "images", "paths", "failed", "warnings")
+    __slots__ = ("model", "images", "suggested", "failed", "warnings", "labelled")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     IMAGES_FIELD_NUMBER: _ClassVar[int]
-    PATHS_FIELD_NUMBER: _ClassVar[int]
+    SUGGESTED_FIELD_NUMBER: _ClassVar[int]
     FAILED_FIELD_NUMBER: _ClassVar[int]
     WARNINGS_FIELD_NUMBER: _ClassVar[int]
+    LABELLED_FIELD_NUMBER: _ClassVar[int]
     model: str
     images: int
-    paths: _containers.RepeatedScalarFieldContainer[str]
+    suggested: _containers.RepeatedCompositeFieldContainer[SuggestedImage]
     failed: int
     warnings: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, model: _Optional[str] = ..., images: _Optional[int] = ..., paths: _Optional[_Iterable[str]] = ..., failed: _Optional[int] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
+    labelled: int
+    def __init__(self, model: _Optional[str] = ..., images: _Optional[int] = ..., suggested: _Optional[_Iterable[_Union[SuggestedImage, _Mapping]]] = ..., failed: _Optional[int] = ..., warnings: _Optional[_Iterable[str]] = ..., labelled: _Optional[int] = ...) -> None: ...
 
 class CalibrateRequest(_message.Message):
     __slots__ = ("request_id", "model", "images", "labels")

@@ -29,8 +29,8 @@ if _version_not_supported:
 class ModelServiceStub:
     """Learns models from images on the server's machine, and says which images are worth labelling.
 
-    A model never changes but for its calibration, and what is searched does not change when one is learned: IndexService.BuildVersion embeds an
-    index by it. Collections are named by absolute paths in the folders that the server was allowed to read, as in
+    A model never changes but for its calibration, and what is searched does not change when one is learned:
+    IndexService.BuildVersion embeds an index by it. Collections are named by absolute paths in the folders that the server was allowed to read, as in
     ImportItemsRequest.path. Long work runs in processes of its own, behind the searches; only one learns at a time:
     another one is ABORTED meanwhile. One that was interrupted by a crash goes on from its last checkpoint when the
     server is back.
@@ -77,8 +77,8 @@ class ModelServiceStub:
 class ModelServiceServicer:
     """Learns models from images on the server's machine, and says which images are worth labelling.
 
-    A model never changes but for its calibration, and what is searched does not change when one is learned: IndexService.BuildVersion embeds an
-    index by it. Collections are named by absolute paths in the folders that the server was allowed to read, as in
+    A model never changes but for its calibration, and what is searched does not change when one is learned:
+    IndexService.BuildVersion embeds an index by it. Collections are named by absolute paths in the folders that the server was allowed to read, as in
     ImportItemsRequest.path. Long work runs in processes of its own, behind the searches; only one learns at a time:
     another one is ABORTED meanwhile. One that was interrupted by a crash goes on from its last checkpoint when the
     server is back.
@@ -126,7 +126,7 @@ class ModelServiceServicer:
 
     def Calibrate(self, request, context):
         """Fits with which probability images of a similarity under a model show the same thing, in place of an earlier fit.
-        Searches use it from the next version of an index on that the server opens, or when it is started again.
+        Searches use it once the operation is done; in a server of several processes, in all of them a second later.
         The operation may be cancelled, and then changes nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -177,8 +177,8 @@ def add_ModelServiceServicer_to_server(servicer, server):
 class ModelService:
     """Learns models from images on the server's machine, and says which images are worth labelling.
 
-    A model never changes but for its calibration, and what is searched does not change when one is learned: IndexService.BuildVersion embeds an
-    index by it. Collections are named by absolute paths in the folders that the server was allowed to read, as in
+    A model never changes but for its calibration, and what is searched does not change when one is learned:
+    IndexService.BuildVersion embeds an index by it. Collections are named by absolute paths in the folders that the server was allowed to read, as in
     ImportItemsRequest.path. Long work runs in processes of its own, behind the searches; only one learns at a time:
     another one is ABORTED meanwhile. One that was interrupted by a crash goes on from its last checkpoint when the
     server is back.
