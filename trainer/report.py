@@ -1,5 +1,7 @@
 """`report.html`: what a run did and what came of it, as one file that opens from a disk, without a network."""
 
+import csv
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,30 +14,21 @@ from trainer.report_advice import History, advice, series
 from trainer.report_cases import Comparison, Found, Shown
 from trainer.report_map import draw_map
 from trainer.report_pieces import Line, line_chart, shortened, text, thumbnail
+from trainer.report_words import METRICS, RISING, called, explained
 
 REPORT = "report.html"
+SKIPPED = "skipped.csv"  # beside it: item and reason of each skipped image
 
 _CSS = (Path(__file__).parent / "report.css").read_text(encoding="utf-8")
 # Nothing is loaded and nothing runs, whatever an image's name may hold.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _CASES = 5  # of a kind
 _SIDE = 86  # of a thumbnail, pixels
-_LISTED = 1_000  # skipped images; beyond this the count says it
+_LISTED = 100  # skipped images; all are in the table beside the page
 _PATH_LENGTH = 36
+_SHOWN_S = 0.05  # shorter stages would read 0.0 s
 _CONFUSIONS = 10
 
-_TITLES = {
-    "map_at_r": "MAP@R",
-    "r_precision": "R-precision",
-    "knn_accuracy": "kNN accuracy",
-    "nmi": "NMI",
-    "ami": "AMI",
-    "contrast": "neighbour contrast, without labels",
-    "neighbour_precision": "neighbour precision, training images",
-    "lr": "learning rate",
-    "images_per_s": "images/s",
-    "loader_wait_s": "waited for images, s",
-}
 _NOT_SERIES = {"step", "epoch", "queries"}
 _COMPARED = ("recall_at_1", "map_at_r")  # of the baselines
 _SPEED = ("images_per_s", "loader_wait_s", "lr")
@@ -83,11 +76,13 @@ class RunFacts:
 
 
 def write(path: Path, run: RunFacts) -> None:
-    """Write the report of a run.
+    """Write the report of a run, and beside it the table of its skipped images, where there are some.
 
     Raises:
-        OSError: the file can't be written; none appears.
+        OSError: a file can't be written; it does not appear.
     """
+    if run.skipped:
+        write_atomically(path.with_name(SKIPPED), _table([("item", "reason"), *run.skipped]))
     write_atomically(path, render(run).encode())
 
 
@@ -156,8 +151,9 @@ def _facts(run: RunFacts) -> str:
         "images learned from": f"{run.images:,}",
         "epoch of the model": f"{run.epoch:,} of {run.recipe.run.epochs:,}",
         "training time": _duration(run.seconds.get("train", 0)),
-        "images/s": f"{run.images_per_s:,.1f}",
+        "images/s, with judging": f"{run.images_per_s:,.1f}",
         **{f"peak memory, {place}": f"{size / 2**30:.2f} GiB" for place, size in run.peak_memory.items()},
+        **({"images skipped": f"{len(run.skipped):,}"} if run.skipped else {}),
     }
     boxes = "".join(f"<div><dt>{text(name)}</dt><dd>{text(fact)}</dd></div>" for name, fact in told.items())
     return f'<dl class="facts">{boxes}</dl>'
@@ -167,8 +163,10 @@ def _scores(run: RunFacts) -> str:
     if run.before is None or run.trained is None:
         return ""
     rows = "".join(_score(name, run.before[name], value) for name, value in run.trained.items() if name in run.before)
-    head = "".join(f'<th scope="col">{name}</th>' for name in ("metric", "before", "trained", "change"))
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+    names = ("metric", _origin(run).removeprefix("the "), "trained", "change")
+    head = "".join(f'<th scope="col">{name}</th>' for name in names)
+    table = f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+    return f'{table}<p class="note">{METRICS}</p>'
 
 
 def _compared(run: RunFacts) -> str:
@@ -177,7 +175,7 @@ def _compared(run: RunFacts) -> str:
         return ""
     found = [(on, who, metrics) for on, judged in run.judged.items() for who, metrics in judged.items()]
     rows = "".join(_compared_row(*row) for row in found)
-    head = "".join(f'<th scope="col">{name}</th>' for name in ("judged on", "model", *map(_title, _COMPARED)))
+    head = "".join(f'<th scope="col">{name}</th>' for name in ("judged on", "model", *map(called, _COMPARED)))
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
 
 
@@ -187,13 +185,13 @@ def _compared_row(on: str, who: str, found: Mapping[str, float]) -> str:
 
 
 def _score(name: str, before: float, trained: float) -> str:
+    head = f'<th scope="row">{text(called(name))}</th>'
     if name in _NOT_SERIES:
-        return f'<tr><th scope="row">{_title(name)}</th><td>{before:,.0f}</td><td>{trained:,.0f}</td><td></td></tr>'
+        return f"<tr>{head}<td>{before:,.0f}</td><td>{trained:,.0f}</td><td></td></tr>"
     change = trained - before
     direction = "up" if change > 0 else "down" if change < 0 else "same"
     return (
-        f'<tr><th scope="row">{_title(name)}</th><td>{before:.4f}</td><td>{trained:.4f}</td>'
-        f'<td class="{direction}">{_signed(change, 4)}</td></tr>'
+        f'<tr>{head}<td>{before:.4f}</td><td>{trained:.4f}</td><td class="{direction}">{_signed(change, 4)}</td></tr>'
     )
 
 
@@ -209,11 +207,23 @@ def _curves(run: RunFacts) -> str:
     losses = [name for name in names if any("loss" in line and name in line for line in run.history)]
     losses = [name for name in losses if name not in (*_SPEED, *_NOT_SERIES)]
     quality = [name for name in names if name not in (*losses, *_SPEED, *_NOT_SERIES)]
+    if len(losses) == 2:
+        losses.remove("loss")  # the sum of one term is that term
     return (
-        _charts("Losses", "step", run, losses, "What training minimises: the sum, and each of its terms.")
-        + _charts("By epoch", "epoch", run, quality, f"Dashed: {_origin(run)}." if run.before else "")
+        _charts("Losses", "step", run, losses, _minimised(run))
+        + _charts("By epoch", "epoch", run, quality, _judged(run, quality))
         + _charts("Speed", "step", run, [name for name in _SPEED if name in names], _waiting(run))
     )
+
+
+def _minimised(run: RunFacts) -> str:
+    losses = series(run.history, "step", "loss")
+    rising = losses and losses[-1][1] > losses[0][1]
+    return f"What training minimises: the sum, and each of its terms. {RISING if rising else ''}"
+
+
+def _judged(run: RunFacts, names: Sequence[str]) -> str:
+    return f"Dashed: {_origin(run)}. {explained(names)}" if run.before else explained(names)
 
 
 def _charts(title: str, x: str, run: RunFacts, names: Sequence[str], note: str) -> str:
@@ -228,14 +238,15 @@ def _grouped(run: RunFacts, x: str, names: Sequence[str]) -> list[tuple[str, lis
     recalls = [name for name in names if name.startswith("recall_at_")]
     before = run.before or {}
     lines = {name: series(run.history, x, name) for name in names}
-    alone = [(_title(name), [Line("", lines[name], before.get(name))]) for name in names if name not in recalls]
-    together = [Line(_title(name), lines[name], before.get(name)) for name in recalls if lines[name]]
+    alone = [(called(name), [Line("", lines[name], before.get(name))]) for name in names if name not in recalls]
+    together = [Line(called(name), lines[name], before.get(name)) for name in recalls if lines[name]]
     return [("R@k", together), *alone] if together else alone
 
 
 def _waiting(run: RunFacts) -> str:
     waited = sum(y for _, y in series(run.history, "step", "loader_wait_s"))
-    stages = ", ".join(f"{stage} {_duration(seconds)}" for stage, seconds in run.seconds.items())
+    spent = {stage: _duration(seconds) for stage, seconds in run.seconds.items() if seconds >= _SHOWN_S}
+    stages = ", ".join(f"{stage} {duration}" for stage, duration in spent.items())
     return f"Training waited {waited:.1f} s in all for images. Time by stage: {stages}."
 
 
@@ -330,11 +341,18 @@ def _troubles(run: RunFacts) -> str:
     )
 
 
+def _table(rows: Sequence[tuple[str, str]]) -> bytes:
+    lines = io.StringIO(newline="")
+    csv.writer(lines).writerows(rows)
+    return lines.getvalue().encode(errors="backslashreplace")
+
+
 def _skipped(skipped: Sequence[tuple[str, str]]) -> str:
     listed = "".join(
         f'<li><span class="path">{text(item)}</span>: {text(why)}</li>' for item, why in skipped[:_LISTED]
     )
-    more = f"<p>And {len(skipped) - _LISTED:,} more.</p>" if len(skipped) > _LISTED else ""
+    rest = len(skipped) - _LISTED
+    more = f"<p>And {rest:,} more: {SKIPPED}, beside this page, lists all.</p>" if rest > 0 else ""
     return f"<details open><summary>{len(skipped):,} skipped</summary><ul>{listed}</ul>{more}</details>"
 
 
@@ -352,12 +370,6 @@ def _settings(run: RunFacts) -> str:
 
 def _lines(plain: str) -> str:
     return "\n".join(map(text, plain.splitlines()))
-
-
-def _title(name: str) -> str:
-    if name.startswith("recall_at_"):
-        return f"R@{text(name.removeprefix('recall_at_'))}"
-    return _TITLES.get(name) or text(name.replace("_", " "))
 
 
 def _duration(seconds: float) -> str:

@@ -14,6 +14,7 @@ _TSNE_FROM = 30  # images; fewer have too few neighbours for t-SNE to mean anyth
 _PCA_DIM = 50  # as t-SNE's authors advise: noise goes, distances stay
 _WIDTH, _HEIGHT, _MARGIN = 1000, 700, 34
 _SIDE, _PIXELS = 46, 72  # of a thumbnail on the map, and of its picture: sharp when the map is enlarged
+_GAP = 3  # between thumbnails, for their frames
 _NAME_LENGTH = 80
 
 Points = npt.NDArray[np.float64]
@@ -50,10 +51,10 @@ def layout(embeddings: npt.NDArray[np.float32]) -> Points:
 
 
 def spread(at: Points) -> list[int]:
-    """Which of the points get a thumbnail: at most 200, in a fixed random order, no two much over each other."""
+    """Which of the points get a thumbnail: at most 200, in a fixed random order, no two over each other."""
     chosen: list[int] = []
     for i in np.random.default_rng(0).permutation(len(at)):
-        if len(chosen) < _THUMBNAILS and all(np.abs(at[i] - at[j]).max() >= 0.85 * _SIDE for j in chosen):
+        if len(chosen) < _THUMBNAILS and all(np.abs(at[i] - at[j]).max() >= _SIDE + _GAP for j in chosen):
             chosen.append(int(i))
     return chosen
 

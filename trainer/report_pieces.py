@@ -13,7 +13,9 @@ from torch import Tensor
 _WEBP_QUALITY = 75
 
 _WIDTH, _HEIGHT = 360, 190  # of a chart, in units of its own that are about pixels
-_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 54, 10, 24  # room for what is written around the lines
+_LEFT, _TOP, _BOTTOM = 58, 10, 38  # room for what is written around the lines
+_RIGHT, _NAMES = 16, 54  # room behind the last point, and for the lines' names where they have some
+_DIGITS = 5  # of a tick, behind the point or before it; there is no room for more
 _DOTS = 40  # with more points than this, dots would hide the line
 
 
@@ -66,14 +68,18 @@ def line_chart(title: str, x_name: str, lines: Sequence[Line]) -> str:
     if not finite:
         return f"<figure><figcaption>{text(title)}</figcaption>{note}</figure>"
     levels = [line.baseline for line in lines if line.baseline is not None and math.isfinite(line.baseline)]
-    frame = _Frame.around(finite, levels)
+    frame = _Frame.around(finite, levels, _NAMES if any(line.name for line in lines) else _RIGHT)
     told = f"{title} by {x_name}: " + ", ".join(_told(line) for line in lines)
     drawn = "".join(_line(frame, line, i) for i, line in enumerate(lines))
     return (
-        f"<figure><figcaption>{text(title)} <b>{number(finite[-1][1]) if len(lines) == 1 else ''}</b></figcaption>"
+        f"<figure><figcaption>{text(title)}{_last(finite[-1][1]) if len(lines) == 1 else ''}</figcaption>"
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{text(told)}">'
         f"{_axes(frame, x_name)}{drawn}</svg>{note}</figure>"
     )
+
+
+def _last(value: float) -> str:
+    return f": <b>{number(value)}</b> at last"
 
 
 def number(value: float) -> str:
@@ -85,49 +91,65 @@ def number(value: float) -> str:
 
 @dataclass(frozen=True)
 class _Frame:
-    """The values at the edges of a chart."""
+    """The values at the edges of a chart, and the room beside its right one."""
 
     left: float
     right: float
     bottom: float
     top: float
+    beside: int
+
+    @property
+    def end(self) -> int:
+        """Where the right edge is drawn."""
+        return _WIDTH - self.beside
 
     @classmethod
-    def around(cls, points: Sequence[tuple[float, float]], levels: Sequence[float]) -> "_Frame":
+    def around(cls, points: Sequence[tuple[float, float]], levels: Sequence[float], beside: int) -> "_Frame":
         xs, ys = [x for x, _ in points], [y for _, y in points] + list(levels)
         low, high = min(ys), max(ys)
         margin = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
-        return cls(min(xs), max(xs), low - margin, high + margin)
+        return cls(min(xs), max(xs), low - margin, high + margin, beside)
 
     def x(self, value: float) -> float:
         share = (value - self.left) / (self.right - self.left) if self.right > self.left else 0.5
-        return _LEFT + share * (_WIDTH - _LEFT - _RIGHT)
+        return _LEFT + share * (self.end - _LEFT)
 
     def y(self, value: float) -> float:
         return _HEIGHT - _BOTTOM - (value - self.bottom) / (self.top - self.bottom) * (_HEIGHT - _TOP - _BOTTOM)
 
 
 def _axes(frame: _Frame, x_name: str) -> str:
+    levels = ticks(frame.bottom, frame.top)
     across = "".join(
-        f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{frame.y(tick):.1f}" y2="{frame.y(tick):.1f}"/>'
-        f'<text class="y" x="{_LEFT - 6}" y="{frame.y(tick) + 4:.1f}">{number(tick)}</text>'
-        for tick in ticks(frame.bottom, frame.top, 4)
+        f'<line class="grid" x1="{_LEFT}" x2="{frame.end}" y1="{frame.y(tick):.1f}" y2="{frame.y(tick):.1f}"/>'
+        f'<text class="y" x="{_LEFT - 6}" y="{frame.y(tick) + 4:.1f}">{label}</text>'
+        for tick, label in zip(levels, labels(levels), strict=True)
     )
-    whole = [tick for tick in ticks(frame.left, frame.right, 5) if tick == round(tick)] or [frame.left]
+    whole = [tick for tick in ticks(frame.left, frame.right) if tick == round(tick)] or [frame.left]
     along = "".join(
-        f'<text class="x" x="{frame.x(tick):.1f}" y="{_HEIGHT - 8}">{number(tick)}</text>' for tick in whole
+        f'<text class="x" x="{frame.x(tick):.1f}" y="{_HEIGHT - _BOTTOM + 16}">{number(tick)}</text>'
+        for tick in whole
     )
-    return f'{across}{along}<text class="x name" x="{_WIDTH - 4}" y="{_HEIGHT - 8}">{text(x_name)}</text>'
+    return f'{across}{along}<text class="x" x="{(_LEFT + frame.end) / 2:.0f}" y="{_HEIGHT - 5}">{text(x_name)}</text>'
 
 
-def ticks(low: float, high: float, count: int) -> list[float]:
-    """About `count` round numbers from `low` to `high`, a step of 1, 2 or 5 times a power of ten apart."""
+def ticks(low: float, high: float) -> list[float]:
+    """About four round numbers from `low` to `high`, a step of 1, 2 or 5 times a power of ten apart."""
     if not high > low:
         return [low]
-    rough = (high - low) / count
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
-    return [i * step for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
+    power = 10.0 ** math.floor(math.log10(high - low))
+    steps = [factor * power for factor in (5, 2, 1, 0.5, 0.2)]
+    found = [[i * step for i in range(math.ceil(low / step), math.floor(high / step) + 1)] for step in steps]
+    return min(found, key=lambda values: (abs(len(values) - 4), -len(values)))
+
+
+def labels(values: Sequence[float]) -> list[str]:
+    """Ticks as text, with as many digits behind the point as their step needs."""
+    if len(values) < 2:
+        return [number(value) for value in values]
+    digits = -math.floor(math.log10(values[1] - values[0]) + 1e-9)
+    return [f"{value:,.{max(digits, 0)}f}" if abs(digits) <= _DIGITS else f"{value:.4g}" for value in values]
 
 
 def _line(frame: _Frame, line: Line, place: int) -> str:
@@ -153,7 +175,7 @@ def _baseline(frame: _Frame, line: Line, place: int) -> str:
         return ""
     y = f"{frame.y(line.baseline):.1f}"
     return (
-        f'<line class="baseline of{place}" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y}" y2="{y}">'
+        f'<line class="baseline of{place}" x1="{_LEFT}" x2="{frame.end}" y1="{y}" y2="{y}">'
         f"<title>before: {text(line.name)}: {number(line.baseline)}</title></line>"
     )
 
