@@ -90,6 +90,22 @@ def test_without_a_split_all_are_learned_from_and_judged(collection: Collection,
     assert [s.item for s in labels.judging(collection.sources)] == ["a.png", "b.png"]
 
 
+def test_two_links_to_one_file_keep_their_own_labels(tmp_path: Path) -> None:
+    """A path of the table is the image at that place, and only then the one that links lead to from there."""
+    for name in ("a.png", "b.png"):
+        (tmp_path / "photos" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "photos" / name).symlink_to(tmp_path / "gone.png")
+    (tmp_path / "other").symlink_to(tmp_path / "photos")
+    collection = open_collection(tmp_path / "photos")
+    labels = read_labels(labels_file(tmp_path, "path,class_id\na.png,cat\nb.png,dog\n"), collection)
+    assert labels.class_of == {"a.png": 0, "b.png": 1}
+    (tmp_path / "photos" / "b.png").unlink()
+    collection = open_collection(tmp_path / "photos")
+    for elsewhere in ("other/a.png", "other/../photos/a.png", "gone.png"):
+        table = labels_file(tmp_path, f"path,class_id\n{elsewhere},cat\n")
+        assert read_labels(table, collection).class_of == {"a.png": 0}
+
+
 def test_unknown_paths_are_named_and_the_rest_goes_on(collection: Collection, tmp_path: Path) -> None:
     """Rows about other images don't spoil the known ones."""
     labels = read_labels(labels_file(tmp_path, "path,class_id\na.png,1\ngone.png,1\n"), collection)
