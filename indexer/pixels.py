@@ -9,6 +9,8 @@ after it (scale, mean and std, backbone, head, unit length) is float work and li
 """
 
 import io
+import os
+import stat
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,16 +117,23 @@ def read(path: Path) -> bytes:
 
     Raises:
         ImageTooLarge: more than `MAX_BYTES`; nothing is read then.
-        UndecodableImage: the file is empty or can't be read.
+        UndecodableImage: it is no file, or can't be read.
     """
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=_without_waiting) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise UndecodableImage("is no file but a pipe or a device")
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise UndecodableImage(f"can't be read: {error.strerror or error}") from error
     if len(data) > MAX_BYTES:
         raise ImageTooLarge(f"more than {MAX_BYTES:,} bytes; scale the image down or recompress it")
     return data
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """As `os.open`, but a pipe that nobody writes to is not waited for."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _open_upright(data: bytes, spec: PixelSpec) -> Image.Image:

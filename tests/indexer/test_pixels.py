@@ -1,6 +1,7 @@
 """THE preprocessing: every kind of picture becomes the same square, every kind of damage a clear error."""
 
 import io
+import os
 import resource
 import struct
 import zlib
@@ -153,6 +154,15 @@ def test_a_bomb_is_refused_before_it_takes_memory() -> None:
     with pytest.raises(ImageTooLarge, match="30000×30000"):
         decode(png, SPEC)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KiB; the pixels would be 2.7 GB
+
+
+def test_a_pipe_named_like_an_image_is_not_waited_for(tmp_path: Path) -> None:
+    """Neither one that nobody writes to, nor a device that never ends, holds a whole collection up."""
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "zeros.png").symlink_to("/dev/zero")
+    for name in ("pipe.png", "zeros.png"):
+        with pytest.raises(UndecodableImage, match="is no file but a pipe or a device"):
+            pixels.read(tmp_path / name)
 
 
 def test_a_huge_file_is_refused_unread(tmp_path: Path) -> None:
