@@ -29,6 +29,7 @@ from indexer.version import ITEMS, ROWS
 Progress = Callable[[str, int, int], None]  # report(stage, done, total)
 
 BATCH = 64  # images an inference: larger ones gained nothing on a CPU, and fit any GPU at 518 pixels
+CHANGED = "changed while the version was built"  # why an item was left out that is searched beside the version
 SAVE_EVERY_S = 5.0  # what a crash, or Ctrl-C, can cost: on a busy CPU a thousand rows are more than half a minute
 
 
@@ -94,19 +95,24 @@ class Maker:
             return Made(entry, sha256, error=str(error))
 
     def _given(self, entry: Entry) -> Embeddings | None:
-        """The embedding that the catalogue has of an item that it listed."""
-        return self._catalog.embedding(entry.item, self._encoder.model) if entry.sequence else None
+        """The embedding that the catalogue has of an item that it listed, by the image that it had then."""
+        if not entry.sequence:
+            return None
+        return self._catalog.embedding(entry.item, self._encoder.model, entry.sha256 or None)
 
     def _kept(self, entry: Entry) -> bytes:
         if not entry.sha256:
+            now = self._catalog.known([entry.item]).get(entry.item)
+            if now is None or now.sequence != entry.sequence:
+                raise PixelsError(CHANGED)
             raise PixelsError(
                 f"only an embedding of another model was given, not one of {self._encoder.model}; "
                 "upsert its image, or an embedding of this model"
             )
         try:
             return self._catalog.image(entry.sha256)
-        except UnknownContent as error:  # changed or deleted since the build began, which is searched beside it
-            raise PixelsError("changed while the version was built") from error
+        except UnknownContent as error:  # changed or deleted since the build began
+            raise PixelsError(CHANGED) from error
 
 
 def embed_entries(

@@ -163,8 +163,9 @@ class _Importer:
             return None
         if known.sha256 != sha256:
             return None
-        embedded = self.rows.find(sha256) is not None or self.catalog.embedding(item, self.encoder.model) is not None
-        return known if embedded else None
+        if self.rows.find(sha256) is None and self.catalog.embedding(item, self.encoder.model, sha256) is None:
+            return None
+        return known
 
 
 def _read_ahead(sources: Sequence[Source], importer: _Importer) -> Iterator[list[_Read]]:

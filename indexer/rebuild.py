@@ -17,7 +17,7 @@ from indexer import manifest, plan, version
 from indexer.build import BuildReport, Job, Judge, Judgement, evolve
 from indexer.candidate import MIN_RECALL, compare, objections
 from indexer.codes import Clock
-from indexer.embedding import Progress
+from indexer.embedding import CHANGED, Progress
 from indexer.encoder import Device, Encoder
 from indexer.entries import Listing
 from indexer.labels import read_classes, read_few
@@ -160,7 +160,8 @@ class _Gate:
         comparison, lost, searched = None, 0, 0
         if self.active is not None:
             comparison = compare(candidate, self.active, classes=classes)
-            unreadable = [item for item, _ in candidate.skipped() if item not in without_image]
+            skipped = (item for item, reason in candidate.skipped() if reason != CHANGED)
+            unreadable = [item for item in skipped if item not in without_image]
             lost, searched = len(self.active.rows_of(unreadable)), self.active.count
         found = objections(
             candidate.manifest.recall["recall_at_10"],

@@ -1,0 +1,94 @@
+"""An item that people change while a version is built: its row is of one state of it, and the search has the last."""
+
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from indexer import adopt, version
+from indexer.build import BuildReport, build
+from indexer.catalog import Catalog
+from indexer.live import LiveIndex
+from indexer.rebuild import rebuild
+from indexer.records import Upsert
+from indexer.rows import Embeddings
+from indexer.store import Store
+from tests.conftest import TINY_DIM
+
+NAME, IMAGE, OTHER = "street", b"an image", b"another image"
+
+
+def axis(number: int) -> Embeddings:
+    """The (D,) unit vector along an axis."""
+    return np.eye(TINY_DIM, dtype=np.float32)[number]
+
+
+@pytest.fixture
+def rebuilt(store: Store, tiny_model: str, photos: Path) -> Callable[..., BuildReport]:
+    """Rebuilds an index of 60 pictures and an item `up`, calling `change` once all items are listed."""
+    build(NAME, photos, model=tiny_model, store=store, progress=lambda *_: None)
+
+    def run(before: Upsert, change: Callable[[Catalog], object]) -> BuildReport:
+        with closing(Catalog(store.index(NAME))) as catalog:
+            catalog.upsert([before], dim=TINY_DIM)
+
+            def progress(stage: str, done: int, total: int) -> None:
+                if (stage, done) == ("embed", 0):
+                    change(catalog)
+
+            return rebuild(NAME, store=store, progress=progress)
+
+    return run
+
+
+def test_no_row_has_the_old_image_and_the_new_embedding(
+    store: Store, tiny_model: str, rebuilt: Callable[..., BuildReport]
+) -> None:
+    """What is upserted again with another image is left out of the version, said so, and searched beside it."""
+    changed = Upsert("up", axis(1), tiny_model, image=OTHER)
+    report = rebuilt(Upsert("up", axis(0), tiny_model, image=IMAGE), lambda it: it.upsert([changed], dim=TINY_DIM))
+    assert (report.skipped, report.refused) == ((("up", "changed while the version was built"),), "")
+    opened = version.open_version(version.version_dir(store.index(NAME), 2))
+    with closing(adopt.open_catalog(store.index(NAME))) as catalog:
+        snapshot = LiveIndex(opened, catalog).snapshot
+        np.testing.assert_array_equal(snapshot.embedding(snapshot.row_of("up")), axis(1))
+        catalog.upsert([Upsert("again", image=IMAGE)], dim=TINY_DIM)
+    # Not a picture: had its digest come with an embedding, that would be used here.
+    assert "again" in dict(rebuild(NAME, store=store, progress=lambda *_: None).skipped)
+
+
+def test_an_embedding_that_an_image_replaces_is_said_to_have_changed(
+    tiny_model: str, rebuilt: Callable[..., BuildReport]
+) -> None:
+    """It is not blamed on another model."""
+    changed = Upsert("up", axis(1), tiny_model, image=OTHER)
+    report = rebuilt(Upsert("up", axis(0), tiny_model), lambda catalog: catalog.upsert([changed], dim=TINY_DIM))
+    assert report.skipped == (("up", "changed while the version was built"),)
+
+
+def test_many_changes_do_not_keep_a_version_from_being_searched(
+    store: Store, tiny_model: str, rebuilt: Callable[..., BuildReport]
+) -> None:
+    """What changed meanwhile is not lost, so that it is no objection, however much of the index it is."""
+    names = [f"up {number}" for number in range(20)]
+
+    def upsert_all(catalog: Catalog, image: bytes) -> None:
+        upserts = [Upsert(name, axis(0), tiny_model, image=image + name.encode()) for name in names]
+        assert {one.reason for one in catalog.upsert(upserts, dim=TINY_DIM)} == {""}
+
+    with closing(Catalog(store.index(NAME))) as catalog:
+        upsert_all(catalog, IMAGE)
+        rebuild(NAME, store=store, progress=lambda *_: None)
+        upsert_all(catalog, OTHER)  # of which no version has an embedding
+    report = rebuilt(Upsert("up", axis(0), tiny_model), lambda catalog: upsert_all(catalog, b"a third image"))
+    assert (len(report.skipped), report.refused, report.activated) == (20, "", True)
+
+
+def test_an_embedding_that_is_deleted_meanwhile_is_not_blamed_on_a_model(
+    tiny_model: str, rebuilt: Callable[..., BuildReport]
+) -> None:
+    """The report says that the item changed."""
+    report = rebuilt(Upsert("up", axis(0), tiny_model), lambda catalog: catalog.delete(["up"]))
+    assert report.skipped == (("up", "changed while the version was built"),)
