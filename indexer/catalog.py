@@ -85,7 +85,7 @@ class Catalog:
 
     def sequence(self) -> int:
         """The number of the last change; 0 before the first."""
-        return catalog_rows.read_counter(self._file, self._file.read("SELECT sequence, seal FROM counter"))
+        return self._file.sequence()
 
     def upsert(self, upserts: Sequence[Upsert], *, dim: int, request_id: str = "", digest: str = "") -> list[Outcome]:
         """Add or replace items, each on its own: a refused one does not keep the others out.
@@ -168,10 +168,22 @@ class Catalog:
                 yield Content(self._read_row(row).known, self._vector(row, model))
             after = rows[-1][0]
 
-    def embedding(self, item: str, model: str) -> Embeddings | None:
-        """The embedding of a live item by a model, (D,) float32, unit length; None where there is none."""
-        query = "SELECT vector, seal FROM embeddings WHERE item = ? AND model = ?"
-        found = self._file.read(query, item, model)
+    def embedding(self, item: str, model: str, sha256: str | None) -> Embeddings | None:
+        """The embedding of a live item by a model, (D,) float32, unit length.
+
+        Args:
+            item: its id.
+            model: id of the model.
+            sha256: of the image that the item had when the caller looked; None where it had none.
+
+        Returns:
+            None where there is none, or the item has another image by now.
+        """
+        query = (
+            "SELECT vector, embeddings.seal FROM embeddings JOIN items USING (item) "
+            "WHERE item = ? AND model = ? AND sha256 IS ?"
+        )
+        found = self._file.read(query, item, model, sha256)
         return catalog_rows.read_vector(self._file, item, model, *found[0]) if found else None
 
     def payloads(self) -> Iterator[tuple[str, str]]:
@@ -255,7 +267,7 @@ class Catalog:
             now = catalog_rows.row_of(self._file, connection, item.item)
             if now is None or now.sequence != item.sequence or vector is None:
                 return False
-            sequence = catalog_rows.counted(self._file, connection) + 1
+            sequence = self._file.counted(connection) + 1
             catalog_rows.put(connection, now._replace(sequence=sequence, quiet=0))
             catalog_rows.put_vector(connection, item.item, model, vector)
             catalog_rows.count(connection, sequence)
@@ -277,7 +289,7 @@ class Catalog:
             Refused: a payload is not as it must be; nothing was taken.
         """
         with self._file.write() as connection:
-            start = last = catalog_rows.counted(self._file, connection)
+            start = last = self._file.counted(connection)
             connection.execute("CREATE TEMP TABLE found (item TEXT NOT NULL PRIMARY KEY) WITHOUT ROWID")
             for entry in collection:
                 connection.execute("INSERT OR IGNORE INTO found VALUES (?)", (entry.item,))
@@ -301,7 +313,7 @@ class Catalog:
                 known = requests.remembered(self._file, connection, request_id, digest)
                 if known is not None:
                     return known
-            sequence = catalog_rows.counted(self._file, connection)
+            sequence = self._file.counted(connection)
             outcomes = []
             for place, item in enumerate(items):
                 try:

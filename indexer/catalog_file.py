@@ -2,11 +2,12 @@
 
 CatalogError
 ├── CatalogCorrupt       the file is damaged, truncated or not a catalogue; the message names it
-├── CatalogWriteFailed   the disk is full, failing or not writable; nothing of the transaction is in the catalogue
+├── CatalogWriteFailed   the disk is full, failing or not writable; nothing of the transaction is acknowledged
 └── CatalogBusy          another process kept writing for longer than is waited
 """
 
 import os
+import shutil
 import sqlite3
 import threading
 import zlib
@@ -15,7 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from indexer import manifest
+from indexer import acknowledged, manifest
+from indexer.acknowledged import NoteDamaged, note_of
 
 FORMAT = 1  # PRAGMA user_version; raised when a reader of the old one could misunderstand the new one
 BUSY_TIMEOUT_S = 30.0
@@ -63,7 +65,10 @@ class CatalogCorrupt(CatalogError):
 
 
 class CatalogWriteFailed(CatalogError):
-    """The disk is full, failing or not writable; nothing of the transaction is in the catalogue."""
+    """The disk is full, failing or not writable; nothing of the transaction is acknowledged, nor in the catalogue.
+
+    Unless the message says that the changes are in it: then only the note of them failed.
+    """
 
 
 class CatalogBusy(CatalogError):
@@ -77,17 +82,22 @@ class CatalogFile:
         """Open the file, and create it where there is none.
 
         Raises:
-            CatalogError: it is damaged, or can't be created.
+            CatalogError: it is damaged, lacks changes that were acknowledged, or can't be created.
         """
         self.path = path
         self._reading, self._writing = threading.Lock(), threading.RLock()
         with self.translated():
+            noted = acknowledged.noted(path)  # before the catalogue, which others may be going on with
             if not path.exists():
+                if noted:
+                    raise self._behind("it is gone", noted)
                 _create(path)
             if path.stat().st_size == 0:  # SQLite would take it for a new one
                 raise self.corrupt("it is empty")
             self._reader, self._writer = _connect(path), _connect(path)
             self._check()
+            if (last := self.counted(self._reader)) < noted:
+                raise self._behind(f"it ends at change {last:,}", noted)
 
     def read(self, query: str, *values: object) -> list[Any]:
         """All rows of a query, as of the last commit."""
@@ -119,11 +129,13 @@ class CatalogFile:
                 self._writer.execute("BEGIN IMMEDIATE")
                 try:
                     yield self._writer
+                    last = self.counted(self._writer)
                     self._writer.execute("COMMIT")
                 except BaseException:
                     if self._writer.in_transaction:  # on some errors SQLite has rolled back by itself
                         self._writer.execute("ROLLBACK")
                     raise
+                self._note(last)
 
     @contextmanager
     def translated(self) -> Iterator[None]:
@@ -132,6 +144,8 @@ class CatalogFile:
             yield
         except sqlite3.Error as error:
             raise self._ours(error) from error
+        except NoteDamaged as error:
+            raise self.corrupt(f"{error}, so that nobody knows whether changes are missing") from error
         except OSError as error:
             raise CatalogWriteFailed(f"{self.path} can't be opened: {error.strerror}") from error
 
@@ -144,11 +158,53 @@ class CatalogFile:
         if found != seal(*values):
             raise self.corrupt(f"{what} does not match its checksum")
 
+    def counted(self, connection: sqlite3.Connection) -> int:
+        """The number of the last change, as a connection to this file sees it; raises CatalogCorrupt."""
+        found = connection.execute("SELECT sequence, seal FROM counter").fetchall()
+        if len(found) != 1:
+            raise self.corrupt(f"it has {len(found)} counters")
+        sequence, its_seal = found[0]
+        self.check_seal(its_seal, (sequence,), "the counter")
+        return int(sequence)
+
+    def sequence(self) -> int:
+        """The number of the last change; raises CatalogError."""
+        with self.translated(), self._reading:
+            return self.counted(self._reader)
+
     def close(self) -> None:
         """Give the file back; nothing can be read or written any more."""
         with self._reading, self._writing:
             self._reader.close()
             self._writer.close()
+
+    def _note(self, last: int) -> None:
+        try:
+            acknowledged.note(self.path, last)
+        except OSError as error:
+            raise CatalogWriteFailed(
+                f"{note_of(self.path)} can't be written: {error.strerror}; the changes are in the catalogue, but not "
+                "acknowledged: check the disk and its permissions, and send them again"
+            ) from error
+
+    def _behind(self, what: str, noted: int) -> CatalogCorrupt:
+        """The error where acknowledged changes are missing."""
+        note, kept = note_of(self.path), self._keep_log()
+        known = f" (what is left of them may be in {kept})" if kept else ""
+        return self.corrupt(
+            f"{what}, but changes up to {noted:,} were acknowledged{known}; to go on without, remove {note}"
+        )
+
+    def _keep_log(self) -> Path | None:
+        """A copy of the log, which SQLite removes with the last connection, whatever it could not read of it."""
+        log = self.path.with_name(f"{self.path.name}-wal")
+        kept = log.with_name(f"{log.name}-damaged")
+        if kept.exists():  # since the first time, when it was whole
+            return kept
+        if is_read_only(log.parent) or not log.exists() or not log.stat().st_size:
+            return None
+        shutil.copyfile(log, kept)
+        return kept
 
     def _check(self) -> None:
         (found,) = self._reader.execute("PRAGMA user_version").fetchone()

@@ -81,21 +81,6 @@ def remove_content(connection: sqlite3.Connection, old: Row | None) -> None:
         )
 
 
-def counted(file: CatalogFile, connection: sqlite3.Connection) -> int:
-    """The number of the last change; raises CatalogCorrupt."""
-    found = connection.execute("SELECT sequence, seal FROM counter").fetchall()
-    return read_counter(file, found)
-
-
-def read_counter(file: CatalogFile, found: list[Any]) -> int:
-    """The number in the rows of the table `counter`; raises CatalogCorrupt."""
-    if len(found) != 1:
-        raise file.corrupt(f"it has {len(found)} counters")
-    sequence, its_seal = found[0]
-    file.check_seal(its_seal, (sequence,), "the counter")
-    return int(sequence)
-
-
 def count(connection: sqlite3.Connection, sequence: int) -> None:
     """Write the number of the last change."""
     connection.execute("UPDATE counter SET sequence = ?, seal = ?", (sequence, seal(sequence)))

@@ -369,6 +369,7 @@ def test_contents_gives_every_live_item_with_its_embedding(catalog: Catalog) -> 
     vectors = {one.item.item: one.vector is not None for one in catalog.contents("m")}
     assert list(vectors.items()) == [("a", True), ("b", True), ("c", False)]
     assert [one.vector for one in catalog.contents()] == [None, None, None]
-    assert unit(1).tolist() == np.asarray(catalog.embedding("a", "m")).tolist()
-    assert catalog.embedding("c", "m") is None
+    assert unit(1).tolist() == np.asarray(catalog.embedding("a", "m", None)).tolist()
+    assert catalog.embedding("c", "m", None) is None
+    assert catalog.embedding("a", "m", "of another image") is None
     assert list(catalog.payloads()) == [("a", '{"n":1}'), ("b", '{"n":1}')]

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from indexer import catalog_file
+from indexer.acknowledged import note_of
 from indexer.catalog import (
     CATALOG,
     Catalog,
@@ -297,4 +298,4 @@ def test_many_processes_make_one_catalogue(tmp_path: Path) -> None:
     assert [writer.wait() for writer in writers] == [0, 0, 0]
     with contextlib.closing(Catalog(tmp_path)) as catalog:
         assert (catalog.count(), catalog.sequence()) == (3 * 3 * 5, 3 * 3 * 9)
-    assert {CATALOG} == {path.name for path in tmp_path.iterdir()}
+    assert {CATALOG, note_of(tmp_path / CATALOG).name} == {path.name for path in tmp_path.iterdir()}
