@@ -195,8 +195,13 @@ def _link_all(source: Path, target: Path, progress: Progress) -> None:
 
 
 def _copy_catalog(source: Path, target: Path) -> None:
-    with closing(sqlite3.connect(source)) as reading, closing(sqlite3.connect(target)) as writing:
-        reading.backup(writing)
+    try:
+        with closing(sqlite3.connect(source)) as reading, closing(sqlite3.connect(target)) as writing:
+            reading.backup(writing)
+    except sqlite3.Error as error:
+        full = getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_FULL
+        code, remedy = (errno.ENOSPC, "free some space") if full else (errno.EIO, "check both disks")
+        raise OSError(code, f"{source} can't be copied: {error}; {remedy}", str(target)) from error
     manifest.sync(target)
 
 

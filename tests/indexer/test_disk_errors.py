@@ -17,6 +17,7 @@ from indexer.adopt import open_catalog
 from indexer.build import build
 from indexer.catalog import Catalog
 from indexer.live import LiveIndex
+from indexer.snapshot import restore, snapshot
 from indexer.store import Store
 from indexer.version import activate, active_version, open_version, version_dir
 
@@ -38,6 +39,21 @@ try:
         upserts = [Upsert(f"new {number} {row}", np.eye(32, dtype=np.float32)[row], sys.argv[2]) for row in range(20)]
         print(*(f"{one.item}\\n" for one in catalog.upsert(upserts, dim=32)), sep="", end="", flush=True)
 except CatalogError as error:
+    sys.exit(f"error: {error}")
+"""
+
+SNAPSHOT = """
+import sys
+from pathlib import Path
+from indexer.snapshot import SnapshotError, restore, snapshot
+from indexer.store import Store
+verb, root, directory = sys.argv[1], Store(Path(sys.argv[2])), Path(sys.argv[3])
+try:
+    if verb == "snapshot":
+        snapshot(root, "street", directory, lambda *_: None)
+    else:
+        restore(root, directory, "again", lambda *_: None)
+except (SnapshotError, OSError) as error:
     sys.exit(f"error: {error}")
 """
 
@@ -237,3 +253,52 @@ def test_an_activation_on_a_failing_disk_moves_the_pointer_or_says_that_it_did_n
         moved = active_version(copy.index(NAME)) == 2
         assert moved == ("version 2 of street is searched now" in ran.stderr) == (number == len(calls))
         assert_serves(copy.index(NAME), 60)
+
+
+def test_a_snapshot_on_a_failing_disk_is_whole_or_not_there(
+    disk: Disk, store: Store, index_dir: Path, tmp_path: Path
+) -> None:
+    """At whichever write: an error, and either nothing that looks like a snapshot, or one that restores."""
+    target, other = tmp_path / "backup" / "copy", Store(tmp_path / "other")
+
+    def run(at: int) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+        for used in (target.parent, other.root):
+            shutil.rmtree(used, ignore_errors=True)
+        return disk.run(target.parent, at, "-c", SNAPSHOT, "snapshot", store.root, target)
+
+    calls, told = run(0)[1], 0
+    assert {call.split()[0] for call in calls} >= {"write", "fsync", "rename"}
+    for number in sorted({*spread(len(calls)), len(calls) - 1}):
+        ran, failed = run(number)
+        if ran.returncode:  # SQLite makes nothing of a directory that can't be synced, which is done again at the end
+            assert_told(ran, failed)
+            told += 1
+        whole = target.exists()
+        assert whole == (ran.returncode == 0 or number == len(calls)), failed  # only the last call follows the rename
+        if whole:
+            restore(other, target, "again", lambda *_: None)
+            assert_serves(other.index("again"), 60)
+        else:
+            assert list(target.parent.iterdir()) == []
+    assert told > MOST // 2
+    assert_serves(index_dir, 60)
+
+
+def test_a_restored_index_on_a_failing_disk_is_whole_or_not_there(
+    disk: Disk, store: Store, index_dir: Path, tmp_path: Path
+) -> None:
+    """At whichever write: an error, and no index, or all of it; the same call then makes it whole."""
+    snapshot(store, NAME, tmp_path / "copy", lambda *_: None)
+    other = Store(tmp_path / "other")
+
+    def run(at: int) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+        shutil.rmtree(other.root, ignore_errors=True)
+        return disk.run(other.root, at, "-c", SNAPSHOT, "restore", other.root, tmp_path / "copy")
+
+    for number in spread(len(run(0)[1])):
+        ran, failed = run(number)
+        assert_told(ran, failed)
+        assert (other.index("again") / "active").exists() or not other.index("again").exists(), failed
+        if not other.index("again").exists():
+            restore(other, tmp_path / "copy", "again", lambda *_: None)
+        assert_serves(other.index("again"), 60)
