@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -88,13 +89,13 @@ def named(skipped: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
     return [{"item": item, "reason": reason} for item, reason in skipped]
 
 
-def warn_skipped(skipped: Sequence[tuple[str, str]]) -> None:
-    """Name on stderr the images that could not be decoded and were left out, the first 20 of them."""
+def warn_skipped(skipped: Sequence[tuple[str, str]], table: Path | None = None) -> None:
+    """Name on stderr the images that could not be decoded and were left out: the first 20, and where all are."""
     shown = skipped[:20]
     for item, reason in shown:
         click.echo(f"skipped {item}: {reason}", err=True)
     if len(skipped) > len(shown):
-        click.echo(f"skipped {len(skipped) - len(shown):,} more; --json lists them all", err=True)
+        click.echo(f"skipped {len(skipped) - len(shown):,} more; {table or '--json'} lists them all", err=True)
 
 
 def warn_duplicates(duplicates: "Duplicates") -> None:

@@ -85,7 +85,7 @@ def _keep_nothing(result: Mapping[str, object]) -> None:
 
 def tell_problems(done: "TrainReport", images: Path, labels: Path | None) -> None:
     """Say on stderr what a run left out, and what went wrong and was dealt with."""
-    warn_skipped(done.skipped)
+    warn_skipped(done.skipped, done.skipped_table)
     warn_duplicates(done.duplicates)
     for warning in done.warnings:
         click.echo(f"warning: {warning}", err=True)
