@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from indexer.manifest import CorruptFile
-from indexer.plan import ADD_CHUNK, Plan
+from indexer.plan import ADD_CHUNK, TRAIN_ROUNDS, Plan
 from indexer.rows import Embeddings, take
 
 Rows = npt.NDArray[np.int64]
@@ -190,19 +190,21 @@ def _list_parameters(nprobe: int, **selected: Any) -> Any:
     return faiss.SearchParametersPreTransform(index_params=lists)  # type: ignore[call-arg]
 
 
-def train(plan: Plan, sample: Embeddings, *, use_gpu: bool) -> Any:
+def train(plan: Plan, sample: Embeddings, *, use_gpu: bool, rounds: int = TRAIN_ROUNDS) -> Any:
     """An empty trained index.
 
     Args:
         plan: of kind `ivfpq`.
         sample: (plan.train_rows, D) float32 rows.
         use_gpu: run the k-means of the lists on the GPUs; raises RuntimeError where FAISS can't.
+        rounds: of that k-means.
     """
     _use_threads(_ALL_THREADS)
     dim = sample.shape[1]
     rotation = _balancing_rotation(sample)
     rotated = rotation.apply(sample)
     lists: Any = faiss.index_factory(dim, plan.factory, faiss.METRIC_INNER_PRODUCT)
+    lists.cp.niter = rounds
     if use_gpu:
         assigner = faiss.index_cpu_to_all_gpus(faiss.IndexFlatIP(dim))
         lists.clustering_index = assigner
