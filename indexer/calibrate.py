@@ -51,7 +51,14 @@ class _Table:
 
 
 def calibrate(
-    model: Path, images: Path, labels: Path, *, progress: Progress, device: Device = "auto", seed: int = 0
+    model: Path,
+    images: Path,
+    labels: Path,
+    *,
+    things: int | None = None,
+    progress: Progress,
+    device: Device = "auto",
+    seed: int = 0,
 ) -> Calibrated:
     """Fit the curve of a model from similarity to probability, and write it to the model's manifest.
 
@@ -61,6 +68,7 @@ def calibrate(
         labels: CSV or Parquet table `path,class_id[,split]`, of which rows of the split `train` are left out, because
             the metric may have learned them; or `path_a,path_b,relation`. Paths are relative to the collection or to
             the table's folder, or absolute.
+        things: how many different things the collection shows that is searched; None for as many as are labelled.
         progress: hears the stages `embed` and `fit`.
         device: where to embed.
         seed: of the folds, and of the sample where more than 5,000 images are labelled.
@@ -73,12 +81,17 @@ def calibrate(
     """
     collection = open_collection(images)
     table = _read(labels, collection)
+    if things and table.pairs:
+        raise CalibrationError(
+            f"{labels} has pairs, which do not say how many different things they show, so that probabilities can't "
+            f"be made for {things:,} of them; leave that number out, or label classes"
+        )
     chosen, warnings = _sampled(sorted(table.class_of), seed)
     wanted = set(chosen)
     sources = [source for source in collection.sources if source.item in wanted]
     row_of, embeddings, skipped = _embed(Encoder.open(model, device=device), sources, progress)
     progress("fit", 0, 1)
-    fitted = calibration.fit(_evidence(table, row_of, embeddings, seed))
+    fitted = calibration.fit(_evidence(table, row_of, embeddings, seed), things)
     manifest.amend_model(model, fitted.calibration.fields())
     progress("fit", 1, 1)
     return Calibrated(fitted, skipped, table.unknown, (*collection.warnings, *table.warnings, *warnings))

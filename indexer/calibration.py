@@ -7,7 +7,8 @@ image's `NEIGHBOURS` nearest count once more, with such a weight that they weigh
 error of the curve is measured on both, apart.
 
 Held out is by class: images of a class that the curve never saw are compared with all images. The number of classes
-decides how often two images are the same by chance, so a curve holds for collections that are like the labelled one.
+decides how often two images are the same by chance, so a curve holds for collections with about as many; for others
+it is moved by what is told of their number. That is exact for pairs; near neighbours were picked among more or fewer.
 
     CalibrationError   no curve can be fitted to these labels or similarities; the message says what is missing
 """
@@ -21,15 +22,13 @@ import numpy as np
 import numpy.typing as npt
 
 from indexer.monotone import isotonic, platt, smoothed
+from indexer.reliability import Bin, Counts, Floats, calibration_error, reliability
 from indexer.rows import Embeddings
 
-Floats = npt.NDArray[np.float64]
 Classes = npt.NDArray[np.int64]
-Counts = Floats  # (2, GRID): how many pairs of each similarity are different (row 0) and the same (row 1)
 Method = Literal["isotonic", "platt"]
 
 NEIGHBOURS = 10  # what a search returns by default
-BINS = 15  # of equal mass, of the calibration error
 GRID = 4_096  # similarities are told apart to 1 / 2048: finer than any curve of so many pairs can be
 FOLDS = 10  # a curve of nine tenths of the classes is nearly the one that is kept
 SMOOTHING = 0.1  # standard deviations: of .05 to .3, what lowers the error of hits at little cost to that of pairs
@@ -61,6 +60,15 @@ class Curve:
         """The probability that two images of this similarity show the same thing, of the shape that is given."""
         return np.asarray(np.interp(similarity, self.similarities, self.probabilities), np.float64)
 
+    def at_odds(self, factor: float) -> "Curve":
+        """The curve where pairs of the same thing are so many times as frequent among all, each kind staying alike.
+
+        Saerens, Latinne and Decaestecker 2002, "Adjusting the outputs of a classifier to new a priori probabilities".
+        """
+        before = np.array(self.probabilities)
+        after = before * factor / (1 - before + before * factor)
+        return Curve(self.similarities, tuple(after.tolist()))
+
     def least_similarity(self, probability: float) -> float:
         """The least float32 similarity of at least this probability; infinity where the curve does not reach it."""
         reached = np.flatnonzero(np.array(self.probabilities) >= probability)
@@ -88,6 +96,8 @@ class Calibration(Curve):
         ece_hits: the same over the nearest neighbours of held-out images; None where labels are pairs.
         images, classes: that were labelled; classes are 0 where labels are pairs.
         same, different: how many pairs of each kind.
+        things: how many different things a collection shows that the probabilities are for; 0 where labels are pairs,
+            which do not say.
     """
 
     method: str
@@ -98,6 +108,7 @@ class Calibration(Curve):
     classes: int
     same: int
     different: int
+    things: int = 0
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> Self | None:
@@ -155,21 +166,6 @@ class Evidence:
 
 
 @dataclass(frozen=True)
-class Bin:
-    """Held-out pairs of nearly one predicted probability.
-
-    Attributes:
-        predicted: their mean.
-        observed: the share that is the same.
-        mass: their share of all.
-    """
-
-    predicted: float
-    observed: float
-    mass: float
-
-
-@dataclass(frozen=True)
 class Fitted:
     """A calibration, and its reliability on held-out pairs.
 
@@ -182,10 +178,15 @@ class Fitted:
     hits: tuple[Bin, ...]
 
 
-def fit(evidence: Evidence) -> Fitted:
+def fit(evidence: Evidence, things: int | None = None) -> Fitted:
     """Fit the curve of a model, and measure it on classes that were held out.
 
     Smooth isotonic regression from 1,000 pairs of either kind, else Platt's logistic curve of two parameters.
+
+    Args:
+        evidence: of labels.
+        things: how many different things the collection shows that is searched, 2 or more; None for as many as are
+            labelled, and where labels are pairs. The errors are those of the curve for as many as are labelled.
 
     Raises:
         CalibrationError: there are too few pairs, or similarity says nothing of them.
@@ -197,7 +198,8 @@ def fit(evidence: Evidence) -> Fitted:
             f" at least {FEWEST_PAIRS} of each are needed: label more images"
         )
     method: Method = "isotonic" if few >= ISOTONIC_FROM else "platt"
-    curve = fit_curve(evidence.all, method)
+    factor = (evidence.classes - 1) / (things - 1) if things else 1.0
+    curve = fit_curve(evidence.all, method).at_odds(factor)
     curves = [fit_curve(fold.fit, method) for fold in evidence.folds]
     pairs = _reliability(curves, [fold.pairs for fold in evidence.folds])
     hits = _reliability(curves, [fold.hits for fold in evidence.folds])
@@ -205,13 +207,14 @@ def fit(evidence: Evidence) -> Fitted:
         similarities=curve.similarities,
         probabilities=curve.probabilities,
         method=method,
-        acceptance=_acceptance(curves, evidence.folds),
+        acceptance=_acceptance([one.at_odds(factor) for one in curves], evidence.folds),
         ece_pairs=calibration_error(pairs),
         ece_hits=calibration_error(hits) if hits else None,
         images=evidence.images,
         classes=evidence.classes,
         same=evidence.same,
         different=evidence.different,
+        things=things or evidence.classes,
     )
     return Fitted(calibration, pairs, hits)
 
@@ -308,31 +311,6 @@ def fit_curve(counts: Counts, method: Method) -> Curve:
     # Within a block of equal values only its ends say something.
     ends = np.flatnonzero(np.diff(fitted, prepend=-1.0) + np.diff(fitted, append=2.0))
     return Curve(tuple(x[ends].tolist()), tuple(fitted[ends].tolist()))
-
-
-def reliability(predicted: Floats, counts: Counts) -> tuple[Bin, ...]:
-    """Predicted probabilities against what was observed, in `BINS` bins of equal mass.
-
-    Args:
-        predicted: (N,).
-        counts: (2, N) how many pairs are different and the same; a bin never divides those of one prediction.
-    """
-    order = np.argsort(predicted, kind="stable")
-    predicted, same, total = predicted[order], counts[1, order], counts.sum(axis=0)[order]
-    values, of = np.unique(predicted, return_inverse=True)
-    mass, found = np.bincount(of, total), np.bincount(of, same)
-    middle = (np.cumsum(mass) - mass / 2) / mass.sum()
-    places = np.minimum((middle * BINS).astype(np.int64), BINS - 1)
-    masses, sums, hits = (np.bincount(places, weights, BINS) for weights in (mass, mass * values, found))
-    return tuple(
-        Bin(float(sums[i] / masses[i]), float(hits[i] / masses[i]), float(masses[i] / mass.sum()))
-        for i in np.flatnonzero(masses)
-    )
-
-
-def calibration_error(bins: Sequence[Bin]) -> float:
-    """The mean distance of what was predicted from what was observed, weighted by mass (ECE)."""
-    return sum(one.mass * abs(one.predicted - one.observed) for one in bins)
 
 
 def _reliability(curves: Sequence[Curve], counts: Sequence[Counts]) -> tuple[Bin, ...]:

@@ -111,7 +111,7 @@ def model(directory: Path) -> model_service_pb2.Model:
 def calibration(found: Mapping[str, Any]) -> model_service_pb2.Calibration:
     """How a model was calibrated, from its manifest or the result of an operation."""
     names = ("method", "ece_pairs", "ece_hits", "images", "classes", "same", "different")
-    return model_service_pb2.Calibration(**{name: found[name] for name in names})
+    return model_service_pb2.Calibration(**{name: found[name] for name in names}, things=found.get("things", 0))
 
 
 def model_or_id(store: Store, identity: str) -> model_service_pb2.Model:

@@ -51,6 +51,17 @@ def passes(epochs: int) -> Sequence[str]:
     return ["--epochs", str(epochs)] if epochs else []
 
 
+def among(things: int) -> Sequence[str]:
+    """The words that say how many different things a collection shows; none for 0.
+
+    Raises:
+        InvalidLearning: there are fewer than two.
+    """
+    if things < 0 or things == 1:
+        raise InvalidLearning(f"things is {things}; it must be 2 or more, or 0 for as many as are labelled")
+    return ["--things", str(things)] if things else []
+
+
 def table_of(labels: Labels, store: Store, folders: Folders) -> Path:
     """The table of labels that a request names, or one of those that came with it; called on threads.
 

@@ -130,13 +130,14 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
         model = learning.model_id(self._store, request.model)
         words = ["suggest", str(self._folders.to_read(request.images)), "--model", model]
         words += ["--budget", str(request.budget), "--seed", str(request.seed)]
+        words += learning.named("--method", request.method)
         if request.HasField("labels"):
             words += ["--labels", str(learning.table_of(request.labels, self._store, self._folders))]
         return Job("suggest", "", tuple(words))
 
     def _calibrate(self, request: pb.CalibrateRequest) -> Job:
         model = learning.model_id(self._store, request.model)
-        words = ["calibrate", model, str(self._folders.to_read(request.images))]
+        words = ["calibrate", model, str(self._folders.to_read(request.images)), *learning.among(request.things)]
         table = learning.table_of(request.labels, self._store, self._folders)  # last: it writes
         return Job("calibrate", "", (*words, "--labels", str(table)))
 

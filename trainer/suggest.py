@@ -4,7 +4,7 @@ BudgetOutOfRange   as many images can't be chosen
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from trainer.parts.selection import density, select
 from trainer.parts.usl_t import select_trained
 from trainer.sheet import Picture
 
-METHODS = {"usl": select, "usl-t": select_trained}
+METHODS: dict[str, Callable[..., Tensor]] = {"usl": select, "usl-t": select_trained}
 
 _PICTURE = PixelSpec(size=160)  # large enough to tell a class by
 

@@ -22,6 +22,12 @@ _SHOWN = 5  # unknown paths: enough to see what is wrong
 @click.argument("model")
 @click.argument("images", type=PATH)
 @click.option("--labels", type=PATH, required=True, help="CSV or Parquet of classes or pairs, as below.")
+@click.option(
+    "--things",
+    type=click.IntRange(min=2),
+    metavar="N",
+    help="How many different things the collection shows that is searched.  [default: as many as are labelled]",
+)
 @click.option("--report", type=PATH, metavar="FILE", help="Also write an HTML page with the reliability plot.")
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Of what is held out.")
 @store_option
@@ -33,6 +39,7 @@ def calibrate(
     model: str,
     images: Path,
     labels: Path,
+    things: int | None,
     report: Path | None,
     seed: int,
     store: Path,
@@ -55,14 +62,16 @@ def calibrate(
       pairs    path_a, path_b, relation: same or different
 
     The expected calibration error (ECE) is how far probabilities are off on average, measured on classes that the
-    curve was not fitted on: over all pairs, and over the hits of searches. The curve holds for collections that are
-    like these labelled images, with about as many different things.
+    curve was not fitted on: over all pairs, and over the hits of searches. It is that of collections with as many
+    different things as the labelled images show. Where others have far more, tell --things about how many: without it
+    probabilities promise too much.
 
     \b
     JSON keys: model, method, ece_pairs, ece_hits (null where labels are pairs), images, classes, same, different,
-    probabilities[].similarity, probabilities[].probability, thresholds[].min_probability,
-    thresholds[].min_similarity (null where no similarity is enough), thresholds[].false_accept_rate,
-    thresholds[].true_accept_rate, report, unknown_labels[], warnings[], skipped[].item, skipped[].reason
+    things (0 where labels are pairs), probabilities[].similarity, probabilities[].probability,
+    thresholds[].min_probability, thresholds[].min_similarity (null where no similarity is enough),
+    thresholds[].false_accept_rate, thresholds[].true_accept_rate, report, unknown_labels[], warnings[],
+    skipped[].item, skipped[].reason
     """
     from clients.cli.reliability import holds_for, write_report
     from indexer.calibrate import calibrate as run
@@ -70,7 +79,7 @@ def calibrate(
 
     directory = Store(store).model(model)
     with recorded("calibrate", "", store, progress_style) as work:
-        done = run(directory, images, labels, device=device, seed=seed, progress=work.report)
+        done = run(directory, images, labels, things=things, device=device, seed=seed, progress=work.report)
         if report:
             write_report(report, directory.name, done.fitted)
         work.finish(_result(directory.name, done, report))
@@ -105,7 +114,7 @@ def _result(model: str, done: "Calibrated", report: Path | None) -> dict[str, ob
 
 
 def _facts(calibration: "Calibration") -> dict[str, object]:
-    names = ("method", "ece_pairs", "ece_hits", "images", "classes", "same", "different")
+    names = ("method", "ece_pairs", "ece_hits", "images", "classes", "same", "different", "things")
     return {name: getattr(calibration, name) for name in names}
 
 

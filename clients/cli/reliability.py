@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from indexer.calibration import Bin, Calibration, Fitted
+    from indexer.calibration import Calibration, Fitted
+    from indexer.reliability import Bin
 
 _SIDE, _MARGIN = 340, 46  # pixels of a drawing's square, and around it
 _TICKS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -23,7 +24,7 @@ figcaption {{ font-size: 14px; color: #57606a }} text {{ font-size: 12px; fill: 
 <h1>How far to trust the probabilities of this model</h1>
 <p>Kinsight compared {images:,} labelled pictures{of_classes}: {same:,} pairs that show the same thing,
 {different:,} that do not. From these it learned how often two pictures of a given similarity show the same thing.
-The first {checks} how well that holds for things that it had not seen when it learned it.</p>
+The first {checks} how well that holds for things that it had not seen when it learned it{among}.</p>
 <p>{holds}</p>
 <div class="plots">{plots}</div>
 <p>Model {model}, fitted by {method} regression.</p>
@@ -51,6 +52,9 @@ def write_report(path: Path, model: str, fitted: "Fitted") -> None:
         same=calibration.same,
         different=calibration.different,
         checks="two drawings show" if len(plots) > 2 else "drawing shows",
+        among=f", among {calibration.classes:,} different things"
+        if calibration.things != calibration.classes
+        else "",
         holds=escape(holds_for(calibration)),
         plots="".join(plots),
     )
@@ -59,11 +63,14 @@ def write_report(path: Path, model: str, fitted: "Fitted") -> None:
 
 def holds_for(calibration: "Calibration") -> str:
     """For which collections the probabilities hold, and which way they are wrong for others."""
-    things = f"about {calibration.classes:,}" if calibration.classes else "about as many"
+    hold = "as many different things as the labelled images show"
+    if calibration.things:
+        like = ", like the labelled images" if calibration.things == calibration.classes else ""
+        hold = f"{calibration.things:,} different things{like}"
     return (
-        f"The probabilities hold for collections with {things} different things, like the labelled images. Where "
-        f"there are many more, there are also more look-alikes, and the probabilities promise too much; where there "
-        f"are far fewer, too little."
+        f"The probabilities hold for collections with about {hold}. Where there are many more, there are also more "
+        f"look-alikes, and the probabilities promise too much; where there are far fewer, too little."
+        f"{' Tell --things how many there are.' if calibration.classes else ''}"
     )
 
 

@@ -79,11 +79,12 @@ def finetune(
 @click.argument("images")
 @click.option("--model", required=True, help="Id of the model that sees them, or how it begins.")
 @click.option("--budget", type=click.IntRange(min=1), required=True, metavar="N", help="How many to label.")
+@click.option("--method", default="", help="See `kinsight suggest --help`.  [default: usl]")
 @click.option("--labels", metavar="PATH", help="CSV or Parquet of those that are labelled already.")
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Of the choice.")
 @server_option
 @json_option
-def suggest(images: str, model: str, budget: int, labels: str | None, seed: int, server: str, as_json: bool) -> None:
+def suggest(images: str, model: str, budget: int, server: str, as_json: bool, **options: Any) -> None:
     """Choose which IMAGES on the server to label, as a table to fill in; see `kinsight suggest`.
 
     \b
@@ -93,7 +94,7 @@ def suggest(images: str, model: str, budget: int, labels: str | None, seed: int,
     from kinsight_client import Client
 
     with Client(server) as client:
-        found = awaited(client, client.models.suggest(model, images, budget, labels=labels, seed=seed))
+        found = awaited(client, client.models.suggest(model, images, budget, **options))
     for warning in found.warnings:
         click.echo(f"warning: {warning}", err=True)
     if as_json:
@@ -106,16 +107,20 @@ def suggest(images: str, model: str, budget: int, labels: str | None, seed: int,
 @click.argument("model")
 @click.argument("images")
 @click.option("--labels", required=True, metavar="PATH", help="CSV or Parquet of classes or pairs.")
+@click.option("--things", type=click.IntRange(min=2), default=None, metavar="N", help="See `kinsight calibrate`.")
 @server_option
 @json_option
-def calibrate(model: str, images: str, labels: str, server: str, as_json: bool) -> None:
+def calibrate(model: str, images: str, labels: str, things: int | None, server: str, as_json: bool) -> None:
     """Fit what a similarity under MODEL means with labelled IMAGES on the server; see `kinsight calibrate`.
 
     \b
     JSON keys: model, calibration.method, calibration.ece_pairs, calibration.ece_hits (or null), calibration.images,
-    calibration.classes, calibration.same, calibration.different, unknown_labels[], failed, warnings[]
+    calibration.classes, calibration.same, calibration.different, calibration.things, unknown_labels[], failed,
+    warnings[]
     """
     from kinsight_client import Client
 
     with Client(server) as client:
-        tell_facts(plain(awaited(client, client.models.calibrate(model, images, labels))), as_json)
+        tell_facts(
+            plain(awaited(client, client.models.calibrate(model, images, labels, things=things or 0))), as_json
+        )

@@ -99,6 +99,27 @@ def test_people_read_tables(calibrate: Run) -> None:
     assert any(line.split() == [*columns] for line in done.stdout.splitlines())
 
 
+def test_probabilities_are_lower_where_more_things_are_told_of(calibrate: Run, tmp_path: Path) -> None:
+    """The output says for how many things they hold; pairs, which do not say how many they show, are refused."""
+    page = tmp_path / "page.html"
+    as_labelled = json.loads(calibrate(classes(), "--json").stdout)
+    many = json.loads(calibrate(classes(), "--things", 600, "--json").stdout)
+    told = calibrate(classes(), "--things", 600, "--report", page)
+    refused = calibrate(pairs(), "--things", 600)
+
+    assert (as_labelled["things"], many["things"], many["classes"]) == (6, 600, 6)
+    middle = range(1, len(many["probabilities"]) - 1)
+    lower = [many["probabilities"][i]["probability"] < as_labelled["probabilities"][i]["probability"] for i in middle]
+    assert any(lower)
+    assert "hold for collections with about 600 different things. Where" in told.stdout
+    assert "about 600 different things" in page.read_text()
+    assert "among 6 different things" in page.read_text()
+    assert "about 6 different things, like the labelled images" in calibrate(classes()).stdout
+    assert refused.exit_code == 1
+    assert "leave that number out" in refused.stderr
+    assert calibrate(classes(), "--things", 1).exit_code == 2
+
+
 def test_pairs_are_enough(calibrate: Run) -> None:
     """Their curve rises too; hits are not measured, and another seed holds out others."""
     one, same, other = (json.loads(calibrate(pairs(), "--json", "--seed", seed).stdout) for seed in (0, 0, 5))

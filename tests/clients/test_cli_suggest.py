@@ -124,6 +124,15 @@ def test_each_image_says_why_it_is_there(suggest: Run, photos: Path, tmp_path: P
     assert f"most like image {number} (similarity {suggested[-1]['similarity']:.2f})" in page
 
 
+def test_trained_clusters_choose_too(suggest: Run, photos: Path) -> None:
+    """As many different images, by the same seed the same."""
+    once, again = (suggest(photos, "--budget", 5, "--method", "usl-t") for _ in range(2))
+    assert once.exit_code == 0, once.stderr
+    assert once.stdout == again.stdout
+    assert len({row["path"] for row in csv.DictReader(io.StringIO(once.stdout))}) == 5
+    assert "is not one of 'usl', 'usl-t'" in suggest(photos, "--budget", 5, "--method", "x").stderr
+
+
 @pytest.mark.parametrize("kind", ["classes", "pairs"])
 def test_what_is_labelled_is_not_suggested_again(suggest: Run, photos: Path, tmp_path: Path, kind: str) -> None:
     """Whatever the labels are; held-out images are left out of everything, and the budget is of the others."""

@@ -5,8 +5,10 @@ import pytest
 from sklearn.isotonic import IsotonicRegression
 
 from indexer import calibration
-from indexer.calibration import CalibrationError, Curve
+from indexer.calibration import CalibrationError, Classes, Curve
 from indexer.monotone import isotonic, smoothed
+from indexer.reliability import calibration_error, reliability
+from indexer.rows import Embeddings
 
 
 def test_isotonic_is_that_of_scikit_learn() -> None:
@@ -59,8 +61,8 @@ def test_a_smooth_curve_is_nearer_to_the_truth() -> None:
 
 def test_the_calibration_error_of_a_known_case() -> None:
     """Ninety pairs promised 0.2 of which a third is the same, and ten promised 0.9 of which all are: 0.13."""
-    bins = calibration.reliability(np.array([0.9, 0.2]), np.array([[0.0, 60.0], [10.0, 30.0]]))
-    assert calibration.calibration_error(bins) == pytest.approx(0.9 * (1 / 3 - 0.2) + 0.1 * 0.1)
+    bins = reliability(np.array([0.9, 0.2]), np.array([[0.0, 60.0], [10.0, 30.0]]))
+    assert calibration_error(bins) == pytest.approx(0.9 * (1 / 3 - 0.2) + 0.1 * 0.1)
 
 
 def test_the_least_similarity_is_the_threshold_of_a_probability() -> None:
@@ -76,15 +78,36 @@ def test_the_least_similarity_is_the_threshold_of_a_probability() -> None:
 @pytest.mark.parametrize(("each", "method"), [(4, "platt"), (40, "isotonic")])
 def test_clusters_are_calibrated(each: int, method: str) -> None:
     """The curve of classes that are clusters rises, and is nearly right on classes held out."""
-    rng = np.random.default_rng(1)
-    classes = np.repeat(np.arange(12), each)
-    rows = rng.standard_normal((12, 16))[classes] + 0.8 * rng.standard_normal((len(classes), 16))
-    rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
-    found = calibration.fit(calibration.of_classes(rows, classes)).calibration
+    found = calibration.fit(calibration.of_classes(*clusters(12, each, seed=1))).calibration
     assert found.method == method
     assert (np.diff(found.probabilities) >= 0).all()
     assert found.ece_pairs < 0.06
     assert calibration.Calibration.of(found.fields()) == found
+
+
+def clusters(count: int, each: int, seed: int) -> tuple[Embeddings, Classes]:
+    """Unit-length rows around as many random centres, and which each is of."""
+    rng = np.random.default_rng(seed)
+    classes = np.repeat(np.arange(count), each)
+    rows = rng.standard_normal((count, 16))[classes] + 0.8 * rng.standard_normal((len(classes), 16))
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32), classes
+
+
+def test_probabilities_are_for_as_many_things_as_are_told() -> None:
+    """A curve of 8 classes, told of 80, is right for pairs of 80 others, where it promises too much untold."""
+    rows, classes = clusters(80, 10, seed=1)
+    upper = np.triu_indices(len(rows), 1)
+    similarities, same = (rows @ rows.T)[upper], (classes[:, None] == classes)[upper]
+    evidence = calibration.of_classes(*clusters(8, 30, seed=2))
+    untold, told = (calibration.fit(evidence, things).calibration for things in (None, 80))
+
+    assert (untold.things, told.things, told.classes) == (8, 80, 8)
+    assert (told.ece_pairs, told.ece_hits) == (untold.ece_pairs, untold.ece_hits)
+    promised, right = (one.probability(similarities).mean() for one in (untold, told))
+    assert promised > 3 * same.mean()
+    assert right == pytest.approx(same.mean(), rel=0.25)
+    assert told.false_accept_rate(0.5) < untold.false_accept_rate(0.5)
+    assert Curve((0.0, 1.0), (0.2, 1.0)).at_odds(0.25).probabilities == pytest.approx((1 / 17, 1.0))
 
 
 def test_what_says_nothing_is_refused() -> None:

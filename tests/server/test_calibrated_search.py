@@ -66,8 +66,8 @@ def test_a_new_curve_is_taken_up_while_the_server_runs(tmp_path: Path) -> None:
             request = SearchRequest(item="003.png", top_k=8, score_kind=SCORE_KIND_PROBABILITY)
             found = stubs.search.Search(request, timeout=30)
             assert (found.version, len(found.hits)) == (1, 8)
-            expected = curve.probability([hit.similarity for hit in found.hits]).tolist()
-            return [hit.probability for hit in found.hits] == expected
+            expected: list[float] = curve.probability([hit.similarity for hit in found.hits]).tolist()
+            return expected == [hit.probability for hit in found.hits]
 
         with pytest.raises(grpc.RpcError, match="kinsight calibrate"):
             follows(CURVE)

@@ -128,7 +128,9 @@ def test_suggested_images_are_labelled_and_learned_from(stubs: Stubs, school: Sc
     assert [one.HasField("similarity") for one in suggested.suggested] == [False] + [True] * 7
     assert sum(one.stands_for for one in suggested.suggested) == 40
     known = Labels(images=[LabelledImage(path=path, class_id="any") for path in paths[:5]])
-    more = SuggestLabelsRequest(model=school.model, images=str(school.pictures), budget=8, labels=known)
+    more = SuggestLabelsRequest(
+        model=school.model, images=str(school.pictures), budget=8, labels=known, method="usl-t"
+    )
     others = _response(stubs.ended(stubs.models.SuggestLabels(more)), SuggestLabelsResponse)
     assert not {one.path for one in others.suggested} & {*paths[:5]}
     assert (others.images, others.labelled) == (40, 5)
@@ -285,10 +287,10 @@ def test_a_model_is_calibrated(school: School, stubs: Stubs) -> None:
     """The response has what was measured, the model has it too, and the next search uses it; too few are refused."""
     build("photos", school.pictures, model=school.model, store=school.store, device="cpu", progress=lambda *_: None)
     rows = [LabelledImage(path=f"{n:02d}.png", class_id=f"colour {n % 4}") for n in range(40)]
-    request = CalibrateRequest(model=school.model, images=str(school.pictures), labels=Labels(images=rows))
+    request = CalibrateRequest(model=school.model, images=str(school.pictures), labels=Labels(images=rows), things=9)
     done = _response(stubs.ended(stubs.models.Calibrate(request)), CalibrateResponse)
     fitted = done.calibration
-    assert (fitted.images, fitted.classes, fitted.same, fitted.different) == (40, 4, 180, 600)
+    assert (fitted.images, fitted.classes, fitted.same, fitted.different, fitted.things) == (40, 4, 180, 600, 9)
     assert fitted.HasField("ece_hits")
     assert 0 <= fitted.ece_pairs < 1
     assert stubs.models.GetModel(GetModelRequest(model=school.model)).calibration == fitted
@@ -332,6 +334,12 @@ def test_bad_requests_are_answered_with_reasons(stubs: Stubs, school: School) ->
             ("INVALID_ARGUMENT", "INVALID_LABELS"),
         ),
         (stubs.models.Calibrate, CalibrateRequest(**good), ("INVALID_ARGUMENT", "INVALID_LABELS")),
+        (stubs.models.Calibrate, CalibrateRequest(**good, things=1), ("INVALID_ARGUMENT", "INVALID_LEARNING")),
+        (
+            stubs.models.SuggestLabels,
+            SuggestLabelsRequest(**good, budget=3, method="--help"),
+            ("INVALID_ARGUMENT", "INVALID_LEARNING"),
+        ),
         (stubs.models.SuggestLabels, SuggestLabelsRequest(**good), ("INVALID_ARGUMENT", "BUDGET_OUT_OF_RANGE")),
     ]
     for call, request, expected in cases:

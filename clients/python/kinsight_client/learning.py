@@ -110,6 +110,7 @@ class ModelCalls:
         images: "str | PathLike[str]",
         budget: int,
         *,
+        method: str = "",
         labels: GivenLabels | None = None,
         seed: int = 0,
         request_id: str = "",
@@ -120,6 +121,7 @@ class ModelCalls:
             model: id of the model that sees them.
             images: the collection.
             budget: how many to choose, 1 to all that have no label.
+            method: of choosing; empty for the server's, usl.
             labels: as for `finetune`, of images that are labelled already; None for none.
             seed: of the choice.
             request_id: as for `train`.
@@ -129,13 +131,20 @@ class ModelCalls:
             model=model,
             images=fspath(images),
             budget=budget,
+            method=method,
             labels=None if labels is None else labels_message(labels),
             seed=seed,
         )
         return Call(self._stub.SuggestLabels, request, operation_of)
 
     def calibrate(
-        self, model: str, images: "str | PathLike[str]", labels: GivenLabels, *, request_id: str = ""
+        self,
+        model: str,
+        images: "str | PathLike[str]",
+        labels: GivenLabels,
+        *,
+        things: int = 0,
+        request_id: str = "",
     ) -> Call[Operation[CalibrationResult]]:
         """Begin to fit with which probability images of a similarity under a model show the same thing.
 
@@ -143,10 +152,16 @@ class ModelCalls:
             model: its id.
             images: a collection.
             labels: as for `finetune`, of images that the model did not learn from.
+            things: how many different things the collection shows that is searched, where labels are classes; 0 for
+                as many as are labelled.
             request_id: as for `train`.
         """
         request = pb.CalibrateRequest(
-            request_id=request_id or unique(), model=model, images=fspath(images), labels=labels_message(labels)
+            request_id=request_id or unique(),
+            model=model,
+            images=fspath(images),
+            labels=labels_message(labels),
+            things=things,
         )
         return Call(self._stub.Calibrate, request, operation_of)
 

@@ -19,6 +19,7 @@ class Calibration:
         classes: how many these have; 0 where labels were pairs.
         same: how many pairs show the same thing.
         different: how many pairs do not.
+        things: how many different things a collection shows that the probabilities are for; 0 with pairs.
     """
 
     method: str
@@ -28,6 +29,7 @@ class Calibration:
     classes: int
     same: int
     different: int
+    things: int
 
 
 @dataclass(frozen=True)
@@ -201,6 +203,7 @@ def calibration_of(message: pb.Calibration) -> Calibration:
         classes=message.classes,
         same=message.same,
         different=message.different,
+        things=message.things,
     )
 
 

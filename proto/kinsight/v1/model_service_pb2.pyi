@@ -44,7 +44,7 @@ class Model(_message.Message):
     def __init__(self, model: _Optional[str] = ..., backbone: _Optional[str] = ..., objective: _Optional[str] = ..., dimension: _Optional[int] = ..., images: _Optional[int] = ..., labelled: _Optional[int] = ..., metrics: _Optional[_Mapping[str, float]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., licence: _Optional[str] = ..., calibration: _Optional[_Union[Calibration, _Mapping]] = ...) -> None: ...
 
 class Calibration(_message.Message):
-    __slots__ = ("method", "ece_pairs", "ece_hits", "images", "classes", "same", "different")
+    __slots__ = ("method", "ece_pairs", "ece_hits", "images", "classes", "same", "different", "things")
     METHOD_FIELD_NUMBER: _ClassVar[int]
     ECE_PAIRS_FIELD_NUMBER: _ClassVar[int]
     ECE_HITS_FIELD_NUMBER: _ClassVar[int]
@@ -52,6 +52,7 @@ class Calibration(_message.Message):
     CLASSES_FIELD_NUMBER: _ClassVar[int]
     SAME_FIELD_NUMBER: _ClassVar[int]
     DIFFERENT_FIELD_NUMBER: _ClassVar[int]
+    THINGS_FIELD_NUMBER: _ClassVar[int]
     method: str
     ece_pairs: float
     ece_hits: float
@@ -59,7 +60,8 @@ class Calibration(_message.Message):
     classes: int
     same: int
     different: int
-    def __init__(self, method: _Optional[str] = ..., ece_pairs: _Optional[float] = ..., ece_hits: _Optional[float] = ..., images: _Optional[int] = ..., classes: _Optional[int] = ..., same: _Optional[int] = ..., different: _Optional[int] = ...) -> None: ...
+    things: int
+    def __init__(self, method: _Optional[str] = ..., ece_pairs: _Optional[float] = ..., ece_hits: _Optional[float] = ..., images: _Optional[int] = ..., classes: _Optional[int] = ..., same: _Optional[int] = ..., different: _Optional[int] = ..., things: _Optional[int] = ...) -> None: ...
 
 class ListModelsRequest(_message.Message):
     __slots__ = ("page_size", "page_token")
@@ -162,20 +164,22 @@ class Suspect(_message.Message):
     def __init__(self, item: _Optional[str] = ..., like: _Optional[str] = ..., similarity: _Optional[float] = ..., own_similarity: _Optional[float] = ...) -> None: ...
 
 class SuggestLabelsRequest(_message.Message):
-    __slots__ = ("request_id", "model", "images", "budget", "seed", "labels")
+    __slots__ = ("request_id", "model", "images", "budget", "seed", "labels", "method")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     IMAGES_FIELD_NUMBER: _ClassVar[int]
     BUDGET_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
+    METHOD_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     model: str
     images: str
     budget: int
     seed: int
     labels: _labels_pb2.Labels
-    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., images: _Optional[str] = ..., budget: _Optional[int] = ..., seed: _Optional[int] = ..., labels: _Optional[_Union[_labels_pb2.Labels, _Mapping]] = ...) -> None: ...
+    method: str
+    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., images: _Optional[str] = ..., budget: _Optional[int] = ..., seed: _Optional[int] = ..., labels: _Optional[_Union[_labels_pb2.Labels, _Mapping]] = ..., method: _Optional[str] = ...) -> None: ...
 
 class SuggestedImage(_message.Message):
     __slots__ = ("path", "stands_for", "density_rank", "nearest", "similarity")
@@ -208,16 +212,18 @@ class SuggestLabelsResponse(_message.Message):
     def __init__(self, model: _Optional[str] = ..., images: _Optional[int] = ..., suggested: _Optional[_Iterable[_Union[SuggestedImage, _Mapping]]] = ..., failed: _Optional[int] = ..., warnings: _Optional[_Iterable[str]] = ..., labelled: _Optional[int] = ...) -> None: ...
 
 class CalibrateRequest(_message.Message):
-    __slots__ = ("request_id", "model", "images", "labels")
+    __slots__ = ("request_id", "model", "images", "labels", "things")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     IMAGES_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
+    THINGS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     model: str
     images: str
     labels: _labels_pb2.Labels
-    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., images: _Optional[str] = ..., labels: _Optional[_Union[_labels_pb2.Labels, _Mapping]] = ...) -> None: ...
+    things: int
+    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., images: _Optional[str] = ..., labels: _Optional[_Union[_labels_pb2.Labels, _Mapping]] = ..., things: _Optional[int] = ...) -> None: ...
 
 class CalibrateResponse(_message.Message):
     __slots__ = ("model", "calibration", "unknown_labels", "failed", "warnings")
