@@ -183,3 +183,70 @@ def test_a_stopped_finetuning_goes_on_with_its_labels(finetune: Run, work: tuple
     other = finetune(few_classes(wrong=2), "--resume", "again")
     assert other.exit_code == 1
     assert "or the labels to learn from, are not those" in other.stderr
+
+
+HUES = [(r, g, b) for r in (50, 200) for g in (50, 200) for b in (50, 200)]
+
+
+@pytest.fixture
+def mislabelled(tmp_path: Path) -> tuple[Path, Path, set[str]]:
+    """Eight pictures of each of eight hues, a table with five labels of each, 16 of 40 wrong, and the wrong ones."""
+    rng = np.random.default_rng(7)
+    pictures, rows = tmp_path / "hues", ["path,class_id,split"]
+    pictures.mkdir()
+    for hue, colour in enumerate(HUES):
+        for number in range(8):
+            noise = rng.integers(-40, 40, (6, 6, 3))
+            picture = Image.fromarray((np.array(colour) + noise).clip(0, 255).astype(np.uint8))
+            picture.resize((40, 40)).save(pictures / f"{hue}{number}.png")
+            # The first two of each hue say another one, each time one further off.
+            said = (hue + 1 + (hue + 3 * number) % 7) % 8 if number < 2 else hue
+            rows.append(f"{hue}{number}.png,hue {said},{'train' if number < 5 else 'test'}")
+    table = tmp_path / "hues.csv"
+    table.write_text("\n".join(rows) + "\n")
+    return pictures, table, {f"{hue}{number}.png" for hue in range(8) for number in range(2)}
+
+
+def test_with_two_labels_in_five_wrong_the_model_gets_no_worse(
+    work: tuple[Path, Store, str], mislabelled: tuple[Path, Path, set[str]]
+) -> None:
+    """Most wrong labels are left out, named and counted in a warning; R@1 stays at least that of the start."""
+    _, store, model = work
+    pictures, table, wrong = mislabelled
+    words = ["finetune", model, pictures, "--labels", table, "--store", store.root, "--run", "doubted"]
+    options = ["--epochs", 2, "--no-baselines", "--json"]
+    done = CliRunner().invoke(kinsight, list(map(str, [*words, *options])))
+
+    assert done.exit_code == 0, done.stderr
+    told = json.loads(done.stdout)
+    left_out = set(told["left_out"])
+    assert told["wrong_share"] == pytest.approx(0.4, abs=0.12)
+    assert len(left_out & wrong) >= 10
+    assert len(left_out - wrong) <= 4
+    assert told["trained"]["recall_at_1"] >= told["start"]["recall_at_1"]
+    (warning,) = [line for line in told["warnings"] if "left out" in line]
+    assert f"about {told['wrong_share']:.0%} of the 40 labels" in warning
+    assert f"the {len(left_out)} likeliest to be wrong are left out" in warning
+    card = (store.model(told["model"]) / "card.md").read_text()
+    assert f"from 40 images, {40 - len(left_out)} of them labelled." in card
+    assert json.loads((store.runs / "doubted" / "left_out.json").read_text()) == told["left_out"]
+
+
+@pytest.mark.slow
+def test_doubted_labels_are_kept_where_that_is_asked_for_and_a_resumed_run_goes_on_as_it_began(
+    work: tuple[Path, Store, str], mislabelled: tuple[Path, Path, set[str]]
+) -> None:
+    """All labels teach, which a warning says; resumed without the option, the run still learns from all."""
+    _, store, model = work
+    pictures, table, _ = mislabelled
+    words = [*("finetune", model, pictures, "--labels", table), *("--store", store.root, "--no-baselines", "--json")]
+    first = CliRunner().invoke(kinsight, list(map(str, [*words, "--run", "kept", "--epochs", 1, "--keep-doubted"])))
+    again = CliRunner().invoke(kinsight, list(map(str, [*words, "--resume", "kept"])))
+
+    for done in (first, again):
+        assert done.exit_code == 0, done.stderr
+        told = json.loads(done.stdout)
+        assert told["left_out"] == []
+        (warning,) = [line for line in told["warnings"] if "likeliest to be wrong" in line]
+        assert warning.endswith("are learned from too, as was asked")
+    assert json.loads(first.stdout)["model"] == json.loads(again.stdout)["model"]
