@@ -23,7 +23,7 @@ _CSS = (Path(__file__).parent / "report.css").read_text(encoding="utf-8")
 # Nothing is loaded and nothing runs, whatever an image's name may hold.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _CASES = 5  # of a kind
-_SIDE = 86  # of a thumbnail, pixels
+_SIDE, _SMALL_SIDE = 86, 40  # of a thumbnail, and of one in a table, pixels
 _LISTED = 100  # skipped images; all are in the table beside the page
 _PATH_LENGTH = 36
 _SHOWN_S = 0.05  # shorter stages would read 0.0 s
@@ -142,6 +142,10 @@ def _points(share: float) -> str:
     return _signed(100 * share, 1)
 
 
+def _fraction(value: float) -> str:
+    return f"{value:.4f}".replace("-", "\N{MINUS SIGN}")
+
+
 def _signed(value: float, digits: int) -> str:
     return f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}") if round(value, digits) else "0"
 
@@ -188,11 +192,10 @@ def _score(name: str, before: float, trained: float) -> str:
     head = f'<th scope="row">{text(called(name))}</th>'
     if name in _NOT_SERIES:
         return f"<tr>{head}<td>{before:,.0f}</td><td>{trained:,.0f}</td><td></td></tr>"
-    change = trained - before
+    change = round(trained - before, 4)
     direction = "up" if change > 0 else "down" if change < 0 else "same"
-    return (
-        f'<tr>{head}<td>{before:.4f}</td><td>{trained:.4f}</td><td class="{direction}">{_signed(change, 4)}</td></tr>'
-    )
+    values = f"<td>{_fraction(before)}</td><td>{_fraction(trained)}</td>"
+    return f'<tr>{head}{values}<td class="{direction}">{_signed(change, 4)}</td></tr>'
 
 
 def _next(run: RunFacts) -> str:
@@ -316,12 +319,19 @@ def _confused(shown: Shown, comparison: Comparison) -> str:
     if shown.classes is None:
         return ""
     rows = "".join(
-        f'<tr><td class="word">{text(shown.class_names[pair.of_class])}</td>'
-        f'<td class="word">{text(shown.class_names[pair.taken_for])}</td><td>{pair.queries:,}</td></tr>'
+        f"<tr>{_example(shown, pair.of_class, pair.query)}{_example(shown, pair.taken_for, pair.neighbour)}"
+        f"<td>{pair.queries:,}</td></tr>"
         for pair in cases.confusions(comparison, shown.classes, _CONFUSIONS)
     )
     head = '<tr><th class="word">class</th><th class="word">taken for</th><th>queries</th></tr>'
-    return f"<h3>Most often confused</h3><div class='scroll'><table>{head}{rows}</table></div>" if rows else ""
+    table = f'<div class="scroll"><table class="confused">{head}{rows}</table></div>'
+    return f"<h3>Most often confused, each with its most similar pair</h3>{table}" if rows else ""
+
+
+def _example(shown: Shown, of_class: int, row: int) -> str:
+    uri = thumbnail(shown.pixels[row], float(shown.aspect[row]), _SMALL_SIDE)
+    name = text(shown.class_names[of_class])
+    return f'<td class="word" title="{_named(shown, row)}"><img src="{uri}" alt="of class {name}">{name}</td>'
 
 
 def _map(shown: Shown) -> str:

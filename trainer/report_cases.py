@@ -183,16 +183,28 @@ def _of_many_classes(score: Tensor, wanted: Tensor, classes: Tensor, count: int)
 
 @dataclass(frozen=True)
 class Confusion:
-    """How often queries of a class had a nearest neighbour of another."""
+    """How often queries of a class had a nearest neighbour of another.
+
+    Attributes:
+        query, neighbour: rows of the most similar such pair.
+    """
 
     of_class: int
     taken_for: int
     queries: int
+    query: int
+    neighbour: int
 
 
 def confusions(comparison: Comparison, classes: Tensor, count: int) -> list[Confusion]:
     """The most frequent confusions of the trained model, in falling order."""
-    own, other = classes[comparison.queries], classes[comparison.trained.rows[:, 0]]
-    wrong = own != other
-    pairs = Counter(zip(own[wrong].tolist(), other[wrong].tolist(), strict=True))
-    return [Confusion(*pair, times) for pair, times in pairs.most_common(count)]
+    order = comparison.trained.similarity[:, 0].argsort(descending=True, stable=True)
+    queries, nearest = comparison.queries[order], comparison.trained.rows[order, 0]
+    wrong = classes[queries] != classes[nearest]
+    times: Counter[tuple[int, int]] = Counter()
+    surest: dict[tuple[int, int], tuple[int, int]] = {}
+    for query, neighbour in zip(queries[wrong].tolist(), nearest[wrong].tolist(), strict=True):
+        pair = int(classes[query]), int(classes[neighbour])
+        times[pair] += 1
+        surest.setdefault(pair, (query, neighbour))
+    return [Confusion(*pair, queries, *surest[pair]) for pair, queries in times.most_common(count)]

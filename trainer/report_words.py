@@ -17,15 +17,15 @@ _TITLES = {
     "knn_accuracy": "kNN accuracy",
     "nmi": "NMI",
     "ami": "AMI",
-    "contrast": "neighbour contrast, standard deviations",
+    "contrast": "neighbour contrast, in SD",
     "neighbour_precision": "neighbour precision",
     "lr": "learning rate",
     "images_per_s": "images/s, steps alone",
     "loader_wait_s": "waited for images, s",
 }
 _OF_EPOCHS = {
-    "contrast": "Neighbour contrast: how far the 10 nearest of 500 training images stand out from the rest, told "
-    "without labels.",
+    "contrast": "Neighbour contrast: how far, in standard deviations (SD), the 10 nearest of 500 training images "
+    "stand out from the rest; it needs no labels.",
     "neighbour_precision": "Neighbour precision: share of a training image's 5 nearest that are of its class, which "
     "is what labels made from neighbours are worth.",
 }

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from trainer import report_cases as cases
 from trainer.recipe import load, override
 from trainer.report import RunFacts, render, write
-from trainer.report_advice import advice, series
+from trainer.report_advice import advice
 from trainer.report_cases import Shown
 from trainer.report_map import layout, spread
 from trainer.report_pieces import Line, labels, line_chart, shortened, text, ticks
@@ -284,6 +284,13 @@ def test_cases_and_confusions_are_what_they_are_called() -> None:
     confusions = cases.confusions(comparison, shown.classes, 100)
     assert sum(pair.queries for pair in confusions) == 60 - sum(after)
     assert all(pair.of_class != pair.taken_for for pair in confusions)
+    nearest = dict(zip(comparison.queries.tolist(), comparison.trained.rows[:, 0].tolist(), strict=True))
+    similarity = dict(zip(comparison.queries.tolist(), comparison.trained.similarity[:, 0].tolist(), strict=True))
+    for pair in confusions:
+        assert nearest[pair.query] == pair.neighbour
+        kind = (pair.of_class, pair.taken_for)
+        alike = [q for q, n in nearest.items() if (int(shown.classes[q]), int(shown.classes[n])) == kind]
+        assert similarity[pair.query] == max(similarity[q] for q in alike)
     assert sorted((pair.queries for pair in confusions), reverse=True) == [pair.queries for pair in confusions]
 
 
@@ -295,74 +302,6 @@ def test_two_thousand_queries_are_enough() -> None:
     assert sorted(set(comparison.queries.tolist())) == comparison.queries.tolist()
     assert int(comparison.trained.rows.max()) >= 2_000
     assert cases.compare(shown).queries.tolist() == comparison.queries.tolist()
-
-
-STML = override(
-    load("stml"),
-    "optimizer.lr=3e-4",
-    "optimizer.warmup_steps=0",
-    "run.epochs=10",
-    "run.choose=last",
-    "encoder.dim=512",
-    "objective.neighbours=5",
-)
-FROZEN = {"recall_at_1": 0.5}
-
-
-def by_epoch(*values: float, name: str = "recall_at_1") -> list[dict[str, float]]:
-    return [{"step": 500.0 * i, "epoch": float(i), name: value} for i, value in enumerate(values, start=1)]
-
-
-@pytest.mark.parametrize(
-    ("history", "expected"),
-    [
-        (by_epoch(0.45, 0.46, 0.46), ["R@1 was 0.450 after epoch 1 already, below the 0.500 before it"]),
-        (
-            [*by_epoch(0.45, 0.46, 0.46), {"step": 40, "loss": 1.0}],
-            ["optimizer.lr=0.0001, or --set optimizer.warmup"],
-        ),
-        (
-            by_epoch(0.5, 0.53, 0.48),
-            ["fell to 0.480: try --set optimizer.lr=0.0001, or --epochs 2, or --set run.choose=contrast"],
-        ),
-        (by_epoch(0.49, 0.495, 0.499), ["R@1 was 0.490", "still rising in the last epoch (0.499): try --epochs 20"]),
-        (by_epoch(1.0, 0.999, name="loss"), ["The loss hardly moved (1 to 0.999): try --set optimizer.lr=0.0009"]),
-        (by_epoch(1.0, 2.0, name="loss"), ["The numbers show no single fault"]),
-        ([{"step": 40, "epoch": 1, "loss": 1.0}], ["It took only 40 steps: try --epochs 50"]),
-        (by_epoch(0.2, 0.3, name="neighbour_precision"), ["Only 30% of the nearest neighbours"]),
-        (by_epoch(math.nan, math.nan, name="loss"), ["The numbers show no single fault"]),
-        ([], ["The numbers show no single fault"]),
-    ],
-)
-def test_advice_follows_from_the_numbers(history: list[dict[str, float]], expected: list[str]) -> None:
-    """Each pattern has its own remedy, with a value to try."""
-    found = advice(STML, history, FROZEN)
-    assert len(expected) == len(found)
-    for words, step in zip(expected, found, strict=True):
-        assert words in step
-
-
-def test_small_embeddings_are_advised_to_grow() -> None:
-    """Fewer numbers than the backbone's features need are named with a larger value."""
-    (step,) = advice(override(STML, "encoder.dim=32"), [], FROZEN)
-    assert "Embeddings of 32 numbers" in step
-    assert "--dim 128" in step
-
-
-def test_series_skip_lines_without_numbers() -> None:
-    """A line that lacks a name, or has no number there, is no point; NaN and infinity are NaN."""
-    history: list[dict[str, Any]] = [
-        {"step": 1, "a": 1},
-        {"step": 2},
-        {"step": 3, "a": None},
-        {"step": 4, "a": True},
-        {"a": 1},
-    ]
-    history += [{"step": 5, "a": math.inf}]
-    (first, last) = series(history, "step", "a")
-    assert first == (1.0, 1.0)
-    assert last[0] == 5.0
-    assert math.isnan(last[1])
 
 
 def test_a_line_breaks_where_values_are_not_finite() -> None:
