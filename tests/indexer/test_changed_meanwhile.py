@@ -22,7 +22,7 @@ NAME, IMAGE, OTHER = "street", b"an image", b"another image"
 
 def axis(number: int) -> Embeddings:
     """The (D,) unit vector along an axis."""
-    return np.eye(TINY_DIM, dtype=np.float32)[number]
+    return np.asarray(np.eye(TINY_DIM)[number], np.float32)
 
 
 @pytest.fixture
