@@ -67,15 +67,19 @@ class Feed:
         Returns:
             (N, C) float32.
         """
-        count, parts, done = len(self._images), [], 0
+        count, done = len(self._images), 0
         equal = -(-count // world_size())
         # Equal parts, as `gather` needs them: the last ones repeat the last image, and are cut off again.
         rows = own_share(torch.arange(equal * world_size()).clamp_max(count - 1))
+        found = torch.empty(0)
         for batch in torch.split(rows, _EMBED_BATCH):
-            parts.append(embed(self._squashed(batch)).float())
-            done += len(batch) * world_size()
-            progress("embed", min(done, count), count)
-        return gather(torch.cat(parts))[:count]
+            embedded = embed(self._squashed(batch)).float()
+            if not done:  # one place for all: batches joined in the end would be there twice
+                found = embedded.new_empty(len(rows), embedded.shape[1])
+            found[done : done + len(batch)] = embedded
+            done += len(batch)
+            progress("embed", min(done * world_size(), count), count)
+        return gather(found)[:count]
 
     def _squashed(self, rows: Tensor) -> Tensor:
         pixels, _ = self._fetch(rows)

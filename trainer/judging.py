@@ -76,9 +76,9 @@ def sample_set(
 
 def spread(collection: Collection, cache: ImageCache, count: int) -> list[Source]:
     """Sources of at most `count` images, spread over the training set."""
-    by_item = {source.item: source for source in collection.sources}
     step = max(1, len(cache) // count)
-    return [by_item[item] for item in cache.items[::step][:count]]
+    chosen = set(cache.items[::step][:count])
+    return [source for source in collection.sources if source.item in chosen]
 
 
 def neighbour_precision(embeddings: Tensor, classes: Tensor) -> float | None:
