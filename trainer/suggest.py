@@ -19,7 +19,7 @@ from trainer.environment import choose_device
 from trainer.images import Progress
 from trainer.judging import embed_sources
 from trainer.labels import Finder, LabelsError, read_labels
-from trainer.parts.coverage import reasons
+from trainer.parts.coverage import Reasons, reasons
 from trainer.parts.selection import density, select
 from trainer.parts.usl_t import select_trained
 from trainer.sheet import Picture
@@ -117,10 +117,13 @@ def suggest(
         raise SourceError(f"none of the {len(skipped):,} images in {images} can be used; {item}: {reason}")
     embeddings = embeddings.to(chosen)
     available = len(items) - len(labelled)
-    rows = METHODS[method](embeddings, min(budget, available), labelled=labelled, seed=seed)
+    dense = density(embeddings)
+    rows = METHODS[method](embeddings, min(budget, available), labelled=labelled, utility=dense, seed=seed)
     by_item = {source.item: source for source in sources}
     return Suggestion(
-        suggested=_explained(embeddings, rows, labelled.to(chosen), [by_item[item] for item in items]),
+        suggested=_explained(
+            reasons(embeddings, rows, labelled.to(chosen), dense), rows, [by_item[item] for item in items]
+        ),
         images=len(items),
         labelled=len(labelled),
         skipped=tuple(skipped),
@@ -173,10 +176,7 @@ def _check_budget(budget: int, available: int, images: Path, known: _Labelled) -
     )
 
 
-def _explained(
-    embeddings: Tensor, rows: Tensor, labelled: Tensor, sources: Sequence[Source]
-) -> tuple[Suggested, ...]:
-    why = reasons(embeddings, rows, labelled, density(embeddings))
+def _explained(why: Reasons, rows: Tensor, sources: Sequence[Source]) -> tuple[Suggested, ...]:
     columns = (rows, why.stands_for, why.density_rank, why.nearest, why.similarity)
     return tuple(
         Suggested(

@@ -131,7 +131,7 @@ def test_suggested_images_are_labelled_and_learned_from(stubs: Stubs, school: Sc
     more = SuggestLabelsRequest(
         model=school.model, images=str(school.pictures), budget=8, labels=known, method="usl-t"
     )
-    others = _response(stubs.ended(stubs.models.SuggestLabels(more)), SuggestLabelsResponse)
+    others = _response(stubs.ended(stubs.models.SuggestLabels(more), timeout_s=300), SuggestLabelsResponse)
     assert not {one.path for one in others.suggested} & {*paths[:5]}
     assert (others.images, others.labelled) == (40, 5)
 

@@ -57,7 +57,9 @@ def test_the_choice_is_that_of_the_authors_steps(
     rows, _ = groups([9, 5, 12, 4], 0.4, seed)
     monkeypatch.setattr(selection, "_ROWS", 7)
     known = torch.tensor(labelled, dtype=torch.int64)
-    found = select(rows, 5, labelled=known, neighbours=4, spread=2.0, alpha=1.0, momentum=0.5, iterations=3)
+    found = select(
+        rows, 5, labelled=known, utility=density(rows, 4), spread=2.0, alpha=1.0, momentum=0.5, iterations=3
+    )
     assert set(found.tolist()) == naive(rows, 5, 4, 2.0, 1.0, 0.5, labelled)
 
 

@@ -20,7 +20,7 @@ def select(
     budget: int,
     *,
     labelled: Tensor | None = None,
-    neighbours: int = NEIGHBOURS,
+    utility: Tensor | None = None,
     spread: float = 0.5,
     alpha: float = 0.5,
     momentum: float = 0.9,
@@ -33,7 +33,7 @@ def select(
         embeddings: (N, D) float32, unit length.
         budget: how many, from 1 to the number of rows that are not labelled.
         labelled: (L,) int64, different rows that are labelled already; None for none.
-        neighbours: K, that density is measured by, the row itself included; at most N are used.
+        utility: (N,) the density of each row; found where it is None.
         spread: lambda, how much the nearness of other selected rows counts beside density.
         alpha: nearness is 1 / (squared distance) ** alpha.
         momentum: of the nearness over the iterations.
@@ -46,8 +46,8 @@ def select(
     Source:
         Wang, Lian and Yu, Unsupervised Selective Labeling for More Effective Semi-Supervised Learning, ECCV 2022,
         section 3, as the authors' code computes it (TonyLianLong/UnsupervisedSelectiveLabeling). Keyword defaults are
-        those for 40 labels of CIFAR-10, but for `neighbours`: 20 is their number for ImageNet, where classes are as
-        small beside K as they are in most collections; they take 400 for the 5,000 images of each CIFAR-10 class.
+        those for 40 labels of CIFAR-10, but for the K of the density: 20 is their number for ImageNet, where classes
+        are as small beside K as they are in most collections; they take 400 for CIFAR-10, of 5,000 images a class.
         Deviations: clusters start from k-means++ instead of random rows; where there are fewer distinct rows than
         the budget, the densest of the rest are added; and labels that are there already, which the paper has none of,
         cover a cluster each: there are so many more, and others are near to them as to selected rows.
@@ -56,7 +56,7 @@ def select(
         ValueError: the budget is out of its range.
     """
     labelled = given(embeddings, budget, labelled)
-    utility = density(embeddings, neighbours)
+    utility = density(embeddings) if utility is None else utility
     cluster = kmeans(embeddings, budget + len(labelled), seed=seed).of_row
     rows = uncovered(cluster, budget, labelled)
     nearness = torch.zeros_like(utility[rows])
