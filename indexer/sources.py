@@ -234,6 +234,10 @@ def _from_archives(root: Path, archives: Sequence[Path]) -> Collection:
 
 
 def _list_archive(archive: Path, root: Path) -> Listing:
+    if archive.is_fifo():  # opening it would wait for who may never write
+        return Listing(
+            [], warnings=(f"{shown(archive)} is a pipe, and archives are read in place; save it as a file",)
+        )
     try:
         return list_tar(archive, root) if is_tar(archive.name) else list_parquet(archive, root)
     except SourceError as error:  # one damaged table of many

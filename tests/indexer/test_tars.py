@@ -1,6 +1,7 @@
 """Images in tar shards: what is listed and read, and what damage costs."""
 
 import io
+import os
 import random
 import tarfile
 from collections.abc import Mapping
@@ -141,6 +142,15 @@ def test_an_archive_without_images_is_refused_with_the_reason(tmp_path: Path) ->
         open_collection(tmp_path / "s.tar.gz")
     with pytest.raises(SourceError, match=r"no image in .*t\.tar \(1 other files\)"):
         open_collection(write_tar(tmp_path / "t.tar", {"a.txt": b"x"}))
+
+
+def test_a_pipe_among_the_shards_is_not_waited_for(tmp_path: Path) -> None:
+    """The shards are read, and a warning names the pipe."""
+    shard(tmp_path / "a.tar", 1)
+    os.mkfifo(tmp_path / "b.tar")
+    collection = open_collection(tmp_path)
+    assert [source.item for source in collection.sources] == ["a.tar/0000.jpg"]
+    assert collection.warnings == (f"{tmp_path}/b.tar is a pipe, and archives are read in place; save it as a file",)
 
 
 def test_what_tar_can_say_besides_files_is_told(tmp_path: Path) -> None:
