@@ -1,8 +1,9 @@
 """CSV and Parquet tables of text: paths of images, labels."""
 
 import csv
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from indexer.source import SourceError, shown
 
@@ -22,7 +23,9 @@ def read_table(path: Path, columns: Iterable[str], optional: Iterable[str] = ())
         raise SourceError(f"{shown(path)} can't be read as a table: {error}") from error
     missing = [name for name in columns if name not in table]
     if missing:
-        raise SourceError(f"{shown(path)} has no column {', '.join(missing)}; its columns are: {names or 'none'}")
+        raise SourceError(
+            f"{shown(path)} has no column {', '.join(missing)}; its columns are: {names or 'none, it is empty'}"
+        )
     chosen = {name: table[name] for name in wanted if name in table}
     for name, cells in chosen.items():
         for row, cell in enumerate(cells, start=1):
@@ -35,13 +38,21 @@ def _read_csv(path: Path) -> tuple[str, dict[str, list[str]]]:
     with path.open(newline="", encoding="utf-8-sig") as file:
         rows = csv.DictReader(file, strict=True)
         table: dict[str, list[str]] = {name: [] for name in rows.fieldnames or ()}
-        for row in rows:
+        for row in _each(rows):
             # DictReader files surplus cells under None and fills missing ones with None.
             if None in row or None in row.values():
                 raise csv.Error(f"line {rows.line_num} has not the header's {len(table)} cells")
             for name, cell in row.items():
                 table[name].append(cell)
     return ", ".join(table), table
+
+
+def _each(rows: "csv.DictReader[str]") -> Iterator[dict[str | Any, str | Any]]:
+    """The rows; raises csv.Error with the line of the first that can't be read."""
+    try:
+        yield from rows
+    except csv.Error as error:
+        raise csv.Error(f"line {rows.line_num + 1}: {error}; is a quote there not closed?") from error
 
 
 def _read_parquet(path: Path, wanted: tuple[str, ...]) -> tuple[str, dict[str, list[str]]]:

@@ -95,7 +95,12 @@ def read_taught(table: Path, collection: Collection) -> Taught:
         LabelsError: nothing can be learned from the table, or it contradicts itself; the message names the lines.
         SourceError: the table can't be read, or lacks a column.
     """
-    if "path_a" in read_table(table, [], optional=["path_a"]):
+    kinds = read_table(table, [], optional=["class_id", "path_a"])
+    if len(kinds) == 2:
+        raise LabelsError(
+            f"{table} has both a column class_id and a column path_a; it is of classes or of pairs: make two tables"
+        )
+    if "path_a" in kinds:
         return _read_pairs(table, collection)
     return _read_classes(table, collection)
 

@@ -164,8 +164,9 @@ def _check_judged(table: Path, split_of: Mapping[str, str], to_teach: bool) -> N
 def _without_any(table: Path, collection: Collection, unknown: Sequence[str], blank: int) -> str:
     if blank and not unknown:
         return f"{table}: none of its {blank:,} rows has a class_id; write a class into some"
-    example = f", for example {unknown[0]!r}" if unknown else ""
-    return f"{table}: none of its {len(unknown):,} paths is in {collection.root}{example}"
+    if not unknown:
+        return f"{table} has a header and no row; write a line for each image that you label"
+    return f"{table}: none of its {len(unknown):,} paths is in {collection.root}, for example {unknown[0]!r}"
 
 
 def _left_out(table: Path, blank: int, repeated: int) -> tuple[str, ...]:

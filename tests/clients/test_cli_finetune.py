@@ -139,7 +139,7 @@ def test_pairs_teach_and_nothing_is_judged(finetune: Run) -> None:
     ("labels", "said"),
     [
         ("", "has no column path"),
-        ("path,class_id\n", "none of its 0 paths is in"),
+        ("path,class_id\n", "has a header and no row"),
         ("path,class_id\n00.png,1\n01.png,1\n", "of 1 class"),
         ("path,class_id\n00.png,1\n00.png,2\n", "has two classes"),
         ("path,class_id\n00.png,Möwe\n".encode("latin-1"), "is not UTF-8 text"),

@@ -109,8 +109,10 @@ def test_of_many_contradictions_five_are_named_and_the_rest_counted(collection: 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "has no column path, class_id; its columns are: none"),
-        ("path,class_id\n", "none of its 0 paths is in"),
+        ("", "has no column path, class_id; its columns are: none, it is empty"),
+        ("path,class_id\n", "has a header and no row; write a line for each image"),
+        ('path,class_id\na.png,1\n"b.png,2\nc.png,3\n', "line 3: .*; is a quote there not closed"),
+        ("path,class_id,path_a,path_b,relation\na.png,1,b.png,c.png,same\n", "it is of classes or of pairs"),
         ("path,class_id\na.png,\nb.png, \n", "none of its 2 rows has a class_id; write a class into some"),
         ("path,class_id\nx.png,1\ny.png,2\n", "none of its 2 paths is in .*, for example 'x.png'"),
         ("path,class_id\na.png,1\nb.png,1\n", "its 2 images to learn from are of 1 class"),
