@@ -16,7 +16,7 @@ from clients.cli.demo import _spread
 from clients.cli.digits import SIDE, write_digits
 from clients.cli.doctor import examine, installed_version
 from clients.cli.grid import CELL, RIGHT, WRONG, Cell, draw_grid
-from clients.cli.output import PLAIN_INTERVAL_S, PlainProgress, print_table
+from clients.cli.output import PLAIN_INTERVAL_S, PlainProgress, print_table, warn_skipped
 from indexer.sources import FileSource
 
 
@@ -45,6 +45,16 @@ def test_progress_without_a_terminal_prints_rate_and_eta_every_few_seconds(
     assert err.splitlines()[0] == "embed  20/100  4.0/s  ETA 0:00:20"
     assert err.splitlines()[-1] == "embed  100/100  4.0/s"
     assert len(err.splitlines()) == 5
+
+
+@pytest.mark.parametrize(("table", "where"), [(None, "--json"), (Path("run/skipped.csv"), "run/skipped.csv")])
+def test_of_many_skipped_images_twenty_are_named(
+    table: Path | None, where: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The rest is counted, and the last line says where all are."""
+    warn_skipped([(f"{number}.jpg", "empty") for number in range(1_020)], table)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[19:] == ["skipped 19.jpg: empty", f"skipped 1,000 more; {where} lists them all"]
 
 
 def test_progress_of_a_resumed_stage_counts_only_what_it_does_now(capsys: pytest.CaptureFixture[str]) -> None:
