@@ -31,8 +31,8 @@ LADDER = ((16, 10), (32, 20), (64, 40), (128, 100), (128, 200))
 ADD_CHUNK = 16_384  # rows encoded at a time
 
 # CPU seconds of one thread (AMD EPYC, AVX-512), fitted to what python tests/benchmarks/bench_scale.py measured.
-# Rows of 128 dimensions, predicted / measured beside other programs, which slow each other by a fifth or more: 10,000
-# 0.4 / 0.6 s, 100,000 2.8 / 3.6 s, 300,000 10.3 / 12.3 s.
+# Rows of 128 dimensions, predicted / measured beside other programs: 10,000 0.4 / 0.6 s, 100,000 2.8 / 3.6 s,
+# 1,000,000 45 / 46 s.
 _TRAIN_S, _TRAIN_PRODUCT_S = 0.35, 1.6e-10  # of training, and for each product of a row's value and a centroid's
 _ADD_ROW_S, _ADD_PRODUCT_S = 2.3e-6, 3.0e-11
 _MEASURE_PRODUCT_S = 3.6e-11  # of held-out rows with all rows
