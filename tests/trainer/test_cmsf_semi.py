@@ -1,5 +1,6 @@
 """CMSF-semi: its loss against plain loops, the traps of its authors' code, and exact resuming."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,64 @@ def test_labels_come_before_what_the_classifier_says() -> None:
     """Known classes stay whatever is predicted; of the others those at the threshold or above have one."""
     logits = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.6, 0.4], [0.1, 0.9]]).log()
     assert pseudo_labels(logits, torch.tensor([1, -1, -1, -1]), 0.85).tolist() == [1, 0, -1, 1]
+
+
+def test_a_loss_worked_out_by_hand() -> None:
+    """With k = 2, two of its class at 60 and 90 degrees of a prediction; a nearer one of another class is no target."""
+    bank = torch.tensor([[0.5, 3**0.5 / 2], [0.0, 1.0], [0.6, 0.8]], dtype=torch.float64)
+    prediction = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+    allowed = constraint(torch.tensor([4]), torch.tensor([4, 4, 3]))
+    # 2 - 2 cos 60 = 1 and 2 - 2 cos 90 = 2.
+    assert mean_shift(prediction, bank[:1], bank, allowed, 2).item() == pytest.approx(1.5, rel=1e-12)
+    # Plain mean shift takes the nearest two whatever their class: 1 and 2 - 2 * 0.6.
+    anything = constraint(torch.tensor([-1]), torch.tensor([4, 4, 3]))
+    assert mean_shift(prediction, bank[:1], bank, anything, 2).item() == pytest.approx(0.9, rel=1e-12)
+
+
+def test_defaults_are_the_authors() -> None:
+    """k, bank, momentum and threshold of their code, and a classifier of two layers, twice as wide between them."""
+    objective = semi()
+    assert (objective.k, objective.bank_size, objective.momentum, objective.confidence) == (10, 128_000, 0.99, 0.85)
+    sizes = [tuple(layer.weight.shape) for layer in objective.classifier if isinstance(layer, nn.Linear)]
+    assert sizes == [(16, 8), (3, 16)]
+    assert [type(layer) for layer in objective.classifier] == [nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Linear]
+
+
+def test_batches_of_unsure_images_learn_by_plain_mean_shift() -> None:
+    """Without labels and sure guesses the whole step's loss is that of the bank searched without classes."""
+    objective = semi(confidence=1.1, k=3).eval()
+    batch = batch_of(torch.tensor([5, 6, 7, 9]))
+    earlier = F.normalize(torch.randn(6, 8, generator=torch.Generator().manual_seed(3)), dim=1)
+    objective._enqueue(earlier, torch.tensor([0, 1, 2, -1, 0, 1]))
+    found = objective.losses(batch)["mean_shift"].item()
+
+    target = F.normalize(objective.teacher(batch.views[0]), dim=1).detach().double()
+    prediction = F.normalize(objective.encoder(batch.views[1]), dim=1).detach().double()  # the predictor adds nothing
+    searched = torch.cat([target, earlier.double()])
+    assert found == pytest.approx(naive(prediction, target, searched, [-1] * 4, [-1] * 10, 3), rel=1e-5)
+
+
+def test_an_image_finds_its_own_target_however_full_the_bank_is() -> None:
+    """The batch is searched before it displaces anything: self is a neighbour in every step."""
+    objective = semi(k=1, confidence=1.1).eval()
+    batch = batch_of(torch.arange(10))
+    for _ in range(4):  # the bank holds 20
+        loss = objective.losses(batch)["mean_shift"]
+    cosines = F.cosine_similarity(objective.encoder(batch.views[1]), objective.teacher(batch.views[0]))
+    assert loss.item() == pytest.approx((2 - 2 * cosines).mean().item(), abs=1e-5)
+    assert not objective.bank.requires_grad
+
+
+def test_the_classifier_goes_on_where_the_last_epoch_left_it() -> None:
+    """Its weights carry over from epoch to epoch, so that a second one starts from what is known."""
+    objective = semi(classifier_steps=1)
+    rows = F.normalize(torch.randn(40, 8, generator=torch.Generator().manual_seed(6)), dim=1)
+    weights = [objective.classifier[0].weight.clone()]
+    for _ in range(2):
+        objective.before_epoch(lambda _: rows, 20)
+        weights.append(objective.classifier[0].weight.clone())
+    steps = [(after - before).abs().max().item() for before, after in pairwise(weights)]
+    assert all(0 < step < 0.05 for step in steps)  # one small step each, and no new start
 
 
 def test_the_bank_keeps_the_newest_and_no_more_than_half_the_images() -> None:
