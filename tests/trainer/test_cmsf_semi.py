@@ -95,7 +95,7 @@ def test_labels_come_before_what_the_classifier_says() -> None:
 
 
 def test_a_loss_worked_out_by_hand() -> None:
-    """With k = 2, two of its class at 60 and 90 degrees of a prediction; a nearer one of another class is no target."""
+    """With k = 2, two of its class at 60 and 90 degrees; a nearer one of another class is left out."""
     bank = torch.tensor([[0.5, 3**0.5 / 2], [0.0, 1.0], [0.6, 0.8]], dtype=torch.float64)
     prediction = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
     allowed = constraint(torch.tensor([4]), torch.tensor([4, 4, 3]))
@@ -144,10 +144,10 @@ def test_the_classifier_goes_on_where_the_last_epoch_left_it() -> None:
     """Its weights carry over from epoch to epoch, so that a second one starts from what is known."""
     objective = semi(classifier_steps=1)
     rows = F.normalize(torch.randn(40, 8, generator=torch.Generator().manual_seed(6)), dim=1)
-    weights = [objective.classifier[0].weight.clone()]
+    weights = [objective.classifier.state_dict()["0.weight"].clone()]
     for _ in range(2):
         objective.before_epoch(lambda _: rows, 20)
-        weights.append(objective.classifier[0].weight.clone())
+        weights.append(objective.classifier.state_dict()["0.weight"].clone())
     steps = [(after - before).abs().max().item() for before, after in pairwise(weights)]
     assert all(0 < step < 0.05 for step in steps)  # one small step each, and no new start
 
