@@ -3,8 +3,9 @@
 Run: python tests/benchmarks/bench_many_images.py [IMAGES = 20000] [KEY=VALUE ...]
 
 Synthesises IMAGES small JPEGs, each with noise of its own, trains one epoch on them with `kinsight train`, and prints
-the memory of the process by stage: anonymous, that is without the pages of the mapped cache, which the system may
-take back. Backbone and sizes are small, so that 100,000 images take minutes; what is held per image is the same.
+the memory of the process by stage and by time: anonymous, that is without the pages of the mapped cache, which the
+system may take back. Backbone and sizes are small, so that 100,000 images take minutes; what is held per image is the
+same.
 """
 
 import io
@@ -16,7 +17,7 @@ import time
 from collections import defaultdict
 from pathlib import Path
 from threading import Thread
-from typing import IO
+from typing import IO, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -29,6 +30,15 @@ SETTINGS = (
     "objective.background_dim=128",
 )
 FOLDER = 1000  # images each
+SAMPLE_EVERY_S, TELL_EVERY_S = 0.5, 30.0
+
+
+class Sample(NamedTuple):
+    """Anonymous memory at one time, and the stage that was told last."""
+
+    seconds: float
+    stage: str
+    mib: float
 
 
 def main() -> None:
@@ -58,33 +68,53 @@ def train(images: Path, store: Path, settings: list[str]) -> dict[str, object]:
     command = [sys.executable, "-m", "clients.cli", "train", str(images), "--store", str(store)]
     options = ["--backbone", "test_resnet", "--weights", "none", "--dim", "64", "--progress", "json", "--json"]
     started = time.perf_counter()
-    with subprocess.Popen([*command, *options, *chosen], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
-        assert child.stdout is not None  # both are pipes
-        assert child.stderr is not None
-        drain = Thread(target=child.stdout.read)
-        drain.start()
-        samples = follow(child.pid, child.stderr)
-        drain.join()
+    with subprocess.Popen([*command, *options, *chosen], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as child:
+        samples = follow(child)
     if child.returncode:
         raise SystemExit(f"kinsight train ended with exit code {child.returncode}")
-    training = samples["train"]
+    by_stage = defaultdict(list)
+    for sample in samples:
+        by_stage[sample.stage].append(sample.mib)
+    training = by_stage["train"]
     third = max(1, len(training) // 3)
     return {
         "seconds": round(time.perf_counter() - started),
-        "peak_mib": {stage: round(max(values)) for stage, values in samples.items()},
+        "peak_mib": {stage: round(max(values)) for stage, values in by_stage.items()},
         "training_growth": max(training[-third:]) / max(training[:third]),
+        "course": course(samples),
     }
 
 
-def follow(pid: int, progress: IO[bytes]) -> dict[str, list[float]]:
-    """Anonymous memory, MiB, at each line of progress, by its stage."""
-    samples = defaultdict(list)
+def follow(child: subprocess.Popen[bytes]) -> list[Sample]:
+    """A sample each half second until the process ends: stages that tell no progress hold memory too."""
+    stage, started = ["start"], time.perf_counter()
+    reader = Thread(target=read_stages, args=(child.stderr, stage))
+    reader.start()
+    samples = []
+    while child.poll() is None:
+        if mib := anonymous_mib(child.pid):  # none when it is ending
+            samples.append(Sample(time.perf_counter() - started, stage[0], mib))
+        time.sleep(SAMPLE_EVERY_S)
+    reader.join()
+    return samples
+
+
+def read_stages(progress: IO[bytes], stage: list[str]) -> None:
+    """Keep the stage that a line of progress names as the one item of a list, and pass all other lines on."""
     for line in progress:
         if line.startswith(b'{"stage"'):
-            samples[json.loads(line)["stage"]].append(anonymous_mib(pid))
+            stage[0] = json.loads(line)["stage"]
         else:
             sys.stderr.buffer.write(line)
-    return samples
+
+
+def course(samples: list[Sample]) -> list[str]:
+    """The first sample of each half minute, and the last of all."""
+    starts = [samples[0]]
+    for sample in samples:
+        if sample.seconds >= starts[-1].seconds + TELL_EVERY_S:
+            starts.append(sample)
+    return [f"{sample.seconds:.0f} s, {sample.stage}: {sample.mib:.0f} MiB" for sample in [*starts, samples[-1]]]
 
 
 def anonymous_mib(pid: int) -> float:
@@ -92,7 +122,7 @@ def anonymous_mib(pid: int) -> float:
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) / 1024
-    return 0.0  # it is ending
+    return 0.0
 
 
 if __name__ == "__main__":
