@@ -27,7 +27,7 @@ _COLUMNS = ("path", "class_id", "stands_for", "density_rank", "nearest", "simila
     type=click.Choice(["usl", "usl-t"]),
     default="usl",
     show_default=True,
-    help="How to choose; usl-t trains the groups that it chooses from, which takes longer.",
+    help="How to choose; usl-t trains the groups that it chooses from: slower, and measured no better.",
 )
 @click.option("--labels", type=PATH, help="CSV or Parquet of those that are labelled already, as for finetune.")
 @click.option("--sheet", type=PATH, metavar="FILE", help="Also write an HTML page to look at and label them on.")

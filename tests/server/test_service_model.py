@@ -139,7 +139,7 @@ def test_suggested_images_are_labelled_and_learned_from(stubs: Stubs, school: Sc
         model=school.model, images=str(school.pictures), labels=_few(), epochs=1, seed=1, request_id="one"
     )
     begun = stubs.models.FineTune(teach)
-    done = stubs.ended(begun)
+    done = stubs.ended(begun, timeout_s=300)
     metadata = OperationMetadata()
     assert done.metadata.Unpack(metadata)
     assert (metadata.kind, metadata.index) == (OperationMetadata.KIND_FINE_TUNE, "")
