@@ -191,3 +191,15 @@ def test_the_rest_of_the_classes_is_learned_from_without_its_labels(collection: 
         assert "".join(source.item[0] for source in sources) == expected
     with pytest.raises(LabelsError, match="rest and train alone is nothing to judge on"):
         taught(collection, rows)
+
+
+def test_items_that_are_left_out_teach_nothing_and_the_others_what_they_did(collection: Collection) -> None:
+    """Also of pairs, where the last things may be those that are left out."""
+    found = taught(collection, "path_a,path_b,relation\na.png,b.png,same\nb.png,c.png,different\ne.png,f.png,same\n")
+    for gone, expected in (("", (1, 1)), ("ef", (1, 1)), ("b", (0, 0)), ("a", (0, 1))):
+        known = found.without(f"{letter}.png" for letter in gone).known(NAMES)
+        same, different = known.relations(known.label, known.label)
+        assert (int(same[0, 1]), int(different[1, 2])) == expected, gone
+        assert [name[0] for name, number in zip(NAMES, known.label, strict=True) if number >= 0] == [
+            letter for letter in "abcef" if letter not in gone
+        ]
