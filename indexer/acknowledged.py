@@ -12,7 +12,9 @@ NoteDamaged   the note is not one
 
 import fcntl
 import os
+import threading
 import zlib
+from contextlib import suppress
 from pathlib import Path
 
 from indexer import manifest
@@ -51,17 +53,28 @@ def note(catalog: Path, sequence: int) -> None:
         OSError: it can't be written.
     """
     path = note_of(catalog)
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
-        manifest.write_atomically(path, _line(sequence))
-        return
+    if not path.exists():
+        _begin(path)
+    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)  # processes note in another order than they committed
         if sequence > _read(path, os.pread(descriptor, _SIZE + 1, 0)):
             os.pwrite(descriptor, _line(sequence), 0)
     finally:
         os.close(descriptor)
+
+
+def _begin(path: Path) -> None:
+    """Make a note of change 0, whole from the first moment, unless another process or thread is faster."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    try:
+        temporary.write_bytes(_line(0))
+        manifest.sync(temporary)
+        with suppress(FileExistsError):
+            path.hardlink_to(temporary)
+        manifest.sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _line(sequence: int) -> bytes:

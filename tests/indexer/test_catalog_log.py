@@ -6,7 +6,9 @@ import random
 import shutil
 import struct
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -184,3 +186,13 @@ def test_a_note_never_goes_back(tmp_path: Path) -> None:
     note_of(tmp_path / CATALOG).write_bytes(b"9\n")
     with pytest.raises(NoteDamaged):
         acknowledged.note(tmp_path / CATALOG, 10)
+
+
+def test_a_note_that_many_begin_at_once_says_the_last_change(tmp_path: Path) -> None:
+    """Threads with catalogues of their own, as processes, neither fail nor leave a part of it."""
+    for number in range(20):
+        catalog = tmp_path / f"{number}"
+        with ThreadPoolExecutor(8) as pool:
+            assert [*pool.map(partial(acknowledged.note, catalog), range(1, 9))] == [None] * 8
+        assert acknowledged.noted(catalog) == 8
+    assert {path.name for path in tmp_path.iterdir()} == {f"{number}-acknowledged" for number in range(20)}
