@@ -83,14 +83,14 @@ def search(target: str, model: str, seed: int, turns: Connection) -> None:
 
 def upsert(target: str, model: str, turns: Connection) -> None:
     """A client's process: for each turn, how many items it upserted, a batch every 50 ms or as soon as it can."""
-    rng, batches = np.random.default_rng(200), 0
+    vectors, batches = clustered(np.random.default_rng(200), BATCH), 0  # made once: only the server is to be slowed
     with Client(target) as client:
         while _is_told(turns):
             first, started = batches, time.perf_counter()
             while time.perf_counter() < started + TURN_S:
                 batch = [
                     Upsert(f"new {batches} {n}", embedding=Embedding(model, vector), payload={"colour": "green"})
-                    for n, vector in enumerate(clustered(rng, BATCH))
+                    for n, vector in enumerate(vectors)
                 ]
                 client.items.upsert_many(batch)
                 batches += 1
