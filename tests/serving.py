@@ -30,6 +30,7 @@ from PIL import Image
 
 from indexer import ivfpq, manifest, pixels
 from indexer.build import build
+from indexer.calibration import Calibration
 from indexer.encoder import Encoder
 from indexer.items import ItemWriter
 from indexer.manifest import VersionManifest
@@ -46,6 +47,19 @@ from tests.conftest import TINY_SIZE, publish_tiny_model
 Floats = npt.NDArray[np.float32]
 
 SPEC = PixelSpec(size=TINY_SIZE)
+
+CURVE = Calibration(
+    similarities=(-1.0, 0.999, 1.0),
+    probabilities=(0.0, 0.2, 1.0),
+    method="isotonic",
+    acceptance=((0.0, 1.0, 1.0), (0.5, 0.125, 0.75), (1.0, 0.0, 0.25)),
+    ece_pairs=0.01,
+    ece_hits=0.02,
+    images=9,
+    classes=3,
+    same=9,
+    different=27,
+)
 
 make_model = publish_tiny_model
 

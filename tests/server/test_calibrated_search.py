@@ -15,20 +15,7 @@ from kinsight.v1.search_service_pb2 import SCORE_KIND_PROBABILITY, SearchRequest
 from indexer import manifest
 from indexer.calibration import Calibration
 from server import app
-from tests.serving import Stubs, build_photos, reason_of, serving
-
-CURVE = Calibration(
-    similarities=(-1.0, 0.999, 1.0),
-    probabilities=(0.0, 0.2, 1.0),
-    method="isotonic",
-    acceptance=((0.0, 1.0, 1.0), (0.5, 0.125, 0.75), (1.0, 0.0, 0.25)),
-    ece_pairs=0.01,
-    ece_hits=0.02,
-    images=9,
-    classes=3,
-    same=9,
-    different=27,
-)
+from tests.serving import CURVE, Stubs, build_photos, reason_of, serving
 
 
 def test_probabilities_follow_the_curve_and_their_threshold_leaves_out(tmp_path: Path) -> None:

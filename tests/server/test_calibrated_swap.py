@@ -1,5 +1,6 @@
 """Two calibrated models in turn, under one threshold, on one running server."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -7,33 +8,14 @@ from kinsight.v1.index_service_pb2 import ActivateVersionRequest, RollbackIndexR
 from kinsight.v1.search_service_pb2 import SCORE_KIND_PROBABILITY, SearchRequest, SearchResponse
 
 from indexer import manifest
-from indexer.calibration import Calibration
 from indexer.rebuild import rebuild
-from tests.serving import Stubs, build_photos, make_model, serving
+from tests.serving import CURVE, Stubs, build_photos, make_model, serving
 
-CURVE = Calibration(
-    similarities=(-1.0, 0.999, 1.0),
-    probabilities=(0.0, 0.2, 1.0),
-    method="isotonic",
-    acceptance=((0.0, 1.0, 1.0), (0.5, 0.125, 0.75), (1.0, 0.0, 0.25)),
-    ece_pairs=0.01,
-    ece_hits=0.02,
-    images=9,
-    classes=3,
-    same=9,
-    different=27,
-)
-OTHER = Calibration(
+OTHER = dataclasses.replace(
+    CURVE,
     similarities=(-1.0, 0.9, 1.0),
     probabilities=(0.0, 0.45, 0.95),
-    method="isotonic",
     acceptance=((0.0, 1.0, 1.0), (0.5, 0.0625, 0.5), (1.0, 0.0, 0.125)),
-    ece_pairs=0.01,
-    ece_hits=0.02,
-    images=9,
-    classes=3,
-    same=9,
-    different=27,
 )
 
 

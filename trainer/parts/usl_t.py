@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trainer.parts.coverage import in_order
-from trainer.parts.neighbours import most_similar, queries_at_once
+from trainer.parts.neighbours import nearest
 from trainer.parts.selection import NEIGHBOURS, best_of_each, density, filled, given, uncovered
 
 _SCALE = 40.0  # of cosines, as logits; not learned, or all rows would end in one cluster
@@ -64,7 +64,7 @@ def select_trained(
 def trained_clusters(embeddings: Tensor, count: int, *, batch: int, steps: int, seed: int) -> Tensor:
     """The cluster of each row, (N,) int64 below `count`; arguments as of `select_trained`."""
     draw = torch.Generator().manual_seed(seed)
-    near = _neighbours(embeddings)
+    near = nearest(embeddings, NEIGHBOURS).cpu()
     first = torch.randperm(len(embeddings), generator=draw)[:count]
     weight = embeddings[first.to(embeddings.device)].clone().requires_grad_()
     optimizer = torch.optim.Adam([weight], lr=_LR, weight_decay=_DECAY)
@@ -158,12 +158,3 @@ def _logits(rows: Tensor, weight: Tensor) -> Tensor:
 def _shares(logits: Tensor) -> Tensor:
     """(C,), which share of a batch is nearest to each centre."""
     return torch.bincount(logits.argmax(1), minlength=logits.shape[1]) / len(logits)
-
-
-def _neighbours(embeddings: Tensor) -> Tensor:
-    """(N, k) int64 on the CPU: the nearest rows of each, itself included."""
-    k = min(NEIGHBOURS, len(embeddings))
-    nobody = torch.full((len(embeddings),), -1, device=embeddings.device)
-    everyone = torch.arange(len(embeddings), device=embeddings.device)
-    tiles = torch.split(everyone, queries_at_once(k, embeddings.device))
-    return torch.cat([most_similar(embeddings[rows], embeddings, k, nobody[rows])[1].cpu() for rows in tiles])
