@@ -11,7 +11,8 @@
     ├── ParamsConflict, TargetRecallOutOfRange, MinSimilarityOutOfRange, ThresholdOutOfRange, DiversityOutOfRange,
     │   InvalidGroupBy, MinProbabilityOutOfRange, ScoreKindUnknown   what else a search may say
     ├── ModelNotCalibrated        probabilities are asked for, and the model has no curve
-    ├── BatchSizeOutOfRange, InvalidRequestId, RefusedBefore, PageSizeOutOfRange, InvalidPageToken
+    ├── QueryCountOutOfRange, BatchSizeOutOfRange, InvalidRequestId, RefusedBefore, PageSizeOutOfRange,
+    │   InvalidPageToken
     ├── IndexNotFound, IndexNameInvalid, IndexExists
     ├── NoIndex                   the server has nothing to search yet
     ├── VersionNotFound, VersionInUse, NothingToRollBack, StaleEtag
@@ -112,6 +113,10 @@ class ModelNotCalibrated(RequestError):
 
 class BatchSizeOutOfRange(RequestError):
     """A batch holds no items, or more than one call may."""
+
+
+class QueryCountOutOfRange(RequestError):
+    """A batch holds no queries, or more than one call may."""
 
 
 class InvalidRequestId(RequestError):

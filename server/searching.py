@@ -107,7 +107,7 @@ def search(queries: Sequence[Query]) -> list[SearchResponse | Exception]:
             except UnknownItem as error:
                 answers[place] = error
         if found:
-            batch = np.stack([embedding for _, embedding in found])
+            batch = np.array([embedding for _, embedding in found])
             for (place, _), answer in zip(found, _search_group(group, snapshot, batch), strict=True):
                 answers[place] = answer
     return answers

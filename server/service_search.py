@@ -1,19 +1,32 @@
 """kinsight.v1.SearchService: requests to queries and answers to responses, nothing else."""
 
 import asyncio
+from collections.abc import Callable, Sequence
+from functools import cache
 
 import grpc
 from kinsight.v1 import search_service_pb2_grpc
-from kinsight.v1.search_service_pb2 import Embedding, EmbedRequest, EmbedResponse, SearchRequest, SearchResponse
+from kinsight.v1.search_service_pb2 import (
+    BatchSearchRequest,
+    BatchSearchResponse,
+    Embedding,
+    EmbedRequest,
+    EmbedResponse,
+    SearchRequest,
+    SearchResponse,
+    SearchResult,
+)
 
 from server import answers, reading
 from server.admission import Admission
-from server.embeddings import Floats, unit
-from server.errors import QueryMissing
+from server.embeddings import unit
+from server.errors import NoIndex, QueryCountOutOfRange, QueryMissing
 from server.indexes import ActiveIndex, Indexes
 from server.searching import Query
 from server.wanted import group_of
-from server.workers import Workers
+from server.workers import MAX_SEARCH_BATCH, Workers
+
+MAX_QUERIES = 256  # of one BatchSearch
 
 _Context = grpc.aio.ServicerContext[object, object]
 
@@ -30,13 +43,17 @@ class SearchService(search_service_pb2_grpc.SearchServiceServicer):
         """Answers SearchService.Search; see the proto."""
         try:
             with self._admission.admit(len(request.image)):
-                index = self._indexes.get(request.index)
-                group = group_of(request, index)
-                batcher = self._workers.batcher_of(group)
-                response = await batcher.submit(Query(group, await self._query(request, index)))
-                if request.include_payload:
-                    return await asyncio.to_thread(reading.with_payloads, index, response)
-                return response
+                return await self._search(await self._query(request, self._indexes.get), request)
+        except Exception as error:
+            await answers.abort(context, error)
+
+    async def BatchSearch(  # noqa: N802 - gRPC's name
+        self, request: BatchSearchRequest, context: _Context
+    ) -> BatchSearchResponse:
+        """Answers SearchService.BatchSearch; see the proto."""
+        try:
+            with self._admission.admit(request.ByteSize()):
+                return BatchSearchResponse(results=await self._results(request.requests))
         except Exception as error:
             await answers.abort(context, error)
 
@@ -50,12 +67,50 @@ class SearchService(search_service_pb2_grpc.SearchServiceServicer):
         except Exception as error:
             await answers.abort(context, error)
 
-    async def _query(self, request: SearchRequest, index: ActiveIndex) -> Floats | str:
+    async def _results(self, requests: Sequence[SearchRequest]) -> list[SearchResult]:
+        if not 1 <= len(requests) <= MAX_QUERIES:
+            raise QueryCountOutOfRange(f"the batch holds {len(requests):,} queries; it must be 1 to {MAX_QUERIES}")
+        index_of = cache(self._indexes.get)  # the same version for all, whatever is swapped in meanwhile
+        results: list[SearchResult] = []
+        for first in range(0, len(requests), MAX_SEARCH_BATCH):  # the queries of other calls come in between
+            results += await self._some_results(requests[first : first + MAX_SEARCH_BATCH], index_of)
+        return results
+
+    async def _some_results(
+        self, requests: Sequence[SearchRequest], index_of: Callable[[str], ActiveIndex]
+    ) -> list[SearchResult]:
+        """All queries before any search: then the searches are one batch, and none takes the interpreter meanwhile."""
+        queries = await asyncio.gather(
+            *(self._query(request, index_of) for request in requests), return_exceptions=True
+        )
+        searches = (self._search(query, request) for query, request in zip(queries, requests, strict=True))
+        return [_result(found) for found in await asyncio.gather(*searches, return_exceptions=True)]
+
+    async def _search(self, query: Query | BaseException, request: SearchRequest) -> SearchResponse:
+        if isinstance(query, BaseException):
+            raise query
+        response = await self._workers.batcher_of(query.group).submit(query)
+        if request.include_payload:
+            return await asyncio.to_thread(reading.with_payloads, query.group.index, response)
+        return response
+
+    async def _query(self, request: SearchRequest, index_of: Callable[[str], ActiveIndex]) -> Query:
+        index = index_of(request.index)
+        group = group_of(request, index)
         match request.WhichOneof("query"):
             case "embedding":
-                return unit(request.embedding, index)
+                return Query(group, unit(request.embedding, index))
             case "image":
-                return await self._workers.embed(request.image, index.encoder)
+                return Query(group, await self._workers.embed(request.image, index.encoder))
             case "item":
-                return request.item
+                return Query(group, request.item)
         raise QueryMissing("the request has no query; set one of image, embedding and item")
+
+
+def _result(found: SearchResponse | BaseException) -> SearchResult:
+    """What became of a query; raises what is no fault of it."""
+    if isinstance(found, SearchResponse):
+        return SearchResult(status={}, response=found)
+    if not isinstance(found, Exception) or isinstance(found, NoIndex) or not answers.foreseen(found):
+        raise found
+    return SearchResult(status=answers.status_of(found))

@@ -25,6 +25,8 @@ DEFAULT_TOP_K = 10
 MAX_TOP_K = 1000
 ROUNDING = 1e-6  # a recall of 0.9 comes over the wire as 0.89999998
 
+_SCORE_KINDS = frozenset(ScoreKind.values())
+
 
 def group_of(request: SearchRequest, index: ActiveIndex) -> Group:
     """The group of a request; raises a RequestError or FilterError where a value is out of its range."""
@@ -60,7 +62,7 @@ def _operating_point(params: SearchParams, index: ActiveIndex) -> tuple[int | No
 
 
 def _score(request: SearchRequest, index: ActiveIndex) -> Score | None:
-    if request.score_kind not in ScoreKind.values():
+    if request.score_kind not in _SCORE_KINDS:
         raise ScoreKindUnknown(f"score_kind is {request.score_kind}; it must be one of {', '.join(ScoreKind.keys())}")
     least = request.min_probability if request.HasField("min_probability") else None
     if least is None and request.score_kind != ScoreKind.SCORE_KIND_PROBABILITY:

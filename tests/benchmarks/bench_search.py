@@ -1,15 +1,20 @@
 """Search by embedding over gRPC against the same search in-process: `python tests/benchmarks/bench_search.py`.
 
 100,000 × 128 clustered embeddings, top_k 10, at the least nprobe with recall@10 >= 0.99. The clients are processes of
-their own, on the same machine as the server. An echo, a gRPC server that answers the same message without looking at
-the query, is the ceiling of any Python server of one process there. Prints a table and one JSON line; takes about a
-minute.
+their own, on the same machine as the server: ours, one query after the other and in batches of 100, and h2load (of
+Debian's nghttp2-client) where it is installed, which stands for clients in C, Go or Rust, that take less of the cores
+they share with the server. An echo, a gRPC server that answers the same message without looking at the query, is the
+ceiling of any Python server of one process there. Prints a table and one JSON line; takes two minutes.
 """
 
 import json
 import logging
 import multiprocessing
 import os
+import re
+import shutil
+import struct
+import subprocess
 import sys
 import tempfile
 import time
@@ -26,7 +31,8 @@ import numpy.typing as npt
 import uvloop
 from kinsight.v1.search_service_pb2 import SearchRequest, SearchResponse
 from kinsight.v1.search_service_pb2_grpc import SearchServiceServicer, add_SearchServiceServicer_to_server
-from kinsight_client import Client, Embedding
+from kinsight_client import Client, Embedding, KinsightError
+from kinsight_client.search import SearchCalls
 
 from indexer.store import Store
 from indexer.version import Version, open_version
@@ -35,10 +41,11 @@ Floats = npt.NDArray[np.float32]
 Query = dict[str, Any]  # arguments of Client.search
 Row = dict[str, float]
 
-COUNT, DIM, CLUSTERS, QUERIES, TOP_K = 100_000, 128, 1_000, 2_000, 10
+COUNT, DIM, CLUSTERS, QUERIES, TOP_K, BATCH = 100_000, 128, 1_000, 2_000, 10, 100
 RECALL = 0.99
 SETTING = "GRPC_EXPERIMENTS"  # of the environment, see server/__init__.py
 PROCESSES = os.cpu_count() or 1
+H2LOAD = shutil.which("h2load")
 SECONDS = float(os.environ.get("BENCH_SECONDS", "5"))  # of each measurement
 
 
@@ -60,8 +67,8 @@ def main() -> None:
         searches = [{"embedding": Embedding(model, query), "top_k": TOP_K, "nprobe": nprobe} for query in queries]
         served = {
             "echo": measure_served(run_echo, model, searches),
-            "Search": measure_served(run_server, root, searches),
-            f"Search, {PROCESSES} processes": measure_served(run_fleet, root, searches),
+            "Search": measure_served(run_server, root, searches, batches=True),
+            f"Search, {PROCESSES} processes": measure_served(run_fleet, root, searches, batches=True),
         }
     print(f"{COUNT:,} x {DIM}, top_k {TOP_K}, nprobe {nprobe}, recall@10 {recall:.4f}, {os.cpu_count()} cores")
     print_rows(in_process, served)
@@ -156,9 +163,9 @@ def server_setting() -> str:
 
 
 def measure_served(
-    target: Callable[[str, Connection], None], subject: str, queries: Sequence[Query]
-) -> dict[int, Row]:
-    """Start a server process, and measure it with 1 and with 8 clients."""
+    target: Callable[[str, Connection], None], subject: str, queries: Sequence[Query], *, batches: bool = False
+) -> dict[str, Row]:
+    """Start a server process, and measure it with 1 and with 8 clients of each kind."""
     context = multiprocessing.get_context("spawn")
     mine, theirs = context.Pipe()
     server = context.Process(target=target, args=(subject, theirs))
@@ -166,18 +173,26 @@ def measure_served(
     server.start()
     del os.environ[SETTING]
     address = f"127.0.0.1:{mine.recv()}"
-    served = {clients: measure_clients(address, queries, clients) for clients in (1, 8)}
+    served = {}
+    for clients in (1, 8):
+        served[f"{clients} clients"] = measure_clients(run_client, address, queries, clients)
+        if batches:
+            served[f"{clients} clients, batches of {BATCH}"] = measure_clients(
+                run_batch_client, address, queries, clients
+            )
+        if H2LOAD:
+            served[f"{clients} clients in C"] = measure_h2load(address, queries[0], clients)
     server.terminate()
     server.join()
     return served
 
 
-def measure_clients(target: str, queries: Sequence[Query], clients: int) -> Row:
-    """Queries/s of all clients together, and the latency that a client sees."""
+def measure_clients(client: Callable[..., list[float]], target: str, queries: Sequence[Query], clients: int) -> Row:
+    """Queries/s of all clients together, and the latency of a query or of its batch that a client sees."""
     context = multiprocessing.get_context("spawn")
     with context.Pool(clients, _remember, (context.Barrier(clients),)) as pool:
         arguments = [(target, queries[number::clients]) for number in range(clients)]
-        latencies = np.concatenate([np.array(found) for found in pool.starmap(run_client, arguments, chunksize=1)])
+        latencies = np.concatenate([np.array(found) for found in pool.starmap(client, arguments, chunksize=1)])
     return {
         "queries_per_s": len(latencies) / SECONDS,
         "p50_ms": float(np.percentile(latencies, 50)) * 1000,
@@ -185,8 +200,30 @@ def measure_clients(target: str, queries: Sequence[Query], clients: int) -> Row:
     }
 
 
+def measure_h2load(target: str, query: Query, clients: int) -> Row:
+    """As `measure_clients`, by clients in C that send one request after the other; h2load tells no percentiles."""
+    request = SearchCalls(grpc.insecure_channel(target)).search(**query).request.SerializeToString()
+    with tempfile.NamedTemporaryFile() as body:
+        body.write(b"\0" + struct.pack(">I", len(request)) + request)
+        body.flush()
+        load = ("-c", str(clients), "-m", "1", "-D", str(int(SECONDS)), "--warm-up-time", "1", "-d", body.name)
+        headers = ("-H", "content-type: application/grpc", "-H", "te: trailers")
+        url = f"http://{target}/kinsight.v1.SearchService/Search"
+        said = subprocess.run([H2LOAD or "", *load, *headers, url], capture_output=True, text=True, check=True).stdout
+    rate, mean = re.search(r"([\d.]+) req/s", said), re.search(r"request: .*?\S+ +\S+ +([\d.]+)(us|ms)", said)
+    errors = re.search(r"(\d+) failed, (\d+) errored, (\d+) timeout", said)
+    if not rate or not mean or not errors or any(map(int, errors.groups())):
+        raise SystemExit(f"h2load: {said}")
+    return {"queries_per_s": float(rate[1]), "mean_ms": float(mean[1]) * (1 if mean[2] == "ms" else 1e-3)}
+
+
 def _remember(all_connected: Barrier) -> None:
-    run_client.all_connected = all_connected  # type: ignore[attr-defined] # a pool's arguments can't carry one
+    wait_for_all.barrier = all_connected  # type: ignore[attr-defined] # a pool's arguments can't carry one
+
+
+def wait_for_all() -> None:
+    """Return once all client processes have called it."""
+    wait_for_all.barrier.wait()  # type: ignore[attr-defined]
 
 
 def run_client(target: str, queries: Sequence[Query]) -> list[float]:
@@ -194,7 +231,7 @@ def run_client(target: str, queries: Sequence[Query]) -> list[float]:
     latencies: list[float] = []
     with Client(target) as client:
         client.search(**queries[0])
-        run_client.all_connected.wait()  # type: ignore[attr-defined]
+        wait_for_all()
         end = time.perf_counter() + SECONDS
         while (start := time.perf_counter()) < end:
             result = client.search(**queries[len(latencies) % len(queries)])
@@ -204,16 +241,36 @@ def run_client(target: str, queries: Sequence[Query]) -> list[float]:
     return latencies
 
 
-def print_rows(in_process: dict[str, float], served: dict[str, dict[int, Row]]) -> None:
+def run_batch_client(target: str, queries: Sequence[Query]) -> list[float]:
+    """As `run_client`, in batches; a query's seconds are those of its batch."""
+    latencies: list[float] = []
+    options = {name: value for name, value in queries[0].items() if name != "embedding"}
+    batch = [query["embedding"] for query in queries[:BATCH]]
+    with Client(target) as client:
+        client.search_many(embeddings=batch, **options)
+        wait_for_all()
+        end = time.perf_counter() + SECONDS
+        while (start := time.perf_counter()) < end:
+            results = client.search_many(embeddings=batch, **options)
+            latencies += [time.perf_counter() - start] * len(results)
+            if any(isinstance(result, KinsightError) or len(result.hits) != TOP_K for result in results):
+                raise SystemExit(f"not {TOP_K} hits for each of a batch")
+    return latencies
+
+
+def print_rows(in_process: dict[str, float], served: dict[str, dict[str, Row]]) -> None:
     """The table; ratios are to the first row."""
     base = next(iter(in_process.values()))
-    print(f"{'':38}{'queries/s':>10}{'of in-process':>15}{'p50 ms':>8}{'p99 ms':>8}")
+    print(f"{'':56}{'queries/s':>10}{'of in-process':>15}")
     for name, rate in in_process.items():
-        print(f"{'in-process, ' + name:38}{rate:10,.0f}{rate / base:15.2f}")
+        print(f"{'in-process, ' + name:56}{rate:10,.0f}{rate / base:15.2f}")
     for name, rows in served.items():
         for clients, row in rows.items():
-            rate, label = row["queries_per_s"], f"gRPC {name}, {clients} clients"
-            print(f"{label:38}{rate:10,.0f}{rate / base:15.2f}{row['p50_ms']:8.2f}{row['p99_ms']:8.2f}")
+            rate, label = row["queries_per_s"], f"gRPC {name}, {clients}"
+            times = ", ".join(
+                f"{key.removesuffix('_ms')} {value:.2f} ms" for key, value in row.items() if "_ms" in key
+            )
+            print(f"{label:56}{rate:10,.0f}{rate / base:15.2f}  {times}")
 
 
 if __name__ == "__main__":

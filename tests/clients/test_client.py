@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 from kinsight.v1.search_service_pb2 import SearchRequest
 from kinsight.v1.search_service_pb2_grpc import SearchServiceStub
-from kinsight_client import Client, Embedding, Hit
+from kinsight_client import Client, Embedding, Hit, InvalidArgument, NotFound
 from kinsight_client.errors import from_rpc
 
 from clients.cli.command import kinsight
@@ -55,6 +55,29 @@ def test_a_search_by_bytes_path_embedding_and_item_finds_the_same(
     assert ("photos", 1, gallery.model) == (answers[0].index, answers[0].version, answers[0].model)
     assert isinstance(answers[0].hits[0], Hit)
     assert answers[0].hits[0].similarity == pytest.approx(1, abs=1e-5)
+
+
+def test_many_searches_are_answered_as_one_by_one(client: Any, gallery: Gallery, tmp_path: Path) -> None:
+    """Images, then embeddings, then items, in several calls where one is too small; errors in their place."""
+    path = tmp_path / "a photo.png"
+    path.write_bytes(photo(6))
+    items = [gallery.items[row % 24] for row in range(300)]
+    results = client.search_many(
+        images=[photo(5), path, b"no image"],
+        embeddings=[Embedding(gallery.model, gallery.embeddings[8])],
+        items=[*items, "nobody"],
+        top_k=3,
+        exact=True,
+    )
+    wanted = [client.search(image=photo(5), top_k=3), client.search(image=path, top_k=3)]
+    for one, result in zip(wanted, results[:2], strict=True):
+        assert [hit.item for hit in one.hits] == [hit.item for hit in result.hits]
+    assert isinstance(results[2], InvalidArgument)
+    assert results[2].reason == "IMAGE_DECODE_FAILED"
+    assert [gallery.items[8], *items] == [result.hits[0].item for result in results[3:-1]]
+    assert {len(result.hits) for result in results[3:-1]} == {3}
+    assert isinstance(results[-1], NotFound)
+    assert client.search_many() == []
 
 
 def test_an_embedding_is_float32_of_unit_length_with_its_model(client: Any, gallery: Gallery) -> None:

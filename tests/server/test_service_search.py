@@ -3,18 +3,26 @@
 import asyncio
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
+from kinsight.v1.search_service_pb2 import (
+    BatchSearchRequest,
+    EmbedRequest,
+    SearchParams,
+    SearchRequest,
+    SearchResponse,
+)
 from kinsight.v1.search_service_pb2 import Embedding as EmbeddingMessage
-from kinsight.v1.search_service_pb2 import EmbedRequest, SearchParams, SearchRequest, SearchResponse
 
 from indexer import pixels
-from indexer.version import open_version, version_dir
+from indexer.store import Store
+from indexer.version import activate, open_version, version_dir
 from server import searching
-from tests.serving import SPEC, Gallery, Served, photo, stub_of
+from tests.serving import SPEC, Gallery, Served, make_gallery, make_version, photo, reason_of, serving, stub_of
 
 
 @pytest.fixture
@@ -122,6 +130,94 @@ def test_one_unknown_item_does_not_fail_the_batch_that_it_is_in(gallery: Gallery
     assert isinstance(good, SearchResponse)
     assert [gallery.items[4]] == _hits(good)
     assert "nobody" in str(bad)
+
+
+def test_a_batch_answers_each_query_as_a_search_of_its_own(stub: Any, gallery: Gallery) -> None:
+    """Images, embeddings and items together, with different options, more than one call of FAISS takes."""
+    embedding = EmbeddingMessage(model=gallery.model, values=gallery.embeddings[7].tolist())
+    requests = [
+        SearchRequest(image=photo(3), top_k=2),
+        SearchRequest(embedding=embedding, params=SearchParams(exact=True)),
+        *(SearchRequest(item=item, top_k=1 + row % 5) for row, item in enumerate(gallery.items * 4)),
+    ]
+    results = stub.BatchSearch(BatchSearchRequest(requests=requests)).results
+    assert len(requests) == len(results) == 98
+    for request, result in zip(requests, results, strict=True):
+        alone = stub.Search(request)
+        assert result.status.code == 0
+        assert _hits(alone) == _hits(result.response)
+        assert (alone.index, alone.version, alone.model) == (
+            result.response.index,
+            result.response.version,
+            result.response.model,
+        )
+        np.testing.assert_allclose(
+            [hit.similarity for hit in alone.hits], [hit.similarity for hit in result.response.hits], atol=1e-6
+        )
+
+
+def test_what_is_wrong_with_a_query_of_a_batch_is_said_in_its_place(stub: Any, gallery: Gallery) -> None:
+    """The other queries are answered."""
+    other_model = EmbeddingMessage(model="another", values=gallery.embeddings[7].tolist())
+    requests = [
+        SearchRequest(item=gallery.items[1]),
+        SearchRequest(image=b"not an image"),
+        SearchRequest(item="nobody"),
+        SearchRequest(),
+        SearchRequest(item=gallery.items[1], top_k=0),
+        SearchRequest(embedding=other_model),
+        SearchRequest(item=gallery.items[1], index="elsewhere"),
+        SearchRequest(image=photo(2)),
+    ]
+    results = stub.BatchSearch(BatchSearchRequest(requests=requests)).results
+    assert [reason_of(result.status)[1] for result in results] == [
+        "",
+        "IMAGE_DECODE_FAILED",
+        "ITEM_NOT_FOUND",
+        "QUERY_MISSING",
+        "TOP_K_OUT_OF_RANGE",
+        "MODEL_MISMATCH",
+        "INDEX_NOT_FOUND",
+        "",
+    ]
+    assert [result.HasField("response") for result in results] == [True, *[False] * 6, True]
+
+
+@pytest.mark.parametrize("count", [0, 257])
+def test_a_batch_has_a_most_and_a_least(count: int, stub: Any, gallery: Gallery) -> None:
+    """Neither no query nor a queue that others would wait behind."""
+    with pytest.raises(grpc.RpcError) as caught:
+        stub.BatchSearch(BatchSearchRequest(requests=[SearchRequest(item=gallery.items[0])] * count))
+    assert reason_of(caught.value) == ("INVALID_ARGUMENT", "BATCH_SIZE_OUT_OF_RANGE")
+    assert f"{count} queries; it must be 1 to 256" in str(caught.value.details())
+
+
+def test_a_batch_to_a_server_without_an_index_fails_as_a_whole(tmp_path: Path) -> None:
+    """UNAVAILABLE, which clients retry, and not 3 errors that they don't."""
+    request = BatchSearchRequest(requests=[SearchRequest(item="anything")] * 3)
+    with serving(Store(tmp_path)) as empty, grpc.insecure_channel(empty.target) as channel:
+        call = stub_of(channel).BatchSearch.future(request)
+        caught = call.exception(30)
+    assert reason_of(caught) == ("UNAVAILABLE", "NO_INDEX")
+
+
+def test_a_batch_is_answered_by_one_version_while_others_are_swapped_in(tmp_path: Path) -> None:
+    """Though it is searched in parts, and the versions change as fast as they can between them."""
+    gallery = make_gallery(tmp_path)
+    for number in (2, 3):
+        make_version(gallery.store, "photos", number, gallery.model, gallery.items, gallery.embeddings, False)
+    request = BatchSearchRequest(requests=[SearchRequest(item=gallery.items[row % 24]) for row in range(256)])
+    seen = set[int]()
+    with serving(gallery.store) as served, grpc.insecure_channel(served.target) as channel:
+        stub = stub_of(channel)
+        for turn in range(30):
+            answer = stub.BatchSearch.future(request)
+            activate(gallery.store.index("photos"), 2 + turn % 2)
+            served.running.indexes.refresh()
+            versions = {result.response.version for result in answer.result(30).results}
+            assert len(versions) == 1
+            seen |= versions
+    assert len(seen) > 1
 
 
 def test_a_request_whose_deadline_passed_is_not_worked_on(served: Served) -> None:

@@ -183,6 +183,7 @@ class AsyncClient(Service[SearchCalls]):
         self._health: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(channel.HEALTH_CHECK)
 
     search = _answered(SearchCalls.search)
+    search_many = _gathered(SearchCalls.search_many)
     embed = _answered(SearchCalls.embed)
 
     async def ready(self) -> bool:

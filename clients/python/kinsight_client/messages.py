@@ -189,6 +189,11 @@ def search_result(response: search_service_pb2.SearchResponse) -> SearchResult:
     return SearchResult(hits, response.index, response.version, response.model, rate)
 
 
+def search_results(response: search_service_pb2.BatchSearchResponse) -> list[SearchResult | KinsightError]:
+    """The typed form of a response."""
+    return [from_status(result.status) or search_result(result.response) for result in response.results]
+
+
 def upsert_message(upsert: Upsert) -> item_service_pb2.ItemUpsert:
     """The message of an upsert; raises OSError where the image's path can't be read."""
     message = item_service_pb2.ItemUpsert(item=upsert.item)

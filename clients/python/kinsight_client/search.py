@@ -1,13 +1,39 @@
 """The calls of SearchService."""
 
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 from kinsight.v1 import search_service_pb2 as pb
 from kinsight.v1.search_service_pb2_grpc import SearchServiceStub
 
 from kinsight_client import messages
 from kinsight_client.calls import Call, Channel
+from kinsight_client.errors import KinsightError
 from kinsight_client.messages import Embedding, SearchResult
+
+MAX_QUERIES = 256  # of a batch, for the server
+MAX_IMAGES = 100  # of a batch: a processor decodes and embeds some 150 a second, and a call has timeout_s
+MAX_BYTES = 16 * 2**20  # of a batch; the server takes messages of 32 MiB
+
+
+class SearchOptions(TypedDict, total=False):
+    """How to search, the same for all queries of `search_many`: the arguments of `search` of these names."""
+
+    top_k: int
+    index: str
+    nprobe: int | None
+    exact: bool
+    target_recall: float | None
+    filter: str
+    min_similarity: float | None
+    near_duplicate_threshold: float | None
+    group_by: str
+    diversity: float | None
+    include_payload: bool
+    probability: bool
+    min_probability: float | None
 
 
 class SearchCalls:
@@ -87,6 +113,37 @@ class SearchCalls:
             request.params.CopyFrom(pb.SearchParams(nprobe=nprobe, exact=exact, target_recall=target_recall))
         return Call(self._stub.Search, request, messages.search_result)
 
+    def search_many(
+        self,
+        *,
+        images: Iterable[bytes | Path] = (),
+        embeddings: Iterable[Embedding] = (),
+        items: Iterable[str] = (),
+        **options: Unpack[SearchOptions],
+    ) -> Iterator[Call[list[SearchResult | KinsightError]]]:
+        """The items nearest to each of many queries, in as few calls as they need; cheaper than a `search` for each.
+
+        Args:
+            images: the bytes of image files, or their paths, which are read when they are sent.
+            embeddings: made by the model of the index.
+            items: ids of items of the index.
+            **options: as for `search`.
+
+        Returns:
+            What `search` would return or raise for each query: the images first, then the embeddings, then the items.
+
+        Raises:
+            KinsightError: a call failed as a whole; see `kinsight_client.errors`.
+            OSError: an image's path can't be read.
+        """
+        calls = chain(
+            (self.search(image=image, **options) for image in images),
+            (self.search(embedding=embedding, **options) for embedding in embeddings),
+            (self.search(item=item, **options) for item in items),
+        )
+        for requests in _batches(call.request for call in calls):
+            yield Call(self._stub.BatchSearch, pb.BatchSearchRequest(requests=requests), messages.search_results)
+
     def embed(self, image: bytes | Path, *, index: str = "") -> Call[Embedding]:
         """The embedding of an image under the model of an index, to keep and search with later.
 
@@ -96,3 +153,19 @@ class SearchCalls:
         """
         request = pb.EmbedRequest(index=index, image=messages.image_bytes(image))
         return Call(self._stub.Embed, request, messages.embedding_of)
+
+
+def _batches(requests: Iterable[pb.SearchRequest]) -> Iterator[list[pb.SearchRequest]]:
+    """Requests in batches that a server takes."""
+    batch: list[pb.SearchRequest] = []
+    images = size = 0
+    for request in requests:
+        has_image, request_bytes = request.HasField("image"), request.ByteSize()
+        full = len(batch) == MAX_QUERIES or (has_image and images == MAX_IMAGES) or size + request_bytes > MAX_BYTES
+        if batch and full:
+            yield batch
+            batch, images, size = [], 0, 0
+        batch.append(request)
+        images, size = images + has_image, size + request_bytes
+    if batch:
+        yield batch

@@ -178,6 +178,7 @@ class Client(Service[SearchCalls]):
         self._health: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(channel.HEALTH_CHECK)
 
     search = _answered(SearchCalls.search)
+    search_many = _gathered(SearchCalls.search_many)
     embed = _answered(SearchCalls.embed)
 
     def ready(self) -> bool:

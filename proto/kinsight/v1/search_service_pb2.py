@@ -24,9 +24,10 @@ _sym_db = _symbol_database.Default()
 
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
+from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n kinsight/v1/search_service.proto\x12\x0bkinsight.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1cgoogle/protobuf/struct.proto\"6\n\tEmbedding\x12\x13\n\x05model\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x14\n\x06values\x18\x02 \x03(\x02\x42\x04\xe2\x41\x01\x02\"}\n\x0cSearchParams\x12\x19\n\x06nprobe\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12\x13\n\x05\x65xact\x18\x02 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12 \n\rtarget_recall\x18\x03 \x01(\x02\x42\x04\xe2\x41\x01\x01H\x01\x88\x01\x01\x42\t\n\x07_nprobeB\x10\n\x0e_target_recall\"\xb3\x04\n\rSearchRequest\x12\x13\n\x05index\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x0f\n\x05image\x18\x02 \x01(\x0cH\x00\x12+\n\tembedding\x18\x03 \x01(\x0b\x32\x16.kinsight.v1.EmbeddingH\x00\x12\x0e\n\x04item\x18\x04 \x01(\tH\x00\x12\x18\n\x05top_k\x18\x05 \x01(\x05\x42\x04\xe2\x41\x01\x01H\x01\x88\x01\x01\x12/\n\x06params\x18\x06 \x01(\x0b\x32\x19.kinsight.v1.SearchParamsB\x04\xe2\x41\x01\x01\x12\x14\n\x06\x66ilter\x18\x07 \x01(\tB\x04\xe2\x41\x01\x01\x12!\n\x0emin_similarity\x18\x08 \x01(\x02\x42\x04\xe2\x41\x01\x01H\x02\x88\x01\x01\x12+\n\x18near_duplicate_threshold\x18\t \x01(\x02\x42\x04\xe2\x41\x01\x01H\x03\x88\x01\x01\x12\x16\n\x08group_by\x18\n \x01(\tB\x04\xe2\x41\x01\x01\x12\x1c\n\tdiversity\x18\x0b \x01(\x02\x42\x04\xe2\x41\x01\x01H\x04\x88\x01\x01\x12\x1d\n\x0finclude_payload\x18\x0c \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x30\n\nscore_kind\x18\r \x01(\x0e\x32\x16.kinsight.v1.ScoreKindB\x04\xe2\x41\x01\x01\x12\"\n\x0fmin_probability\x18\x0e \x01(\x01\x42\x04\xe2\x41\x01\x01H\x05\x88\x01\x01\x42\x07\n\x05queryB\x08\n\x06_top_kB\x11\n\x0f_min_similarityB\x1b\n\x19_near_duplicate_thresholdB\x0c\n\n_diversityB\x12\n\x10_min_probability\"{\n\x03Hit\x12\x0c\n\x04item\x18\x01 \x01(\t\x12\x12\n\nsimilarity\x18\x02 \x01(\x02\x12(\n\x07payload\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x18\n\x0bprobability\x18\x04 \x01(\x01H\x00\x88\x01\x01\x42\x0e\n\x0c_probability\"\x95\x01\n\x0eSearchResponse\x12\x1e\n\x04hits\x18\x01 \x03(\x0b\x32\x10.kinsight.v1.Hit\x12\r\n\x05index\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x03\x12\r\n\x05model\x18\x04 \x01(\t\x12\x1e\n\x11\x66\x61lse_accept_rate\x18\x05 \x01(\x01H\x00\x88\x01\x01\x42\x14\n\x12_false_accept_rate\"8\n\x0c\x45mbedRequest\x12\x13\n\x05index\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x13\n\x05image\x18\x02 \x01(\x0c\x42\x04\xe2\x41\x01\x02\":\n\rEmbedResponse\x12)\n\tembedding\x18\x01 \x01(\x0b\x32\x16.kinsight.v1.Embedding*^\n\tScoreKind\x12\x1a\n\x16SCORE_KIND_UNSPECIFIED\x10\x00\x12\x19\n\x15SCORE_KIND_SIMILARITY\x10\x01\x12\x1a\n\x16SCORE_KIND_PROBABILITY\x10\x02\x32\x92\x01\n\rSearchService\x12\x41\n\x06Search\x12\x1a.kinsight.v1.SearchRequest\x1a\x1b.kinsight.v1.SearchResponse\x12>\n\x05\x45mbed\x12\x19.kinsight.v1.EmbedRequest\x1a\x1a.kinsight.v1.EmbedResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n kinsight/v1/search_service.proto\x12\x0bkinsight.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x17google/rpc/status.proto\"6\n\tEmbedding\x12\x13\n\x05model\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x14\n\x06values\x18\x02 \x03(\x02\x42\x04\xe2\x41\x01\x02\"}\n\x0cSearchParams\x12\x19\n\x06nprobe\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12\x13\n\x05\x65xact\x18\x02 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12 \n\rtarget_recall\x18\x03 \x01(\x02\x42\x04\xe2\x41\x01\x01H\x01\x88\x01\x01\x42\t\n\x07_nprobeB\x10\n\x0e_target_recall\"\xb3\x04\n\rSearchRequest\x12\x13\n\x05index\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x0f\n\x05image\x18\x02 \x01(\x0cH\x00\x12+\n\tembedding\x18\x03 \x01(\x0b\x32\x16.kinsight.v1.EmbeddingH\x00\x12\x0e\n\x04item\x18\x04 \x01(\tH\x00\x12\x18\n\x05top_k\x18\x05 \x01(\x05\x42\x04\xe2\x41\x01\x01H\x01\x88\x01\x01\x12/\n\x06params\x18\x06 \x01(\x0b\x32\x19.kinsight.v1.SearchParamsB\x04\xe2\x41\x01\x01\x12\x14\n\x06\x66ilter\x18\x07 \x01(\tB\x04\xe2\x41\x01\x01\x12!\n\x0emin_similarity\x18\x08 \x01(\x02\x42\x04\xe2\x41\x01\x01H\x02\x88\x01\x01\x12+\n\x18near_duplicate_threshold\x18\t \x01(\x02\x42\x04\xe2\x41\x01\x01H\x03\x88\x01\x01\x12\x16\n\x08group_by\x18\n \x01(\tB\x04\xe2\x41\x01\x01\x12\x1c\n\tdiversity\x18\x0b \x01(\x02\x42\x04\xe2\x41\x01\x01H\x04\x88\x01\x01\x12\x1d\n\x0finclude_payload\x18\x0c \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x30\n\nscore_kind\x18\r \x01(\x0e\x32\x16.kinsight.v1.ScoreKindB\x04\xe2\x41\x01\x01\x12\"\n\x0fmin_probability\x18\x0e \x01(\x01\x42\x04\xe2\x41\x01\x01H\x05\x88\x01\x01\x42\x07\n\x05queryB\x08\n\x06_top_kB\x11\n\x0f_min_similarityB\x1b\n\x19_near_duplicate_thresholdB\x0c\n\n_diversityB\x12\n\x10_min_probability\"{\n\x03Hit\x12\x0c\n\x04item\x18\x01 \x01(\t\x12\x12\n\nsimilarity\x18\x02 \x01(\x02\x12(\n\x07payload\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x18\n\x0bprobability\x18\x04 \x01(\x01H\x00\x88\x01\x01\x42\x0e\n\x0c_probability\"\x95\x01\n\x0eSearchResponse\x12\x1e\n\x04hits\x18\x01 \x03(\x0b\x32\x10.kinsight.v1.Hit\x12\r\n\x05index\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x03\x12\r\n\x05model\x18\x04 \x01(\t\x12\x1e\n\x11\x66\x61lse_accept_rate\x18\x05 \x01(\x01H\x00\x88\x01\x01\x42\x14\n\x12_false_accept_rate\"H\n\x12\x42\x61tchSearchRequest\x12\x32\n\x08requests\x18\x01 \x03(\x0b\x32\x1a.kinsight.v1.SearchRequestB\x04\xe2\x41\x01\x02\"a\n\x0cSearchResult\x12\"\n\x06status\x18\x01 \x01(\x0b\x32\x12.google.rpc.Status\x12-\n\x08response\x18\x02 \x01(\x0b\x32\x1b.kinsight.v1.SearchResponse\"A\n\x13\x42\x61tchSearchResponse\x12*\n\x07results\x18\x01 \x03(\x0b\x32\x19.kinsight.v1.SearchResult\"8\n\x0c\x45mbedRequest\x12\x13\n\x05index\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x13\n\x05image\x18\x02 \x01(\x0c\x42\x04\xe2\x41\x01\x02\":\n\rEmbedResponse\x12)\n\tembedding\x18\x01 \x01(\x0b\x32\x16.kinsight.v1.Embedding*^\n\tScoreKind\x12\x1a\n\x16SCORE_KIND_UNSPECIFIED\x10\x00\x12\x19\n\x15SCORE_KIND_SIMILARITY\x10\x01\x12\x1a\n\x16SCORE_KIND_PROBABILITY\x10\x02\x32\xe4\x01\n\rSearchService\x12\x41\n\x06Search\x12\x1a.kinsight.v1.SearchRequest\x1a\x1b.kinsight.v1.SearchResponse\x12P\n\x0b\x42\x61tchSearch\x12\x1f.kinsight.v1.BatchSearchRequest\x1a .kinsight.v1.BatchSearchResponse\x12>\n\x05\x45mbed\x12\x19.kinsight.v1.EmbedRequest\x1a\x1a.kinsight.v1.EmbedResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -65,26 +66,34 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SEARCHREQUEST'].fields_by_name['score_kind']._serialized_options = b'\342A\001\001'
   _globals['_SEARCHREQUEST'].fields_by_name['min_probability']._loaded_options = None
   _globals['_SEARCHREQUEST'].fields_by_name['min_probability']._serialized_options = b'\342A\001\001'
+  _globals['_BATCHSEARCHREQUEST'].fields_by_name['requests']._loaded_options = None
+  _globals['_BATCHSEARCHREQUEST'].fields_by_name['requests']._serialized_options = b'\342A\001\002'
   _globals['_EMBEDREQUEST'].fields_by_name['index']._loaded_options = None
   _globals['_EMBEDREQUEST'].fields_by_name['index']._serialized_options = b'\342A\001\001'
   _globals['_EMBEDREQUEST'].fields_by_name['image']._loaded_options = None
   _globals['_EMBEDREQUEST'].fields_by_name['image']._serialized_options = b'\342A\001\002'
-  _globals['_SCOREKIND']._serialized_start=1256
-  _globals['_SCOREKIND']._serialized_end=1350
-  _globals['_EMBEDDING']._serialized_start=112
-  _globals['_EMBEDDING']._serialized_end=166
-  _globals['_SEARCHPARAMS']._serialized_start=168
-  _globals['_SEARCHPARAMS']._serialized_end=293
-  _globals['_SEARCHREQUEST']._serialized_start=296
-  _globals['_SEARCHREQUEST']._serialized_end=859
-  _globals['_HIT']._serialized_start=861
-  _globals['_HIT']._serialized_end=984
-  _globals['_SEARCHRESPONSE']._serialized_start=987
-  _globals['_SEARCHRESPONSE']._serialized_end=1136
-  _globals['_EMBEDREQUEST']._serialized_start=1138
-  _globals['_EMBEDREQUEST']._serialized_end=1194
-  _globals['_EMBEDRESPONSE']._serialized_start=1196
-  _globals['_EMBEDRESPONSE']._serialized_end=1254
-  _globals['_SEARCHSERVICE']._serialized_start=1353
-  _globals['_SEARCHSERVICE']._serialized_end=1499
+  _globals['_SCOREKIND']._serialized_start=1521
+  _globals['_SCOREKIND']._serialized_end=1615
+  _globals['_EMBEDDING']._serialized_start=137
+  _globals['_EMBEDDING']._serialized_end=191
+  _globals['_SEARCHPARAMS']._serialized_start=193
+  _globals['_SEARCHPARAMS']._serialized_end=318
+  _globals['_SEARCHREQUEST']._serialized_start=321
+  _globals['_SEARCHREQUEST']._serialized_end=884
+  _globals['_HIT']._serialized_start=886
+  _globals['_HIT']._serialized_end=1009
+  _globals['_SEARCHRESPONSE']._serialized_start=1012
+  _globals['_SEARCHRESPONSE']._serialized_end=1161
+  _globals['_BATCHSEARCHREQUEST']._serialized_start=1163
+  _globals['_BATCHSEARCHREQUEST']._serialized_end=1235
+  _globals['_SEARCHRESULT']._serialized_start=1237
+  _globals['_SEARCHRESULT']._serialized_end=1334
+  _globals['_BATCHSEARCHRESPONSE']._serialized_start=1336
+  _globals['_BATCHSEARCHRESPONSE']._serialized_end=1401
+  _globals['_EMBEDREQUEST']._serialized_start=1403
+  _globals['_EMBEDREQUEST']._serialized_end=1459
+  _globals['_EMBEDRESPONSE']._serialized_start=1461
+  _globals['_EMBEDRESPONSE']._serialized_end=1519
+  _globals['_SEARCHSERVICE']._serialized_start=1618
+  _globals['_SEARCHSERVICE']._serialized_end=1846
 # @@protoc_insertion_point(module_scope)

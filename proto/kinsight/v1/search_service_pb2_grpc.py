@@ -43,6 +43,11 @@ class SearchServiceStub:
                 request_serializer=kinsight_dot_v1_dot_search__service__pb2.SearchRequest.SerializeToString,
                 response_deserializer=kinsight_dot_v1_dot_search__service__pb2.SearchResponse.FromString,
                 _registered_method=True)
+        self.BatchSearch = channel.unary_unary(
+                '/kinsight.v1.SearchService/BatchSearch',
+                request_serializer=kinsight_dot_v1_dot_search__service__pb2.BatchSearchRequest.SerializeToString,
+                response_deserializer=kinsight_dot_v1_dot_search__service__pb2.BatchSearchResponse.FromString,
+                _registered_method=True)
         self.Embed = channel.unary_unary(
                 '/kinsight.v1.SearchService/Embed',
                 request_serializer=kinsight_dot_v1_dot_search__service__pb2.EmbedRequest.SerializeToString,
@@ -65,6 +70,16 @@ class SearchServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def BatchSearch(self, request, context):
+        """Searches for several queries at once, which costs a fraction of as many calls of Search.
+        Each query succeeds or fails on its own; see the status of its result. Those that name the same index are answered
+        by the same version of it.
+        Reads only; safe to retry.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Embed(self, request, context):
         """Embeds an image with the model of an index, for clients that keep embeddings and search with them later.
         Reads only; safe to retry.
@@ -80,6 +95,11 @@ def add_SearchServiceServicer_to_server(servicer, server):
                     servicer.Search,
                     request_deserializer=kinsight_dot_v1_dot_search__service__pb2.SearchRequest.FromString,
                     response_serializer=kinsight_dot_v1_dot_search__service__pb2.SearchResponse.SerializeToString,
+            ),
+            'BatchSearch': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchSearch,
+                    request_deserializer=kinsight_dot_v1_dot_search__service__pb2.BatchSearchRequest.FromString,
+                    response_serializer=kinsight_dot_v1_dot_search__service__pb2.BatchSearchResponse.SerializeToString,
             ),
             'Embed': grpc.unary_unary_rpc_method_handler(
                     servicer.Embed,
@@ -118,6 +138,33 @@ class SearchService:
             '/kinsight.v1.SearchService/Search',
             kinsight_dot_v1_dot_search__service__pb2.SearchRequest.SerializeToString,
             kinsight_dot_v1_dot_search__service__pb2.SearchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchSearch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kinsight.v1.SearchService/BatchSearch',
+            kinsight_dot_v1_dot_search__service__pb2.BatchSearchRequest.SerializeToString,
+            kinsight_dot_v1_dot_search__service__pb2.BatchSearchResponse.FromString,
             options,
             channel_credentials,
             insecure,
