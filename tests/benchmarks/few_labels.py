@@ -2,14 +2,17 @@
 
 Run: python tests/benchmarks/few_labels.py IMAGES --labels CSV --store STORE --model MODEL --out DIR
      [--seeds 0 1 2] [--per-class 1 2 5 10] [--budgets 100 400] [--methods NAME...] [--set section.key=value ...]
+     [--wrong SHARE] [--keep-doubted]
 
 CSV has the splits train and test. MODEL was learned on the images of the split train without labels; `stml` in the
 table is MODEL as it is, and all methods start from it but `labels_alone`: that is `supervised` from the pretrained
 weights, which no unlabelled image has taught. For each seed labels are drawn from the split train: so many
 of each class, or so many in all, at random or as `kinsight suggest` picks them. The other images of the split train
-are learned from without labels, and are judged on as `rest`; `unseen` are those of the split test. Each cell is a
-file DIR/results/NAME.json and is skipped when the same command comes again; one that was killed goes on from its
-checkpoint. One DIR is for one collection, MODEL and --set.
+are learned from without labels, and are judged on as `rest`; `unseen` are those of the split test. More of each class
+than there are is all of them, and then there is no rest. --wrong makes so many of the labels wrong, of any class but
+the right one; --keep-doubted learns from those too that are likely wrong. Each cell is a file DIR/results/NAME.json
+and is skipped when the same command comes again; one that was killed goes on from its checkpoint. One DIR is for one
+collection, MODEL and --set.
 """
 
 import argparse
@@ -52,23 +55,25 @@ class Draw:
     kind: str  # per-class, random or usl
     count: int
     seed: int
+    wrong: float = 0.0  # so many of the labels
 
     @property
     def labels(self) -> str:
         """For a person, whatever the seed."""
-        return f"{self.count} a class" if self.kind == "per-class" else f"{self.count} by {self.kind}"
+        labels = f"{self.count} a class" if self.kind == "per-class" else f"{self.count} by {self.kind}"
+        return labels + (f", {self.wrong:.0%} wrong" if self.wrong else "")
 
     @property
     def name(self) -> str:
         """For a file."""
-        return f"{self.kind}-{self.count}-seed{self.seed}"
+        return f"{self.kind}-{self.count}-seed{self.seed}" + (f"-wrong{self.wrong:g}" if self.wrong else "")
 
 
 def main(argv: Sequence[str]) -> None:
     """Make the cells that are not there yet, and print the table of all that were asked for."""
     arguments = parse(argv)
     draws = [
-        Draw(kind, count, seed)
+        Draw(kind, count, seed, arguments.wrong)
         for seed in arguments.seeds
         for kind, counts in (
             ("per-class", arguments.per_class),
@@ -101,6 +106,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--budgets", type=int, nargs="*", default=[100, 400], metavar="N")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=[*METHODS])
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="SECTION.KEY=VALUE")
+    parser.add_argument("--wrong", type=float, default=0.0, metavar="SHARE", help="of the labels, 0 to 1")
+    parser.add_argument("--keep-doubted", action="store_true", help="learn from labels that are likely wrong too")
     return parser.parse_args(argv)
 
 
@@ -110,6 +117,7 @@ class Bench:
     def __init__(self, arguments: argparse.Namespace):
         self.out: Path = arguments.out.resolve()
         self.settings: list[str] = arguments.set
+        self.keep_doubted: bool = arguments.keep_doubted
         self.store = Store(arguments.store)
         self.model: Path = self.store.model(arguments.model)
         self.pools = pools(arguments.images, arguments.labels)
@@ -118,17 +126,17 @@ class Bench:
 
     def cell(self, draw: Draw, method: str, report: Progress) -> Judged:
         """The metrics of one method on one draw; learned where DIR has none."""
-        file = self.out / "results" / f"{draw.name}-{method}.json"
+        name = f"{draw.name}-{method}" + ("-doubted" if self.keep_doubted else "")
+        file = self.out / "results" / f"{name}.json"
         if not file.exists():
-            print(f"{draw.name}, {method}", file=sys.stderr)
-            found = self._learned(draw, method, report)
+            print(name, file=sys.stderr)
+            found = self._learned(draw, method, f"few-{name}", report)
             write_atomically(file, json.dumps({"commit": commit(), "judged": found}).encode())
         judged: Judged = json.loads(file.read_text())["judged"]
         return judged
 
-    def _learned(self, draw: Draw, method: str, report: Progress) -> Judged:
+    def _learned(self, draw: Draw, method: str, name: str, report: Progress) -> Judged:
         base = self._recipe(method)
-        name = f"few-{draw.name}-{method}"
         begun = (self.store.runs / name / "recipe.toml").exists()
         table = self._table(draw, report)
         done = train(
@@ -138,6 +146,7 @@ class Bench:
             recipe=recipes.override(base, *self.settings, f"run.seed={draw.seed}"),
             labels=table,
             teach=True,
+            keep_doubted=self.keep_doubted,
             name=None if begun else name,
             resume=name if begun else None,
             progress=report,
@@ -155,9 +164,21 @@ class Bench:
         file = self.out / f"{draw.name}.csv"
         if not file.exists():
             picked = self._picked(draw, report)
-            rows = [(path, name, "train" if path in picked else "rest") for path, name in self.pools["train"]]
+            told = self._told(draw, picked)
+            rows = [
+                (path, told.get(path, name), "train" if path in picked else "rest")
+                for path, name in self.pools["train"]
+            ]
             write_table(file, [*rows, *((path, name, "test") for path, name in self.pools["test"])])
         return file
+
+    def _told(self, draw: Draw, picked: set[Path]) -> dict[Path, str]:
+        """What the wrong labels say."""
+        chance = random.Random(draw.seed)
+        names = sorted({name for _, name in self.pools["train"]})
+        known = [(path, name) for path, name in self.pools["train"] if path in picked]
+        wrong = chance.sample(known, round(draw.wrong * len(known)))
+        return {path: chance.choice([other for other in names if other != name]) for path, name in wrong}
 
     def _picked(self, draw: Draw, report: Progress) -> set[Path]:
         if draw.kind == "usl":
@@ -209,10 +230,16 @@ def table(results: Mapping[tuple[str, str], Sequence[Judged]]) -> str:
 
 
 def _values(cells: Sequence[Judged], who: str) -> list[str]:
-    return [_spread([cell[place][who][metric] for cell in cells]) for place in PLACES for metric in METRICS.values()]
+    return [
+        _spread([cell[place][who][metric] for cell in cells if place in cell])
+        for place in PLACES
+        for metric in METRICS.values()
+    ]
 
 
 def _spread(values: Sequence[float]) -> str:
+    if not values:
+        return "–"
     deviation = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
     return f"{100 * statistics.mean(values):.1f}{deviation}"
 

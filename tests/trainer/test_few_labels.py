@@ -56,3 +56,13 @@ def test_the_whole_benchmark_has_its_table_and_makes_no_cell_twice(
     assert [line[0] for line in lines[2::5]] == ["| 2 a class", "| 8 by random", "| 8 by usl"]
     assert [line[1] for line in lines[2:7]] == ["frozen", "stml", "labels_alone", "supervised", "stml_semi"]
     assert all(" ± " in line[2] for line in lines[2:])
+
+    every = [*command[: command.index("--seeds")], "--seeds", "0", "--per-class", "100", "--budgets"]
+    few_labels.main([*every, "--wrong", "0.25", "--keep-doubted", "--methods", "supervised", "--set", "run.epochs=1"])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| 100 a class, 25% wrong")]
+    assert len(lines) == 3
+    assert all(line.endswith(" | – | – |") for line in lines)
+    right = {str(tmp_path / "pictures" / name): of for name, of, _ in (row.split(",") for row in rows[1:])}
+    told = [row.split(",") for row in (tmp_path / "out/per-class-100-seed0-wrong0.25.csv").read_text().splitlines()]
+    assert sum(right[path] != of for path, of, _ in told[1:]) == 6  # of 24 labels
+    assert all(right[path] == of for path, of, split in told[1:] if split == "test")
