@@ -79,7 +79,7 @@ class SearchService(search_service_pb2_grpc.SearchServiceServicer):
     async def _some_results(
         self, requests: Sequence[SearchRequest], index_of: Callable[[str], ActiveIndex]
     ) -> list[SearchResult]:
-        """All queries before any search: then the searches are one batch, and none takes the interpreter meanwhile."""
+        """All queries before any search: then searches are one batch, and none takes the interpreter meanwhile."""
         queries = await asyncio.gather(
             *(self._query(request, index_of) for request in requests), return_exceptions=True
         )
