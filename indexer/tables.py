@@ -1,22 +1,28 @@
 """CSV and Parquet tables of text: paths of images, labels."""
 
 import csv
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from indexer.source import SourceError, shown
 
+_DELIMITERS = (",", ";", "\t")  # spreadsheets write semicolons where the comma is in numbers
+_PATHS = ("path", "path_a", "path_b")  # whose spaces may be those of a file's name
+
 
 def read_table(path: Path, columns: Iterable[str], optional: Iterable[str] = ()) -> dict[str, list[str]]:
-    """Columns of a CSV (UTF-8, comma, header line) or Parquet table as text, `optional` ones where they exist.
+    """Columns of a CSV (UTF-8, header line) or Parquet table as text, `optional` ones where they exist.
+
+    Cells of a CSV are parted by commas, or by semicolons or tabs where its header is. Spaces around names of columns
+    and around cells are left out, but for those of paths.
 
     Raises:
         SourceError: the file can't be read, is not such a table, or lacks a column of `columns`.
     """
     wanted = (*columns, *optional)
     try:
-        names, table = _read_parquet(path, wanted) if path.suffix.lower() == ".parquet" else _read_csv(path)
+        names, table = _read_parquet(path, wanted) if path.suffix.lower() == ".parquet" else _read_csv(path, wanted)
     except UnicodeDecodeError as error:
         raise SourceError(f"{shown(path)} is not UTF-8 text: {error}; save it as UTF-8") from error
     except (OSError, csv.Error) as error:
@@ -26,7 +32,11 @@ def read_table(path: Path, columns: Iterable[str], optional: Iterable[str] = ())
         raise SourceError(
             f"{shown(path)} has no column {', '.join(missing)}; its columns are: {names or 'none, it is empty'}"
         )
-    chosen = {name: table[name] for name in wanted if name in table}
+    chosen = {
+        name: table[name] if name in _PATHS else [cell.strip() for cell in table[name]]
+        for name in wanted
+        if name in table
+    }
     for name, cells in chosen.items():
         for row, cell in enumerate(cells, start=1):
             if "\0" in cell:
@@ -34,9 +44,12 @@ def read_table(path: Path, columns: Iterable[str], optional: Iterable[str] = ())
     return chosen
 
 
-def _read_csv(path: Path) -> tuple[str, dict[str, list[str]]]:
+def _read_csv(path: Path, wanted: Sequence[str]) -> tuple[str, dict[str, list[str]]]:
     with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = csv.DictReader(file, strict=True)
+        delimiter = _delimiter(file.readline(), wanted)
+        file.seek(0)
+        rows = csv.DictReader(file, delimiter=delimiter, strict=True)
+        rows.fieldnames = [name.strip() for name in rows.fieldnames or ()]
         table: dict[str, list[str]] = {name: [] for name in rows.fieldnames or ()}
         for row in _each(rows):
             # DictReader files surplus cells under None and fills missing ones with None.
@@ -45,6 +58,15 @@ def _read_csv(path: Path) -> tuple[str, dict[str, list[str]]]:
             for name, cell in row.items():
                 table[name].append(cell)
     return ", ".join(table), table
+
+
+def _delimiter(header: str, wanted: Sequence[str]) -> str:
+    """What parts a header into names of which one is wanted; the comma where nothing does."""
+    for delimiter in _DELIMITERS:
+        names = next(csv.reader([header], delimiter=delimiter), [])
+        if any(name.strip() in wanted for name in names):
+            return delimiter
+    return _DELIMITERS[0]
 
 
 def _each(rows: "csv.DictReader[str]") -> Iterator[dict[str | Any, str | Any]]:

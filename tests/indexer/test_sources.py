@@ -79,6 +79,21 @@ def test_tables_list_paths(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        'path,class_id,note\r\n a; b.png,wren ,\r\n"c, ""d"".png", owl,\r\n',
+        ' path ;class_id;note\r\n" a; b.png";wren ;\r\n"c, ""d"".png"; owl;\r\n\r\n',
+        'note\tpath\tclass_id\n\t a; b.png\twren \n\t"c, ""d"".png"\t owl\n',
+    ],
+)
+def test_tables_as_spreadsheets_write_them(tmp_path: Path, text: str) -> None:
+    """Commas, semicolons or tabs part cells; spaces around names and classes are left out, those of paths kept."""
+    (tmp_path / "t.csv").write_text(text, "utf-8-sig", newline="")
+    table = read_table(tmp_path / "t.csv", ["path", "class_id"], optional=["split"])
+    assert table == {"path": [" a; b.png", 'c, "d".png'], "class_id": ["wren", "owl"]}
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         (b"file,class\na.png,1\n", "no column path; its columns are: file, class"),
