@@ -18,8 +18,9 @@ from clients.cli.output import print_facts, print_json
 FAISS_PACKAGES = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu11", "faiss-gpu-cu12", "faiss-gpu-cuvs")
 ONNXRUNTIME_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino")
 
-# It starts anywhere, and only sends work to a service on the network, which Kinsight never does.
-REMOTE_PROVIDERS = {"AzureExecutionProvider"}
+# Those that Kinsight never uses: the one starts anywhere, and only sends work to a service on the network; the other
+# needs libraries that the gpu extra does not install.
+UNUSED_PROVIDERS = {"AzureExecutionProvider", "TensorrtExecutionProvider"}
 
 _LISTED = ("kinsight", "numpy", "pillow", "grpcio", "protobuf", "click", "rich", "pyarrow", "onnx", "timm")
 
@@ -185,12 +186,16 @@ def _check_onnxruntime(report: Report, packages: list[str]) -> None:
 
 def _live_providers(onnxruntime: Any) -> list[str]:
     """The providers with which a session really starts; a listed one may lack its libraries."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # a provider without its libraries logs an error; the list is the answer
+    onnxruntime.set_default_logger_severity(
+        4
+    )  # a provider without its libraries logs an error; the list is the answer
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        onnxruntime.preload_dlls()  # as the encoder does: finds the CUDA libraries that pip installed beside it
     live = []
-    for provider in set(onnxruntime.get_available_providers()) - REMOTE_PROVIDERS:
+    for provider in set(onnxruntime.get_available_providers()) - UNUSED_PROVIDERS:
         try:
-            session = onnxruntime.InferenceSession(IDENTITY_MODEL, options, providers=[provider])
+            # Its fall-back to the CPU prints to stdout, where the report goes.
+            session = onnxruntime.InferenceSession(IDENTITY_MODEL, providers=[provider], enable_fallback=False)
         except Exception:  # noqa: S112  each provider fails in its own way; not live is what is asked
             continue
         if provider in session.get_providers():
