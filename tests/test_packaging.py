@@ -25,8 +25,10 @@ def needs(extra: str) -> set[str]:
     """Names of the packages that an extra brings, extras of our own followed."""
     found: set[str] = set()
     for requirement in map(Requirement, EXTRAS[extra]):
-        found |= {name for own in requirement.extras for name in needs(own)}
-        found |= set() if requirement.name == "kinsight" else {requirement.name}
+        if requirement.name == "kinsight":
+            found |= {name for own in requirement.extras for name in needs(own)}
+        else:
+            found.add(requirement.name)
     return found
 
 
