@@ -19,14 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from indexer import catalog_rows, records, requests
+from indexer.catalog_changes import Changes
 from indexer.catalog_file import CatalogBusy, CatalogCorrupt, CatalogError, CatalogFile, CatalogWriteFailed
-from indexer.catalog_rows import COLUMNS, DELETED, GONE, LIVE, Row
+from indexer.catalog_rows import COLUMNS, GONE, LIVE, Row
 from indexer.records import (
     Change,
     Content,
-    DuplicateItem,
     Item,
-    ItemNotFound,
     Mirrored,
     Outcome,
     Refused,
@@ -104,15 +103,9 @@ class Catalog:
             RequestReused: the request id came with another content before.
             CatalogWriteFailed, CatalogBusy, CatalogCorrupt: nothing was taken.
         """
-        seen = set[str]()
 
-        def change(connection: sqlite3.Connection, place: int, sequence: int) -> bool:
-            item = upserts[place].item
-            if item in seen:
-                raise DuplicateItem(f"item {item!r} comes twice in this batch; the first was used")
-            seen.add(item)
-            self._upsert(connection, upserts[place], dim, sequence)
-            return True
+        def change(changes: Changes, place: int) -> int:
+            return changes.upsert(upserts[place], dim)
 
         digest = digest or requests.digest_of_upserts(upserts)
         return self._once(request_id, digest, [one.item for one in upserts], change)
@@ -124,8 +117,8 @@ class Catalog:
         Arguments, results and errors otherwise as of `upsert`.
         """
 
-        def change(connection: sqlite3.Connection, place: int, sequence: int) -> bool:
-            return self._delete(connection, items[place], sequence)
+        def change(changes: Changes, place: int) -> int:
+            return changes.delete(items[place])
 
         return self._once(request_id, requests.digest_of_deletes(items), items, change)
 
@@ -269,7 +262,7 @@ class Catalog:
                 return False
             sequence = self._file.counted(connection) + 1
             catalog_rows.put(connection, now._replace(sequence=sequence, quiet=0))
-            catalog_rows.put_vector(connection, item.item, model, vector)
+            catalog_rows.put_vectors(connection, (item.item, model, vector))
             catalog_rows.count(connection, sequence)
         return True
 
@@ -305,58 +298,26 @@ class Catalog:
         request_id: str,
         digest: str,
         items: Sequence[str],
-        change: Callable[[sqlite3.Connection, int, int], bool],
+        change: Callable[[Changes, int], int],
     ) -> list[Outcome]:
-        """Call `change(connection, place, sequence)`, which says whether it did, for each item of a new request."""
+        """Make the change of each place of a new request, which says its sequence."""
         with self._file.write() as connection:
             if request_id:
                 known = requests.remembered(self._file, connection, request_id, digest)
                 if known is not None:
                     return known
-            sequence = self._file.counted(connection)
+            changes = Changes(self._file, connection, items)
             outcomes = []
             for place, item in enumerate(items):
                 try:
                     records.check_item(item)
-                    changed = change(connection, place, sequence + 1)
-                    sequence += changed
-                    outcomes.append(Outcome(item, sequence if changed else 0))
+                    outcomes.append(Outcome(item, change(changes, place)))
                 except Refused as refusal:
                     outcomes.append(Outcome(item, 0, refusal.reason, str(refusal)))
-            catalog_rows.count(connection, sequence)
+            changes.write(connection)
             if request_id:
                 requests.remember(connection, request_id, digest, outcomes)
         return outcomes
-
-    def _upsert(self, connection: sqlite3.Connection, upsert: Upsert, dim: int, sequence: int) -> None:
-        payload, vector = records.payload_text(upsert.payload), records.vector_bytes(upsert, dim)
-        old = catalog_rows.row_of(self._file, connection, upsert.item)
-        live = old is not None and old.state == LIVE
-        if old is not None and live and payload is None:
-            payload = old.payload
-        if vector is None and upsert.image is None and upsert.source is None:
-            if old is None or not live:
-                raise ItemNotFound(f"there is no item {upsert.item!r}: send its image or embedding along")
-            catalog_rows.put(connection, old._replace(sequence=sequence, payload=payload, quiet=0))
-            return
-        source = None if upsert.source is None else os.fsencode(upsert.source)
-        sha256 = upsert.sha256 if upsert.image is None else hashlib.sha256(upsert.image).hexdigest()
-        catalog_rows.put(connection, Row(upsert.item, sequence, LIVE, 0, 0, payload, source, sha256))
-        catalog_rows.remove_content(connection, old)
-        if upsert.image is not None:
-            connection.execute("INSERT OR IGNORE INTO images VALUES (?, ?)", (sha256, upsert.image))
-        if vector is not None:
-            catalog_rows.put_vector(connection, upsert.item, upsert.model, vector)
-
-    def _delete(self, connection: sqlite3.Connection, item: str, sequence: int) -> bool:
-        old = catalog_rows.row_of(self._file, connection, item)
-        if old is None:
-            raise ItemNotFound(f"there is no item {item!r}")
-        if old.state == DELETED:
-            return False
-        catalog_rows.put(connection, Row(item, sequence, DELETED, 0, 0, None, None, None))
-        catalog_rows.remove_content(connection, old)
-        return True
 
     def _mirror(self, connection: sqlite3.Connection, entry: Mirrored, sequence: int) -> bool:
         """Whether the item changed."""
@@ -373,7 +334,7 @@ class Catalog:
                 return False
         catalog_rows.put(connection, new)
         if old is not None and old.sha256 != new.sha256:
-            catalog_rows.remove_content(connection, old)
+            catalog_rows.remove_contents(connection, old)
         return True
 
     def _leave(self, connection: sqlite3.Connection, last: int) -> int:

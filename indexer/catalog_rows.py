@@ -3,6 +3,7 @@
 import json
 import os
 import sqlite3
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,14 +41,16 @@ COLUMNS = len(Row._fields) + 1  # of the table: these and the seal
 
 def read_row(file: CatalogFile, columns: tuple[Any, ...]) -> Row:
     """The row of some columns as SQLite gave them; raises CatalogCorrupt."""
-    *values, found = columns[:COLUMNS]
-    file.check_seal(found, values, f"item {values[0]!r}")
-    return Row(*values)
+    row = Row._make(columns[: COLUMNS - 1])
+    if columns[COLUMNS - 1] != seal(*row):
+        raise file.unsealed(f"item {row.item!r}")
+    return row
 
 
 def read_vector(file: CatalogFile, item: str, model: str | None, vector: bytes, found: int) -> Embeddings:
     """An embedding, (D,) float32; raises CatalogCorrupt."""
-    file.check_seal(found, (item, model, vector), f"the embedding of item {item!r}")
+    if found != seal(item, model, vector):
+        raise file.unsealed(f"the embedding of item {item!r}")
     return np.frombuffer(vector, "<f4")
 
 
@@ -57,28 +60,33 @@ def row_of(file: CatalogFile, connection: sqlite3.Connection, item: str) -> Row 
     return None if columns is None else read_row(file, columns)
 
 
-def put(connection: sqlite3.Connection, row: Row) -> None:
-    """Write the row of an item in the place of the one that there was."""
-    connection.execute("INSERT OR REPLACE INTO items VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (*row, seal(*row)))
+def rows_of(file: CatalogFile, connection: sqlite3.Connection, items: Sequence[str]) -> dict[str, Row]:
+    """The rows of those of some items that have one, whatever their state."""
+    query = "SELECT items.* FROM json_each(?) AS wanted CROSS JOIN items ON items.item = wanted.value"
+    found = connection.execute(query, (json.dumps(items),)).fetchall()
+    return {columns[0]: read_row(file, columns) for columns in found}
 
 
-def put_vector(connection: sqlite3.Connection, item: str, model: str | None, vector: bytes) -> None:
-    """Write an embedding."""
-    row = (item, model, vector)
-    connection.execute("INSERT OR REPLACE INTO embeddings VALUES (?, ?, ?, ?)", (*row, seal(*row)))
+def put(connection: sqlite3.Connection, *rows: Row) -> None:
+    """Write the rows of items in the place of those that there were."""
+    sealed = [(*row, seal(*row)) for row in rows]
+    connection.executemany("INSERT OR REPLACE INTO items VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", sealed)
 
 
-def remove_content(connection: sqlite3.Connection, old: Row | None) -> None:
-    """Let go of what an item was searched by, after its row was written anew: embeddings, and an image of its own."""
-    if old is None:
-        return
-    connection.execute("DELETE FROM embeddings WHERE item = ?", (old.item,))
-    if old.source is None and old.sha256 is not None:
-        connection.execute(
-            "DELETE FROM images WHERE sha256 = ? "
-            "AND NOT EXISTS (SELECT 1 FROM items WHERE source IS NULL AND items.sha256 = images.sha256)",
-            (old.sha256,),
-        )
+def put_vectors(connection: sqlite3.Connection, *vectors: tuple[str, str | None, bytes]) -> None:
+    """Write embeddings: item, model and vector."""
+    sealed = [(*row, seal(*row)) for row in vectors]
+    connection.executemany("INSERT OR REPLACE INTO embeddings VALUES (?, ?, ?, ?)", sealed)
+
+
+def remove_contents(connection: sqlite3.Connection, *replaced: Row) -> None:
+    """Let go of what items were searched by, after their rows were written anew: embeddings, images of their own."""
+    connection.executemany("DELETE FROM embeddings WHERE item = ?", [(old.item,) for old in replaced])
+    connection.executemany(
+        "DELETE FROM images WHERE sha256 = ? "
+        "AND NOT EXISTS (SELECT 1 FROM items WHERE source IS NULL AND items.sha256 = images.sha256)",
+        [(old.sha256,) for old in replaced if old.source is None and old.sha256 is not None],
+    )
 
 
 def count(connection: sqlite3.Connection, sequence: int) -> None:

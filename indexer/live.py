@@ -84,12 +84,12 @@ class Snapshot:
     @cached_property
     def count(self) -> int:
         """How many items can be found."""
-        return int(self._live.sum())
+        return int(np.count_nonzero(self._live))
 
     @cached_property
     def hidden(self) -> int:
         """How many rows of the version can't be found, because their items were deleted or replaced."""
-        return self.version.count - int(self._live[: self.version.count].sum())
+        return self.version.count - int(np.count_nonzero(self._live[: self.version.count]))
 
     @property
     def dead(self) -> int:
@@ -212,7 +212,7 @@ class Snapshot:
         if mask.dtype != np.bool_ or mask.shape != (self.rows,):
             raise ValueError(f"the mask is {mask.dtype} {mask.shape}; expected bool ({self.rows},)")
         live = mask & self._live
-        return live, Among(live), int(live.sum())
+        return live, Among(live), int(np.count_nonzero(live))
 
     def _operating_point(self, nprobe: int | None, k_factor: int | None, count: int) -> tuple[int, int]:
         """How many lists and candidates, `nprobe` and `k_factor`, for a search that may find `count` of the rows.
@@ -243,7 +243,7 @@ class Snapshot:
     def _search_exact(self, queries: Embeddings, k: int, live: Mask, among: Among | None) -> Neighbours:
         """Compare with every row that may be found."""
         first = self.version.count
-        main = min(k, int(live[:first].sum()))
+        main = min(k, int(np.count_nonzero(live[:first])))
         # Without rows to find FAISS would be asked for none, which it refuses.
         found = self.version.index.search_exact(queries, main, among) if main else _nothing(len(queries))
         return self._with_newest(queries, k, found, live, 0)

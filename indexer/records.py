@@ -7,6 +7,7 @@ Refused                  (a CatalogError) an item was not taken; `reason` names 
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ MAX_ITEM_BYTES = 4_096  # of an item id, as UTF-8: the longest path
 UNIT_TOLERANCE = 1e-3  # of an embedding's length
 
 Payload = Mapping[str, Any]  # a JSON object
+_JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
 class Refused(CatalogError):
@@ -190,7 +192,7 @@ def payload_text(payload: Payload | None) -> str | None:
     if not isinstance(payload, Mapping):
         raise InvalidPayload(f"the payload is of type {type(payload).__name__}; it must be a JSON object")
     try:
-        text = json.dumps(dict(payload), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        text = _JSON.encode(dict(payload))
         size = len(text.encode())
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidPayload(f"the payload is not a JSON object: {error}") from error
@@ -214,7 +216,8 @@ def vector_bytes(upsert: Upsert, dim: int) -> bytes | None:
         raise InvalidEmbedding(
             f"the embedding is {vector.dtype} {vector.shape}; model {upsert.model} makes float32 ({dim},)"
         )
-    length = float(np.linalg.norm(vector.astype(np.float64)))
+    precise = vector.astype(np.float64)
+    length = math.sqrt(precise.dot(precise))  # half the time of NumPy's norm
     if not abs(length - 1) <= UNIT_TOLERANCE:  # NaN compares false
         raise InvalidEmbedding(f"the embedding has length {length:.4g}; it must be 1, within {UNIT_TOLERANCE}")
     return vector.astype("<f4", copy=False).tobytes()

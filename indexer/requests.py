@@ -4,7 +4,6 @@ CatalogError
 └── RequestReused   a request id came again with another content
 """
 
-import dataclasses
 import hashlib
 import json
 import sqlite3
@@ -33,7 +32,8 @@ def remembered(
     row = connection.execute(query, (request_id,)).fetchone()
     if row is None:
         return None
-    file.check_seal(row[3], (request_id, *row[:3]), f"request {request_id!r}")
+    if row[3] != seal(request_id, *row[:3]):
+        raise file.unsealed(f"request {request_id!r}")
     if row[0] != digest:
         raise RequestReused(f"request id {request_id!r} came before with another content; use a new id")
     return [Outcome(*outcome) for outcome in json.loads(row[1])]
@@ -43,7 +43,7 @@ def remember(connection: sqlite3.Connection, request_id: str, digest: str, outco
     """Keep the answer of a request for a day."""
     now_s = time.time()
     connection.execute("DELETE FROM requests WHERE at_s < ?", (now_s - REMEMBER_S,))
-    told = json.dumps([dataclasses.astuple(outcome) for outcome in outcomes])
+    told = json.dumps([(one.item, one.sequence, one.reason, one.message) for one in outcomes])
     row = (request_id, digest, told, now_s)
     connection.execute("INSERT INTO requests VALUES (?, ?, ?, ?, ?)", (*row, seal(*row)))
 

@@ -1,5 +1,6 @@
 """Upserts as clients send them, checked and translated to what a catalogue takes."""
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from server.embeddings import unit
 from server.indexes import ActiveIndex
 
 MAX_ITEM_BYTES = 1024  # of an item id that a client chooses; those of collections are paths, which may be longer
+
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 
 Prepared = list[Upsert | Exception]
 
@@ -63,7 +66,7 @@ def check_item(item: str) -> None:
     size = len(item.encode())
     if not 0 < size <= MAX_ITEM_BYTES:
         raise InvalidItem(f"item id {item[:40]!r} has {size:,} bytes; it must have 1 to {MAX_ITEM_BYTES:,}")
-    if any(letter < " " or "\x7f" <= letter <= "\x9f" for letter in item):
+    if _CONTROL.search(item):
         raise InvalidItem(f"item id {item[:40]!r} holds control characters; leave them out")
 
 
