@@ -116,7 +116,7 @@ class BatchSizeOutOfRange(RequestError):
 
 
 class QueryCountOutOfRange(RequestError):
-    """A batch holds no queries, or more than one call may."""
+    """A batch holds no queries, or they or their hits are more than one call may have."""
 
 
 class InvalidRequestId(RequestError):

@@ -23,10 +23,11 @@ from server.embeddings import unit
 from server.errors import NoIndex, QueryCountOutOfRange, QueryMissing
 from server.indexes import ActiveIndex, Indexes
 from server.searching import Query
-from server.wanted import group_of
+from server.wanted import group_of, most_hits
 from server.workers import MAX_SEARCH_BATCH, Workers
 
-MAX_QUERIES = 256  # of one BatchSearch
+# Of one BatchSearch, whose answer is one message: with payloads as many hits as one Search may have.
+MAX_QUERIES, MAX_HITS, MAX_PAYLOADS = 256, 25_600, 1_000
 
 _Context = grpc.aio.ServicerContext[object, object]
 
@@ -68,8 +69,7 @@ class SearchService(search_service_pb2_grpc.SearchServiceServicer):
             await answers.abort(context, error)
 
     async def _results(self, requests: Sequence[SearchRequest]) -> list[SearchResult]:
-        if not 1 <= len(requests) <= MAX_QUERIES:
-            raise QueryCountOutOfRange(f"the batch holds {len(requests):,} queries; it must be 1 to {MAX_QUERIES}")
+        _check_size(requests)
         index_of = cache(self._indexes.get)  # the same version for all, whatever is swapped in meanwhile
         results: list[SearchResult] = []
         for first in range(0, len(requests), MAX_SEARCH_BATCH):  # the queries of other calls come in between
@@ -105,6 +105,21 @@ class SearchService(search_service_pb2_grpc.SearchServiceServicer):
             case "item":
                 return Query(group, request.item)
         raise QueryMissing("the request has no query; set one of image, embedding and item")
+
+
+def _check_size(requests: Sequence[SearchRequest]) -> None:
+    if not 1 <= len(requests) <= MAX_QUERIES:
+        raise QueryCountOutOfRange(f"the batch holds {len(requests):,} queries; it must be 1 to {MAX_QUERIES}")
+    for asked, most, what in (
+        (requests, MAX_HITS, "hits"),
+        ([one for one in requests if one.include_payload], MAX_PAYLOADS, "hits with payloads"),
+    ):
+        hits = sum(most_hits(request) for request in asked)
+        if hits > most:
+            raise QueryCountOutOfRange(
+                f"the batch asks for {hits:,} {what}, the top_k of its queries together; it must be at most "
+                f"{most:,}: send fewer queries in a call, or lower top_k"
+            )
 
 
 def _result(found: SearchResponse | BaseException) -> SearchResult:

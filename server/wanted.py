@@ -30,7 +30,7 @@ _SCORE_KINDS = frozenset(ScoreKind.values())
 
 def group_of(request: SearchRequest, index: ActiveIndex) -> Group:
     """The group of a request; raises a RequestError or FilterError where a value is out of its range."""
-    top_k = request.top_k if request.HasField("top_k") else DEFAULT_TOP_K
+    top_k = _top_k(request)
     if not 1 <= top_k <= MAX_TOP_K:
         raise TopKOutOfRange(f"top_k is {top_k}; it must be 1 to {MAX_TOP_K}")
     params, score = request.params, _score(request, index)
@@ -44,6 +44,15 @@ def group_of(request: SearchRequest, index: ActiveIndex) -> Group:
         allowed = f"1 to {nlist}, the lists of index {index.name}" if nlist else "at least 1"
         raise NprobeOutOfRange(f"nprobe is {params.nprobe}; it must be {allowed}")
     return Group(index, top_k, params.nprobe, params.exact, None, condition, score)
+
+
+def most_hits(request: SearchRequest) -> int:
+    """How many hits a request can have, whether it is refused or not."""
+    return min(max(_top_k(request), 0), MAX_TOP_K)
+
+
+def _top_k(request: SearchRequest) -> int:
+    return request.top_k if request.HasField("top_k") else DEFAULT_TOP_K
 
 
 def _operating_point(params: SearchParams, index: ActiveIndex) -> tuple[int | None, bool, int | None]:

@@ -80,6 +80,33 @@ def test_many_searches_are_answered_as_one_by_one(client: Any, gallery: Gallery,
     assert client.search_many() == []
 
 
+@pytest.mark.parametrize("include_payload", [True, False])
+def test_many_searches_for_many_hits_are_cut_to_what_a_server_takes(
+    client: Any, gallery: Gallery, include_payload: bool
+) -> None:
+    """The top_k of a batch together has a limit, and a lower one with payloads."""
+    results = client.search_many(items=[gallery.items[2]] * 60, top_k=1000, include_payload=include_payload)
+    assert [len(result.hits) for result in results] == [24] * 60
+
+
+def test_one_text_is_not_taken_for_many_items(client: Any, gallery: Gallery) -> None:
+    """Its letters are no ids: nothing is searched for, and nothing deleted."""
+    with pytest.raises(TypeError, match=r"items is the text 'ab'; give a list of ids, \['ab'\] for one"):
+        client.search_many(items="ab")
+    with pytest.raises(TypeError, match="give a list of ids"):
+        client.items.delete_many("ab")
+
+
+def test_what_is_no_query_is_refused_by_its_kind(client: Any, gallery: Gallery) -> None:
+    """A path as text, one image where many are wanted, and a matrix of embeddings."""
+    with pytest.raises(TypeError, match=r"the image is str; give the bytes of an image file, or its pathlib\.Path"):
+        client.search(image="photo.jpg")
+    with pytest.raises(TypeError, match="the image is int"):
+        client.search_many(images=photo(1))
+    with pytest.raises(ValueError, match=r"the shape \(2, \d+\); it must be \(D,\)"):
+        client.search(embedding=Embedding(gallery.model, gallery.embeddings[:2]))
+
+
 def test_an_embedding_is_float32_of_unit_length_with_its_model(client: Any, gallery: Gallery) -> None:
     """What is kept today can be searched with tomorrow."""
     embedding = client.embed(photo(2))

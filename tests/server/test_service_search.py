@@ -1,6 +1,7 @@
 """SearchService over a real server."""
 
 import asyncio
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -190,6 +191,29 @@ def test_a_batch_has_a_most_and_a_least(count: int, stub: Any, gallery: Gallery)
         stub.BatchSearch(BatchSearchRequest(requests=[SearchRequest(item=gallery.items[0])] * count))
     assert reason_of(caught.value) == ("INVALID_ARGUMENT", "BATCH_SIZE_OUT_OF_RANGE")
     assert f"{count} queries; it must be 1 to 256" in str(caught.value.details())
+
+
+@pytest.mark.parametrize(
+    ("requests", "message"),
+    [
+        ([SearchRequest(item="a", top_k=1000)] * 26, "26,000 hits, .* at most 25,600"),
+        ([SearchRequest(item="a", include_payload=True)] * 101, "1,010 hits with payloads, .* at most 1,000"),
+    ],
+)
+def test_the_answer_to_a_batch_has_a_most(requests: list[SearchRequest], message: str, stub: Any) -> None:
+    """It is one message: 256 queries with 1,000 payloads of 64 KiB each would be 16 GiB of the server's memory."""
+    with pytest.raises(grpc.RpcError) as caught:
+        stub.BatchSearch(BatchSearchRequest(requests=requests))
+    assert reason_of(caught.value) == ("INVALID_ARGUMENT", "BATCH_SIZE_OUT_OF_RANGE")
+    assert re.search(message, str(caught.value.details()))
+
+
+def test_only_what_a_batch_can_have_counts(stub: Any, gallery: Gallery) -> None:
+    """A query that is refused for its top_k is refused alone, and as many hits as are allowed are found."""
+    requests = [SearchRequest(item=gallery.items[1], top_k=top_k) for top_k in (2**31 - 1, -(2**31), *[1000] * 24)]
+    results = stub.BatchSearch(BatchSearchRequest(requests=requests)).results
+    assert {reason_of(result.status)[1] for result in results[:2]} == {"TOP_K_OUT_OF_RANGE"}
+    assert [len(result.response.hits) for result in results[2:]] == [24] * 24
 
 
 def test_a_batch_to_a_server_without_an_index_fails_as_a_whole(tmp_path: Path) -> None:

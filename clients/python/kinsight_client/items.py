@@ -92,8 +92,9 @@ class ItemCalls:
 
         Raises:
             KinsightError: a call failed; see `kinsight_client.errors`.
+            TypeError: `items` is a text, whose letters would be taken for ids.
         """
-        request_id, items = request_id or unique(), iter(items)
+        request_id, items = request_id or unique(), iter(messages.item_ids(items))
         for number, batch in enumerate(iter(lambda: list(islice(items, MAX_ITEMS)), [])):
             request = pb.BatchDeleteItemsRequest(index=index, request_id=f"{request_id}-{number}", items=batch)
             yield Call(self._stub.BatchDeleteItems, request, messages.item_results)

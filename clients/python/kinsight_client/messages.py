@@ -1,6 +1,6 @@
 """What searches and items are made of: the typed forms of the messages, and how they are read and written."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -166,14 +166,27 @@ class ExportResult:
     sequence: int
 
 
+def item_ids(items: Iterable[str]) -> Iterable[str]:
+    """Ids as they came; raises TypeError for a text, which is an iterable of its letters."""
+    if isinstance(items, str):
+        raise TypeError(f"items is the text {items!r}; give a list of ids, [{items!r}] for one")
+    return items
+
+
 def image_bytes(image: bytes | Path) -> bytes:
-    """The bytes of an image given as such or as the path of a file; raises OSError."""
-    return image.read_bytes() if isinstance(image, Path) else image
+    """The bytes of an image given as such or as the path of a file; raises OSError, and TypeError for others."""
+    if isinstance(image, Path):
+        return image.read_bytes()
+    if not isinstance(image, bytes):
+        raise TypeError(f"the image is {type(image).__name__}; give the bytes of an image file, or its pathlib.Path")
+    return image
 
 
 def embedding_message(embedding: Embedding) -> search_service_pb2.Embedding:
-    """The message of an embedding."""
+    """The message of an embedding; raises ValueError where it has another shape than (D,)."""
     values = np.asarray(embedding.values, np.float32)
+    if values.ndim != 1:
+        raise ValueError(f"the embedding has the shape {values.shape}; it must be (D,): search by one row at a time")
     return search_service_pb2.Embedding(model=embedding.model, values=values.tolist())
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from itertools import chain
+from operator import add, gt
 from pathlib import Path
 from typing import TypedDict, Unpack
 
@@ -13,9 +14,9 @@ from kinsight_client.calls import Call, Channel
 from kinsight_client.errors import KinsightError
 from kinsight_client.messages import Embedding, SearchResult
 
-MAX_QUERIES = 256  # of a batch, for the server
-MAX_IMAGES = 100  # of a batch: a processor decodes and embeds some 150 a second, and a call has timeout_s
-MAX_BYTES = 16 * 2**20  # of a batch; the server takes messages of 32 MiB
+# Of a batch. The server takes 256 queries, 25,600 hits, 1,000 payloads and messages of 32 MiB; and a processor
+# decodes and embeds some 150 images a second, while a call has timeout_s.
+MAX_QUERIES, MAX_HITS, MAX_PAYLOADS, MAX_BYTES, MAX_IMAGES = 256, 25_600, 1_000, 16 * 2**20, 100
 
 
 class SearchOptions(TypedDict, total=False):
@@ -89,7 +90,8 @@ class SearchCalls:
 
         Raises:
             KinsightError: see `kinsight_client.errors`.
-            TypeError: not exactly one query is given.
+            TypeError: not exactly one query is given, or the image is neither bytes nor a Path.
+            ValueError: the embedding has another shape than (D,).
             OSError: the image's path can't be read.
         """
         if sum(query is not None for query in (image, embedding, item)) != 1:
@@ -134,12 +136,13 @@ class SearchCalls:
 
         Raises:
             KinsightError: a call failed as a whole; see `kinsight_client.errors`.
+            TypeError: `items` is a text, whose letters would be taken for ids.
             OSError: an image's path can't be read.
         """
         calls = chain(
             (self.search(image=image, **options) for image in images),
             (self.search(embedding=embedding, **options) for embedding in embeddings),
-            (self.search(item=item, **options) for item in items),
+            (self.search(item=item, **options) for item in messages.item_ids(items)),
         )
         for requests in _batches(call.request for call in calls):
             yield Call(self._stub.BatchSearch, pb.BatchSearchRequest(requests=requests), messages.search_results)
@@ -158,14 +161,20 @@ class SearchCalls:
 def _batches(requests: Iterable[pb.SearchRequest]) -> Iterator[list[pb.SearchRequest]]:
     """Requests in batches that a server takes."""
     batch: list[pb.SearchRequest] = []
-    images = size = 0
+    used: tuple[int, ...] = (0, 0, 0, 0, 0)
     for request in requests:
-        has_image, request_bytes = request.HasField("image"), request.ByteSize()
-        full = len(batch) == MAX_QUERIES or (has_image and images == MAX_IMAGES) or size + request_bytes > MAX_BYTES
-        if batch and full:
+        share = _share(request)
+        total = tuple(map(add, used, share))
+        if batch and any(map(gt, total, (MAX_QUERIES, MAX_HITS, MAX_PAYLOADS, MAX_BYTES, MAX_IMAGES))):
             yield batch
-            batch, images, size = [], 0, 0
+            batch, total = [], share
         batch.append(request)
-        images, size = images + has_image, size + request_bytes
+        used = total
     if batch:
         yield batch
+
+
+def _share(request: pb.SearchRequest) -> tuple[int, ...]:
+    """What a request takes of the limits of a batch: queries, hits, payloads, bytes and images."""
+    payloads = request.top_k if request.include_payload else 0
+    return 1, request.top_k, payloads, request.ByteSize(), int(request.HasField("image"))
