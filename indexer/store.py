@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from indexer.manifest import MANIFEST
+from indexer.source import shown
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 
@@ -28,6 +29,15 @@ class Store:
     """
 
     root: Path
+
+    def __post_init__(self) -> None:
+        try:
+            str(self.root.absolute()).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"the path of store {shown(self.root)} is not UTF-8, and ONNX Runtime and FAISS open no other: "
+                "rename its folders"
+            ) from error
 
     @property
     def models(self) -> Path:

@@ -198,6 +198,8 @@ class Indexes:
         self._curves.keep(in_use)
 
     def _forget(self, names: set[str]) -> None:
+        for name in sorted(names):
+            log.warning("index %s is not in the store any more; nothing is served of it", name)
         with self._swapping:
             self._active = MappingProxyType({key: one for key, one in self._active.items() if key not in names})
         self._failures = {key: known for key, known in self._failures.items() if key not in names}

@@ -112,6 +112,20 @@ def test_a_corrupt_activation_is_logged_once_and_the_old_version_serves_on(
     assert "Traceback" not in caplog.text
 
 
+def test_an_index_that_left_the_store_is_told_of_once(own: Gallery, caplog: pytest.LogCaptureFixture) -> None:
+    """Searches find nothing from then on, and the log says since when."""
+    indexes = Indexes(own.store)
+    indexes.refresh()
+    own.store.root.rename(own.store.root.with_name("moved"))
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            indexes.refresh()
+    assert not indexes.ready
+    assert [record.message for record in caplog.records] == [
+        "index photos is not in the store any more; nothing is served of it"
+    ]
+
+
 def test_a_corrupt_version_is_tried_again_after_a_while(own: Gallery, monkeypatch: pytest.MonkeyPatch) -> None:
     """Restored files come back without a restart."""
     indexes = Indexes(own.store)
