@@ -11,6 +11,9 @@ def main() -> None:
     """Run the command with the arguments of this process, and exit with its code."""
     try:
         from clients.cli.command import kinsight
+    except KeyboardInterrupt:  # while the verbs load, which takes a second on a machine that is busy
+        print("interrupted: nothing was begun", file=sys.stderr)
+        sys.exit(130)
     except ModuleNotFoundError as error:
         if error.name not in ("click", "rich"):
             raise

@@ -29,6 +29,8 @@ def expected_message(error: Exception) -> str | None:
     """What to tell the user about an error that the rooms foresee; None for one that is a defect of Kinsight."""
     if isinstance(error, (click.ClickException, click.exceptions.Exit, click.Abort)):
         return None  # click shows its own
+    if isinstance(error, BrokenPipeError):
+        return None  # click ends quietly, as every command before `| head` does
     if isinstance(error, ModuleNotFoundError) and error.name:
         return _missing_extra(error.name.partition(".")[0])
     if "torchvision::nms" in str(error):  # how torch reports a torchvision that was built for another torch

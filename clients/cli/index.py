@@ -117,8 +117,8 @@ def inspect(name: str, version: int | None, store: Path, as_json: bool) -> None:
     """Show what a version of NAME is: model, plan, recall, files. Every file is checked against its SHA-256.
 
     \b
-    JSON keys: index, version, model, count, skipped, recall_at_10, recall{}, plan{}, build{}, dim, software{},
-    files{}.bytes, files{}.sha256, created
+    JSON keys: index, version, model, count, sequence, skipped, recall_at_10, recall{}, plan{}, build{}, candidate{},
+    refused, dim, software{}, files{}.bytes, files{}.sha256, format, created
     """
     from indexer.manifest import read_version, verify
     from indexer.store import Store

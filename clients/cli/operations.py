@@ -29,7 +29,8 @@ def list_(store: Path, as_json: bool) -> None:
     \b
     JSON keys: operations[].id, operations[].kind, operations[].index, operations[].arguments[], operations[].state,
     operations[].stage, operations[].done, operations[].total, operations[].rate, operations[].eta_s,
-    operations[].started, operations[].updated, operations[].pid, operations[].error, operations[].result{}
+    operations[].started, operations[].updated, operations[].pid, operations[].error, operations[].error_types[],
+    operations[].request_id, operations[].result{}
     """
     from indexer.operations import list_operations
     from indexer.store import Store
@@ -55,7 +56,7 @@ def show(operation_id: str, store: Path, as_json: bool) -> None:
 
     \b
     JSON keys: id, kind, index, arguments[], state, stage, done, total, rate, eta_s, started, updated, pid, error,
-    result{}
+    error_types[], request_id, result{}
     """
     from indexer.operations import find
     from indexer.store import Store
@@ -74,7 +75,7 @@ def cancel(operation_id: str, store: Path, as_json: bool) -> None:
 
     \b
     JSON keys: id, kind, index, arguments[], state, stage, done, total, rate, eta_s, started, updated, pid, error,
-    result{}
+    error_types[], request_id, result{}
     """
     from indexer.operations import cancel as run
     from indexer.store import Store

@@ -66,9 +66,9 @@ def search(
     A query that fails is named on stderr; the others are answered, and the exit code is 1.
 
     \b
-    JSON keys: index, version, model, hits[].query, hits[].rank, hits[].item, hits[].similarity,
-    hits[].payload{} (or null, with --payload), hits[].probability (with --probability or --min-probability),
-    false_accept_rate (with --min-probability), errors[].query, errors[].error
+    JSON keys: hits[].query, hits[].rank, hits[].item, hits[].similarity, hits[].payload{} (or null, with --payload),
+    hits[].probability (with --probability or --min-probability), errors[].query, errors[].error; unless all queries
+    failed also index, version, model, false_accept_rate (with --min-probability)
     """
     from kinsight_client import Client
 

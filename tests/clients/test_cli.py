@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -252,6 +253,49 @@ def test_a_missing_library_names_the_extra_that_brings_it(module: str, extra: st
     message = expected_message(ModuleNotFoundError(f"No module named {module!r}", name=module))
 
     assert f"pip install 'kinsight[{extra}]'" in (message or "")
+
+
+def test_help_names_all_keys_of_what_is_read_from_files(run: Run, photos: Path, tiny_model: str) -> None:
+    """Those of a version's manifest and of an operation's record, whatever is written into them one day."""
+    run("index", "build", "photos", photos, "--model", tiny_model)
+    (operation,) = json.loads(run("operations", "list", "--json").stdout)["operations"]
+    inspected = json.loads(run("index", "inspect", "photos", "--json").stdout)
+    for verb, found in ((("index", "inspect"), inspected), (("operations", "show"), operation)):
+        named = run(*verb, "--help").stdout.partition("JSON keys")[2]
+        assert set(found) <= set(re.findall(r"\w+", named))
+
+
+def test_a_store_whose_path_is_not_utf8_is_refused_at_once(tmp_path: Path) -> None:
+    """And not after an hour of training: no library opens files there."""
+    place = tmp_path / os.fsdecode(b"caf\xe9")
+    result = CliRunner().invoke(kinsight, ["train", str(tmp_path), "--store", str(place)])
+    assert "is not UTF-8, and ONNX Runtime and FAISS open no other: rename its folders" in error_line(result)
+    assert not place.exists()
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    """As before `| head`, whose pipe closes: nothing is said."""
+    words = [sys.executable, "-m", "clients.cli", "recipes"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        _, stderr = process.communicate(timeout=30)
+    assert (process.returncode, stderr) == (1, b"")
+
+
+def test_ctrl_c_while_the_verbs_load_is_no_traceback() -> None:
+    """One line and the exit code that an interrupted command has."""
+    script = (
+        "import sys\n"
+        "class Interrupting:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'clients.cli.command': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupting())\n"
+        "from clients.cli import main\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (INTERRUPTED, "interrupted: nothing was begun\n")
 
 
 def test_a_module_of_no_extra_is_a_defect() -> None:
