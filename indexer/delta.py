@@ -18,7 +18,7 @@ from indexer.rows import Embeddings
 Mask = npt.NDArray[np.bool_]
 
 SEAL_ROWS = 256  # compared one by one until there are so many, or a thousandth of the codes, whose copy takes longer
-_SORTED = 512  # so many candidates are sorted as soon as the nearest of them are set apart
+_SORTED = 256  # so many candidates are sorted as soon as the nearest of them are set apart
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,9 +73,13 @@ def empty(dim: int, codes: Any | None) -> Delta:
 
 def best(similarities: Embeddings, rows: Rows, k: int) -> Neighbours:
     """The k nearest of at least k candidates (Q, c), nearest first."""
-    places = np.arange(len(similarities))[:, None]
     if k < similarities.shape[1] > _SORTED:
-        chosen = similarities.argpartition(-k, axis=1)[:, -k:]
-        similarities, rows = similarities[places, chosen], rows[places, chosen]
-    order = similarities.argsort(axis=1)[:, : -k - 1 : -1]
-    return similarities[places, order], rows[places, order]
+        similarities, rows = _taken(similarities, rows, similarities.argpartition(-k, axis=1)[:, -k:])
+    return _taken(similarities, rows, similarities.argsort(axis=1)[:, : -k - 1 : -1])
+
+
+def _taken(similarities: Embeddings, rows: Rows, places: npt.NDArray[np.intp]) -> Neighbours:
+    """The candidates at these (Q, n) places of (Q, c)."""
+    if len(places) > 1:  # counted through all queries: NumPy finds a pair of indices more slowly
+        places = places + np.arange(len(places))[:, None] * similarities.shape[1]
+    return similarities.take(places), rows.take(places)
