@@ -93,6 +93,10 @@ class Operation:
     request_id: str = ""
     result: Mapping[str, Any] = field(default_factory=dict)
 
+    def words(self, root: Path) -> list[str]:
+        """Of the `kinsight` command that works on it in a store, which may lie elsewhere than when it was begun."""
+        return [*self.arguments, "--store", str(root.absolute()), "--operation", self.id]
+
 
 class Recorder:
     """Writes the record of an operation while it runs."""

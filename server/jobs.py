@@ -144,7 +144,7 @@ class Jobs:
                 raise LearningInProgress(f"{doing} is learning in this store already; wait for it or cancel it")
 
     def _spawn(self, operation: Operation) -> subprocess.Popen[bytes]:
-        words = [sys.executable, "-m", "clients.cli", *operation.arguments, "--operation", operation.id]
+        words = [sys.executable, "-m", "clients.cli", *operation.words(self.store.root)]
         told = tempfile.TemporaryFile()  # noqa: SIM115  closed by who follows the process
         nothing = subprocess.DEVNULL
         process = subprocess.Popen(words, stdin=nothing, stdout=nothing, stderr=told)  # noqa: S603  our own command

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -98,8 +99,8 @@ def resume(operation_id: str, store: Path) -> None:
     if operation.state == "running":
         raise OperationRunning(f"process {operation.pid} works on {operation.id}; nothing is to be resumed")
     if operation.state not in UNFINISHED:
-        raise OperationEnded(f"{operation.id} is {operation.state}; call it anew: {' '.join(operation.arguments)}")
-    words = [sys.executable, "-m", "clients.cli", *operation.arguments, "--operation", operation.id]
+        raise OperationEnded(f"{operation.id} is {operation.state}; call it anew: {_called(operation)}")
+    words = [sys.executable, "-m", "clients.cli", *operation.words(store)]
     os.execv(sys.executable, words)  # noqa: S606  our own command; it gets this process, its terminal and its signals
 
 
@@ -108,13 +109,18 @@ def _tell(operation: "Operation", as_json: bool) -> None:
         print_json(dataclasses.asdict(operation))
         return
     facts = dataclasses.asdict(operation) | {
-        "arguments": " ".join(operation.arguments),
+        "arguments": shlex.join(operation.arguments),
         "rate": f"{operation.rate:,.1f}/s",
         "eta_s": "unknown" if operation.eta_s is None else f"{operation.eta_s:,.0f}",
     }
     result = {f"result.{name}": value for name, value in facts.pop("result").items()}
     for_programs = ("error_types", "request_id")
     print_facts({name: printable(str(value)) for name, value in (facts | result).items() if name not in for_programs})
+
+
+def _called(operation: "Operation") -> str:
+    """The command of an operation, as a shell takes it."""
+    return shlex.join(["kinsight", *operation.arguments])
 
 
 def _progress(operation: "Operation") -> str:

@@ -168,7 +168,7 @@ def test_a_snapshot_is_restored_elsewhere(run: Run, index: Path, tmp_path: Path)
 def test_a_killed_rebuild_is_resumed_by_its_operation(
     store: Store, run: Run, index: Path, make_model: Callable[..., str]
 ) -> None:
-    """SIGKILL leaves an interrupted operation, which `operations resume` brings to its end under the same id."""
+    """SIGKILL leaves an interrupted operation, which `operations resume` brings to its end, also in a moved store."""
     model = make_model(store, seed=5)
     place = ["--store", store.root]
     with started("rebuild", "photos", "--model", model, *place) as process:
@@ -176,14 +176,17 @@ def test_a_killed_rebuild_is_resumed_by_its_operation(
         process.kill()
         process.wait()
     last = operations.list_operations(store.operations)[-1]
+    moved = Store(store.root.rename(store.root.with_name("moved")))
     if last.state == "interrupted":  # else it was faster than the signal, and resuming it must be refused
-        with started("operations", "resume", last.id, *place) as process:
+        with started("operations", "resume", last.id, "--store", moved.root) as process:
             _, stderr = process.communicate(timeout=60)
             assert process.returncode == 0, stderr
-    assert operations.find(store.operations, last.id).state == "done"
+    assert operations.find(moved.operations, last.id).state == "done"
+    assert not store.root.exists()
+    moved.root.rename(store.root)
     refused = run("operations", "resume", last.id)
     assert (refused.exit_code, active_version(index)) == (1, 2)
-    assert f"{last.id} is done; call it anew: rebuild photos" in refused.stderr
+    assert f"{last.id} is done; call it anew: kinsight rebuild photos" in refused.stderr
 
 
 def test_following_a_folder_rebuilds_when_it_changes(store: Store, index: Path, more: Path) -> None:
