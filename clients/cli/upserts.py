@@ -46,9 +46,10 @@ class Upserted:
 def wanted(images: Sequence[Path], item: str | None, payload: object, lines: Path | None) -> Iterator[Wanted]:
     """The items of images and of a file of JSON Lines, one at a time."""
     for path in images:
-        yield Wanted(str(path), {"item": item or path.as_posix(), "image": str(path), "payload": payload})
+        name = path.as_posix() if item is None else item
+        yield Wanted(str(path), {"item": name, "image": str(path), "payload": payload})
     if lines is not None:
-        with lines.open(encoding="utf-8") as file:
+        with lines.open(encoding="utf-8-sig") as file:
             for number, line in enumerate(file, start=1):
                 if line.strip():
                     yield Wanted(f"{lines}, line {number}", line.strip())

@@ -80,6 +80,22 @@ def test_items_are_upserted_listed_searched_and_deleted(run: Run, new: Path) -> 
     assert (kept["payload"], kept["searchable"]) == ({"new": 1}, True)
 
 
+def test_lines_may_begin_with_a_byte_order_mark(run: Run, new: Path, tmp_path: Path) -> None:
+    """As Windows writes them, with its ends of lines."""
+    file = tmp_path / "items.jsonl"
+    line = json.dumps({"item": "marked", "image": str(new / "100.png")})
+    file.write_bytes(f"{line}\r\n".encode("utf-8-sig"))
+    done = found(run("items", "upsert", "photos", "--lines", file, "--json"), "items", "upsert")
+    assert (done["upserted"], done["errors"]) == (1, [])
+
+
+def test_an_empty_item_id_is_refused(run: Run, new: Path) -> None:
+    """A script's unset variable does not become the path's id in silence."""
+    result = run("items", "upsert", "photos", new / "100.png", "--item", "", "--json")
+    assert result.exit_code == 1
+    assert "item id '' has 0 bytes; it must have 1 to 1,024" in result.stderr
+
+
 def test_lines_that_can_not_be_taken_are_named_and_the_others_are(run: Run, new: Path, tmp_path: Path) -> None:
     """Each with its reason, on stderr and as JSON; the exit code is 1."""
     image = str(new / "100.png")

@@ -194,7 +194,8 @@ def test_an_error_carries_the_servers_metadata(client: Any, gallery: Gallery) ->
 
 def test_a_timeout_is_a_deadline_exceeded(served: Served) -> None:
     """Whatever the server does, the call ends in time."""
-    with Client(served.target, timeout_s=0.002) as client, pytest.raises(kinsight_client.DeadlineExceeded):
+    late = pytest.raises(kinsight_client.DeadlineExceeded, match="send less in a call, or raise timeout_s")
+    with Client(served.target, timeout_s=0.002) as client, late:
         client.search(image=photo(1, side=3000))
 
 
