@@ -155,6 +155,8 @@ async def start(
     port = _bind(server, listen)
     _warn_if_open(listen)
     await asyncio.to_thread(indexes.refresh)
+    if not indexes.ready:
+        log.warning("%s has no %s to search yet; it is served once there is", store.root, _named(index))
     workers, checks = Workers.start(indexes), health.aio.HealthServicer()
     _add_services(server, indexes, admission, workers, jobs, folders)
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
@@ -163,6 +165,10 @@ async def start(
     await server.start()
     watch = asyncio.create_task(_watch(indexes, checks))
     return Running(server, port, checks, indexes, admission, workers, jobs, watch)
+
+
+def _named(index: str | None) -> str:
+    return "index" if index is None else f"index {index}"
 
 
 def _add_services(

@@ -41,13 +41,18 @@ def recorded(kind: str, index: str, store: Path, style: str = "auto", *, once: S
         store: where the record goes.
         style: of progress, as `clients.cli.output.progress` takes it.
         once: parameters that the recorded words leave out.
+
+    Raises:
+        ValueError: the index's name is not usable as one.
     """
     from indexer import operations
     from indexer.store import Store
 
-    context = click.get_current_context()
+    context, place = click.get_current_context(), Store(store)
+    if index:
+        place.index(index)  # raises where that is no name, before it becomes part of a record's
     _hear_cancellation()
-    directory = Store(store).operations
+    directory = place.operations
     identity = context.params["operation"] or operations.queue(directory, kind, index, words_of(context, once)).id
     with operations.running(directory, identity) as recorder, progress(style) as shown:
 

@@ -298,6 +298,17 @@ def test_ctrl_c_while_the_verbs_load_is_no_traceback() -> None:
     assert (done.returncode, done.stderr) == (INTERRUPTED, "interrupted: nothing was begun\n")
 
 
+@pytest.mark.parametrize("name", ["Birds", "two words", "../up"])
+def test_what_can_not_name_an_index_is_said_before_anything_is_recorded(
+    name: str, run: Run, photos: Path, tiny_model: str
+) -> None:
+    """Not as the id of an operation, of which nobody spoke; and no record is left that can't be read."""
+    message = error_line(run("index", "build", name, photos, "--model", tiny_model))
+    assert f"{name!r} can't name an index; 1 to 63 of a-z, 0-9, _ and -" in message
+    assert json.loads(run("operations", "list", "--json").stdout) == {"operations": []}
+    assert "can't name an index" in error_line(run("rebuild", name))
+
+
 def test_a_module_of_no_extra_is_a_defect() -> None:
     """A missing module that no extra brings keeps its traceback."""
     assert expected_message(ModuleNotFoundError("No module named 'x'", name="x")) is None

@@ -139,6 +139,17 @@ def test_listening_beyond_this_machine_warns(gallery: Gallery, caplog: pytest.Lo
         assert (listen, warned) == (listen, len(caplog.records))
 
 
+@pytest.mark.parametrize(("index", "told"), [("brids", "has no index brids to search yet"), ("photos", "")])
+def test_an_index_that_is_not_there_is_told_of(
+    index: str, told: str, gallery: Gallery, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It may be built later, or be a slip of the pen."""
+    with caplog.at_level(logging.WARNING), serving(gallery.store, index=index):
+        pass
+    assert told in caplog.text
+    assert bool(told) == bool(caplog.records)
+
+
 def test_the_server_runs_without_torch_in_little_memory(gallery: Gallery) -> None:
     """Training's libraries are not needed to serve."""
     with server_process(gallery.store) as (process, target):
