@@ -156,6 +156,23 @@ def test_an_image_stays_as_long_as_an_item_has_it(catalog: Catalog) -> None:
         catalog.image(digest)
 
 
+def test_a_batch_may_hand_an_image_on(catalog: Catalog) -> None:
+    """An image that one item of a batch gives up and another takes stays; one that all give up goes."""
+    catalog.upsert([Upsert("a", image=b"one"), Upsert("b", image=b"two")], dim=DIM)
+    catalog.upsert([Upsert("a", image=b"three"), Upsert("b", image=b"one")], dim=DIM)
+    one, two, three = (hashlib.sha256(image).hexdigest() for image in (b"one", b"two", b"three"))
+    assert [catalog.image(one), catalog.image(three)] == [b"one", b"three"]
+    with pytest.raises(UnknownContent):
+        catalog.image(two)
+
+
+def test_a_refused_item_may_not_come_again_in_its_batch(catalog: Catalog) -> None:
+    """Of equal ids all but the first are refused, also where the first was."""
+    twice = [Upsert("a", unit(0) * 2, "m"), Upsert("a", unit(0), "m")]
+    assert reasons(catalog.upsert(twice, dim=DIM)) == ["INVALID_EMBEDDING", "DUPLICATE_ITEM"]
+    assert told(catalog) == {}
+
+
 def test_deleted_items_are_gone_until_they_are_upserted_again(catalog: Catalog) -> None:
     """A deletion is a change without content; deleting again changes nothing; unknown ids are refused."""
     put(catalog, "a", "b")
