@@ -1,7 +1,7 @@
 """CSV and Parquet tables of text: paths of images, labels."""
 
 import csv
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ def read_table(path: Path, columns: Iterable[str], optional: Iterable[str] = ())
     """
     wanted = (*columns, *optional)
     try:
-        names, table = _read_parquet(path, wanted) if path.suffix.lower() == ".parquet" else _read_csv(path, wanted)
+        names, table = _read_parquet(path, wanted) if path.suffix.lower() == ".parquet" else _read_csv(path)
     except UnicodeDecodeError as error:
         raise SourceError(f"{shown(path)} is not UTF-8 text: {error}; save it as UTF-8") from error
     except (OSError, csv.Error) as error:
@@ -44,9 +44,9 @@ def read_table(path: Path, columns: Iterable[str], optional: Iterable[str] = ())
     return chosen
 
 
-def _read_csv(path: Path, wanted: Sequence[str]) -> tuple[str, dict[str, list[str]]]:
+def _read_csv(path: Path) -> tuple[str, dict[str, list[str]]]:
     with path.open(newline="", encoding="utf-8-sig") as file:
-        delimiter = _delimiter(file.readline(), wanted)
+        delimiter = _delimiter(file.readline())
         file.seek(0)
         rows = csv.DictReader(file, delimiter=delimiter, strict=True)
         rows.fieldnames = [name.strip() for name in rows.fieldnames or ()]
@@ -60,11 +60,11 @@ def _read_csv(path: Path, wanted: Sequence[str]) -> tuple[str, dict[str, list[st
     return ", ".join(table), table
 
 
-def _delimiter(header: str, wanted: Sequence[str]) -> str:
-    """What parts a header into names of which one is wanted; the comma where nothing does."""
+def _delimiter(header: str) -> str:
+    """What parts a header into names of which one is of paths, as every table has; the comma where nothing does."""
     for delimiter in _DELIMITERS:
         names = next(csv.reader([header], delimiter=delimiter), [])
-        if any(name.strip() in wanted for name in names):
+        if any(name.strip() in _PATHS for name in names):
             return delimiter
     return _DELIMITERS[0]
 

@@ -91,6 +91,7 @@ def test_tables_as_spreadsheets_write_them(tmp_path: Path, text: str) -> None:
     (tmp_path / "t.csv").write_text(text, "utf-8-sig", newline="")
     table = read_table(tmp_path / "t.csv", ["path", "class_id"], optional=["split"])
     assert table == {"path": [" a; b.png", 'c, "d".png'], "class_id": ["wren", "owl"]}
+    assert read_table(tmp_path / "t.csv", [], optional=["path_a"]) == {}
 
 
 @pytest.mark.parametrize(
