@@ -91,7 +91,13 @@ def calibrate(
     sources = [source for source in collection.sources if source.item in wanted]
     row_of, embeddings, skipped = _embed(Encoder.open(model, device=device), sources, progress)
     progress("fit", 0, 1)
-    fitted = calibration.fit(_evidence(table, row_of, embeddings, seed), things)
+    try:
+        fitted = calibration.fit(_evidence(table, row_of, embeddings, seed), things)
+    except CalibrationError as error:
+        if not table.unknown:
+            raise
+        missing = f"{len(table.unknown):,} paths of {labels} are not in {images}, for example {table.unknown[0]!r}"
+        raise CalibrationError(f"{error}; {missing}") from error
     manifest.amend_model(model, fitted.calibration.fields())
     progress("fit", 1, 1)
     return Calibrated(fitted, skipped, table.unknown, (*collection.warnings, *table.warnings, *warnings))
