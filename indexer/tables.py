@@ -55,6 +55,8 @@ def _read_csv(path: Path) -> tuple[str, dict[str, list[str]]]:
             # DictReader files surplus cells under None and fills missing ones with None.
             if None in row or None in row.values():
                 raise csv.Error(f"line {rows.line_num} has not the header's {len(table)} cells")
+            if not any(row.values()):  # as spreadsheets leave below a table
+                continue
             for name, cell in row.items():
                 table[name].append(cell)
     return ", ".join(table), table

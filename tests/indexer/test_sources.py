@@ -82,7 +82,7 @@ def test_tables_list_paths(tmp_path: Path) -> None:
     "text",
     [
         'path,class_id,note\r\n a; b.png,wren ,\r\n"c, ""d"".png", owl,\r\n',
-        ' path ;class_id;note\r\n" a; b.png";wren ;\r\n"c, ""d"".png"; owl;\r\n\r\n',
+        ' path ;class_id;note\r\n" a; b.png";wren ;\r\n"c, ""d"".png"; owl;\r\n;;\r\n\r\n',
         'note\tpath\tclass_id\n\t a; b.png\twren \n\t"c, ""d"".png"\t owl\n',
     ],
 )
