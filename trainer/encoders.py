@@ -45,13 +45,17 @@ class Backbone(nn.Module):
         unit_length: whether its features are scaled to unit length, as retrieval compares them; heads then see
             directions alone, and no longer how strongly an image excites the network.
         licence: of the weights, as their publisher states it.
+        is_pretrained: whether it has weights that were learned; random ones have nothing to teach.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, name: str, network: "_Network", size: int, *, unit_length: bool = False):
+    def __init__(
+        self, name: str, network: "_Network", size: int, *, unit_length: bool = False, is_pretrained: bool = True
+    ):
         super().__init__()
+        self.is_pretrained = is_pretrained
         self.name = name
         self.unit_length = unit_length
         self.licence = network.licence
@@ -148,7 +152,7 @@ def make_backbone(
         network = _from_torchvision(name.removeprefix(_TORCHVISION), weights)
     else:
         network = _from_timm(name, weights, size)
-    backbone = Backbone(name, network, size, unit_length=unit_length)
+    backbone = Backbone(name, network, size, unit_length=unit_length, is_pretrained=weights != "none")
     if freeze_bn and weights != "none":
         backbone.freeze_norms()
     return backbone

@@ -34,14 +34,19 @@ class Feed:
     ):
         self._images, self._views, self._size, self._device = images.to(device), views, size, device
         self._label = label
+        # Of pixels more than twice as fine, bilinear sampling would skip some; drawn larger, they are averaged after.
+        self._render_size = size * max(1, images.pixels.shape[1] // size)
         self.generator = torch.Generator(device).manual_seed(seed)
 
-    def batches(self, order: Tensor, waiting: Callable[[], AbstractContextManager[None]]) -> Iterator[Batch]:
+    def batches(
+        self, order: Tensor, waiting: Callable[[], AbstractContextManager[None]], large_size: int = 0
+    ) -> Iterator[Batch]:
         """The steps' batches, the pixels of the next one fetched while the current one is used.
 
         Args:
             order: (steps, B) int64 rows of the training set.
             waiting: the time within is spent waiting for pixels.
+            large_size: side of `Batch.large`, pixels; 0 for none.
         """
         with ThreadPoolExecutor(1, thread_name_prefix="loader") as loader:
             coming = loader.submit(self._fetch, own_share(order[0]))
@@ -51,18 +56,22 @@ class Feed:
                 if step + 1 < len(order):
                     coming = loader.submit(self._fetch, own_share(order[step + 1]))
                 with part("views"):
-                    views = [draw_view(pixels, aspect, view, self._size, self.generator) for view in self._views]
+                    side = large_size or self._render_size
+                    views = [draw_view(pixels, aspect, view, side, self.generator) for view in self._views]
+                    large = views[0] if large_size else None
+                    views = [_resized(view, self._size) for view in views]
                 index = own_share(batch)
                 label = self._label[index].to(self._device, non_blocking=True)
-                yield Batch(views, index.to(self._device, non_blocking=True), label)
+                yield Batch(views, index.to(self._device, non_blocking=True), label, large)
 
     @torch.no_grad()
-    def embed_all(self, embed: Callable[[Tensor], Tensor], progress: Progress) -> Tensor:
+    def embed_all(self, embed: Callable[[Tensor], Tensor], progress: Progress, size: int = 0) -> Tensor:
         """`trainer.objective.EmbedAll`: the whole training set, squashed, not augmented; each process embeds a part.
 
         Args:
             embed: images (B, 3, S, S) to (B, C).
             progress: called with ("embed", done, total).
+            size: S, pixels; 0 for that of the views.
 
         Returns:
             (N, C) float32.
@@ -73,7 +82,7 @@ class Feed:
         rows = own_share(torch.arange(equal * world_size()).clamp_max(count - 1))
         found = torch.empty(0)
         for batch in torch.split(rows, _EMBED_BATCH):
-            embedded = embed(self._squashed(batch)).float()
+            embedded = embed(self._squashed(batch, size or self._size)).float()
             if not done:  # one place for all: batches joined in the end would be there twice
                 found = embedded.new_empty(len(rows), embedded.shape[1])
             found[done : done + len(batch)] = embedded
@@ -81,12 +90,9 @@ class Feed:
             progress("embed", min(done * world_size(), count), count)
         return gather(found)[:count]
 
-    def _squashed(self, rows: Tensor) -> Tensor:
+    def _squashed(self, rows: Tensor, size: int) -> Tensor:
         pixels, _ = self._fetch(rows)
-        images = pixels.permute(0, 3, 1, 2).float() / 255
-        if images.shape[-1] == self._size:
-            return images
-        return F.interpolate(images, (self._size, self._size), mode="bilinear", antialias=True, align_corners=False)
+        return _resized(pixels.permute(0, 3, 1, 2).float() / 255, size)
 
     def _fetch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         rows = rows.to(self._images.pixels.device)
@@ -94,3 +100,11 @@ class Feed:
         if self._device.type == "cuda" and not pixels.is_cuda:
             pixels = pixels.pin_memory()
         return pixels.to(self._device, non_blocking=True), aspect.to(self._device)
+
+
+def _resized(images: Tensor, size: int) -> Tensor:
+    """(B, 3, S, S) to (B, 3, size, size), channels_last as they came."""
+    if images.shape[-1] == size:
+        return images
+    resized = F.interpolate(images, (size, size), mode="bilinear", antialias=True, align_corners=False)
+    return resized.contiguous(memory_format=torch.channels_last)

@@ -129,6 +129,7 @@ class _Training:
         self.feed = Feed(images, views, recipe.data.size, device, recipe.run.seed, known.label)
         self.checkpoints = directory / "checkpoints"
         objective.know(known)
+        self.epochs = objective.first_epochs + recipe.run.epochs
         self.objective = objective.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.dtype = training_dtype(recipe.run.precision, device)
         self.averaged = _averaged(objective.encoder, recipe.run.averaging)
@@ -146,7 +147,7 @@ class _Training:
     def run(self, on_epoch: OnEpoch | None) -> Outcome:
         started, first, drawn = time.perf_counter(), self.position.total_steps, 0
         with self.log, self.profiler or nullcontext():
-            while self.position.epoch < self.recipe.run.epochs:
+            while self.position.epoch < self.epochs:
                 with deterministic(self.recipe.run.deterministic):
                     drawn += self._epoch()
                 self._finish_epoch(on_epoch)
@@ -169,16 +170,16 @@ class _Training:
 
     def _epoch(self) -> int:
         """The rest of the current epoch; how many images it drew."""
-        run, first = self.recipe.run, self.position.step
+        first = self.position.step
         if self.order is None:
             self.order = self._draw_order()
         steps = len(self.order)
         self.objective.train()
         statistics = _running_statistics(self.objective)
         self.log.restart()
-        for batch in self.feed.batches(self.order[first:], self.log.waiting):
-            self._step(batch, statistics, run.epochs * steps)
-            self.progress("train", self.position.total_steps, run.epochs * steps)
+        for batch in self.feed.batches(self.order[first:], self.log.waiting, self.objective.large_size):
+            self._step(batch, statistics, self.epochs * steps)
+            self.progress("train", self.position.total_steps, self.epochs * steps)
             if self.position.step % LOG_EVERY == 0 or self.position.step == steps:
                 self._look(at_end=self.position.step == steps)
             if self.profiler:
@@ -200,9 +201,9 @@ class _Training:
             )
         return order
 
-    def _embed_all(self, embed: Callable[[Tensor], Tensor]) -> Tensor:
+    def _embed_all(self, embed: Callable[[Tensor], Tensor], size: int = 0, /) -> Tensor:
         with self._autocast():
-            return self.feed.embed_all(embed, self.progress)
+            return self.feed.embed_all(embed, self.progress, size)
 
     def _permutation(self) -> Tensor:
         batch = min(self.recipe.run.batch_size, self.count)
@@ -232,7 +233,8 @@ class _Training:
 
     def _set_lr(self) -> None:
         run, warmup = self.recipe.run, self.recipe.optimizer.warmup_steps
-        share = _schedule(run.schedule, self.position.epoch / run.epochs)
+        epoch = self.position.epoch - self.objective.first_epochs
+        share = self.objective.first_rate if epoch < 0 else _schedule(run.schedule, epoch / run.epochs)
         if warmup:
             share *= min(1, (self.position.total_steps + 1) / warmup)
         for group, lr in zip(self.optimizer.param_groups, self.base_lrs, strict=True):

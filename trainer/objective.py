@@ -2,16 +2,28 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 
 from trainer.encoders import Encoder
 from trainer.known import Known
 
-# embed_all(module or function from images (B, 3, S, S) to (B, C)) -> (N, C) float32, on the loop's device: the whole
-# training set, in its order, without augmentation, in eval mode, without gradient.
-EmbedAll = Callable[[Callable[[Tensor], Tensor]], Tensor]
+
+class EmbedAll(Protocol):
+    """Embeds the training set."""
+
+    def __call__(self, embed: Callable[[Tensor], Tensor], size: int = 0, /) -> Tensor:
+        """The whole training set, in its order, without augmentation, in eval mode, without gradient.
+
+        Args:
+            embed: module or function from images (B, 3, S, S) to (B, C).
+            size: S, pixels; 0 for the run's own.
+
+        Returns:
+            (N, C) float32, on the loop's device.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -22,11 +34,13 @@ class Batch:
         views: V tensors (B, 3, H, W) float32 in [0, 1]; sizes may differ between views (multi-crop).
         index: (B,) int64, row of each image in the training set; may repeat.
         label: (B,) int64 class, -1 where unknown.
+        large: the first view once more, larger, while the objective has a `large_size`; otherwise None.
     """
 
     views: list[Tensor]
     index: Tensor
     label: Tensor
+    large: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,10 +96,16 @@ class Objective(nn.Module):
         views: how each view of an image is drawn.
         centred: whether only differences between embeddings are learned, so that where their origin lies is left
             open: the mean of the training set's embeddings is then taken for it, which cosines are measured from.
+        first_epochs: that come before the recipe's own, whose schedule begins after them.
+        first_rate: the learning rate in them, times the recipe's.
+        large_size: side of `Batch.large` in the epoch that has begun, pixels; 0 for none.
     """
 
     views: ClassVar[tuple[View, ...]] = (View(), View())
     centred: ClassVar[bool] = False
+    first_epochs: int = 0
+    first_rate: float = 1.0
+    large_size = 0
 
     def __init__(self, encoder: Encoder):
         super().__init__()

@@ -109,9 +109,14 @@ class STML(Objective):
         The heads' biases don't learn: all terms see differences of embeddings alone, so that the gradient of a bias
         is nothing but rounding errors, which Adam would scale up to steps. What is exported is centred instead.
         Features for both heads, and all that follows, are float32 whatever the backbone's precision.
+        `distillation_epochs` come before STML's own: the backbone learns to see at the run's size what the network
+        that it starts from sees at `distillation_size`, in the same crops (knowledge distillation by features, with a
+        teacher that sees what the student sees: Beyer et al., CVPR 2022, arXiv 2106.05237, there by class scores). At
+        112 pixels a network that was pretrained at 224 tells much less apart than it could.
     """
 
     centred = True
+    first_rate = 3.0  # in epochs of distillation, whose target does not move
     heads_are_set: Tensor
 
     def __init__(
@@ -127,6 +132,8 @@ class STML(Objective):
         temperature: float = 1.0,
         head_init: Literal["orthogonal", "pca"] = "orthogonal",
         whitening: float = 0.0,
+        distillation_epochs: int = 0,
+        distillation_size: int = 224,
     ):
         """Keyword defaults are the paper's for CUB and Cars.
 
@@ -141,6 +148,9 @@ class STML(Objective):
             temperature: of the self-distillation.
             head_init: `orthogonal` or `pca`; of a head f that is trained, it is kept.
             whitening: how far `pca` evens out the variances of the axes, [0, 1].
+            distillation_epochs: before STML's own, with `head_init="pca"`; none where the encoder's head is trained,
+                as its backbone has learned at its own size since, or where its backbone's weights are random.
+            distillation_size: side of the images that teach in them, pixels; what the weights were pretrained at.
 
         Raises:
             ValueError: a keyword is out of its range, or the encoder's head is not linear.
@@ -159,7 +169,14 @@ class STML(Objective):
             raise ValueError(f"head_init is {head_init!r}; it must be 'orthogonal' or 'pca'")
         if not 0 <= whitening <= 1:
             raise ValueError(f"whitening is {whitening}; it must be 0 to 1")
+        if distillation_epochs < 0 or distillation_size < 1 or (distillation_epochs and head_init != "pca"):
+            raise ValueError(
+                f"distillation_epochs is {distillation_epochs}, distillation_size {distillation_size} and head_init "
+                f"{head_init!r}; they must be 0 or more, 1 or more and, to distil, 'pca'"
+            )
         channels = encoder.head.in_features
+        if encoder.backbone.is_pretrained and not encoder.head_is_trained:
+            self.first_epochs = distillation_epochs
         if not encoder.head_is_trained:
             encoder.head = orthogonal_head(channels, encoder.head.out_features)
         self.background = orthogonal_head(channels, background_dim)
@@ -168,21 +185,52 @@ class STML(Objective):
         self.teacher = nn.Sequential(copy.deepcopy(encoder.backbone), copy.deepcopy(self.background))
         self.teacher.requires_grad_(False)
         self.register_buffer("heads_are_set", torch.tensor(head_init == "orthogonal"))
+        self.epochs_begun = 0
+        self.distillation_size = distillation_size
+        # What the backbone is before training, and what its features at a larger size teach.
+        self.pretrained = copy.deepcopy(encoder.backbone).requires_grad_(False) if self.first_epochs else None
         self.neighbours, self.context, self.sigma, self.delta = neighbours, context, sigma, delta
         self.momentum, self.temperature, self.whitening = momentum, temperature, whitening
         self.train()
 
     def train(self, mode: bool = True) -> "STML":
-        """As `nn.Module.train`, except that the teacher stays in eval mode."""
+        """As `nn.Module.train`, except that those who teach stay in eval mode."""
         super().train(mode)
         self.teacher.eval()
+        if self.pretrained is not None:
+            self.pretrained.eval()
         return self
 
+    def get_extra_state(self) -> Tensor:
+        """For checkpoints: how many epochs have begun, which decides what a step does."""
+        return torch.tensor(self.epochs_begun)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """As `get_extra_state` gave it."""
+        self.epochs_begun = int(state)
+
+    @property
+    def large_size(self) -> int:  # type: ignore[override] # it depends on the epoch
+        """Side of `Batch.large`: that of the images which teach while the backbone is distilled."""
+        return self.distillation_size if 0 < self.epochs_begun <= self.first_epochs else 0
+
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """The three terms, weighted: their sum is the paper's total."""
+        """The three terms, weighted: their sum is the paper's total; in epochs of distillation that alone."""
+        if batch.large is not None:
+            return {"distillation": self._distillation(batch.views[0], batch.large)}
         f, g, z = self._embedded(batch)
         with torch.autocast(f.device.type, enabled=False):
             return self._terms(f, g, self._similarity(z, gather(batch.index).repeat(len(batch.views))))
+
+    def _distillation(self, images: Tensor, large: Tensor) -> Tensor:
+        """How far the student's features lie from what the pretrained network sees in the same, larger images."""
+        assert self.pretrained is not None  # noqa: S101  # there are no large images without it
+        with part("backbone"):
+            features = self.encoder.backbone(images)
+        with torch.no_grad(), part("teacher"):
+            taught = self.pretrained(large)
+        with torch.autocast(images.device.type, enabled=False):
+            return 1 - F.cosine_similarity(features.float(), taught.float()).mean()
 
     def _embedded(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """The whole batch by heads f and g of the student and, at unit length, by the teacher: (V * B, ...) each."""
@@ -210,9 +258,10 @@ class STML(Objective):
 
     def after_step(self, progress: float) -> None:  # noqa: ARG002
         """The teacher follows the student."""
-        self._move_teacher(self.momentum)
+        if not self.large_size:
+            self._move_teacher(self.momentum)
 
-    def before_epoch(self, embed_all: EmbedAll, batch_size: int) -> Tensor:
+    def before_epoch(self, embed_all: EmbedAll, batch_size: int) -> Tensor | None:
         """Find each image's neighbours by head g of the student and draw batches of such lists.
 
         Args:
@@ -220,7 +269,7 @@ class STML(Objective):
             batch_size: B; a step has B // n queries, all different, and n images each. Fewer where N is small.
 
         Returns:
-            (max(1, N // B), queries * n) int64.
+            (max(1, N // B), queries * n) int64; None while the backbone is distilled, from images at random.
 
         Raises:
             ValueError: B is below n.
@@ -229,9 +278,17 @@ class STML(Objective):
             raise ValueError(
                 f"batch_size is {batch_size}; with lists of {self.neighbours} neighbours it must be at least that"
             )
+        self.epochs_begun += 1
+        if self.large_size:
+            if not self.heads_are_set and self.pretrained is not None:
+                # Of the features that the student's are to become: so the heads need not turn when they have.
+                self._set_heads(embed_all(self.pretrained, self.large_size))
+            return None
         features = embed_all(self.encoder.backbone)
         if not self.heads_are_set:
             self._set_heads(features)
+        if self.epochs_begun == self.first_epochs + 1:
+            self._move_teacher(0)  # equal to the student when STML begins
         return self._batches(features, batch_size)
 
     def _batches(self, features: Tensor, batch_size: int) -> Tensor:

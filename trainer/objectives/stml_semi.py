@@ -118,8 +118,10 @@ class STMLSemi(STML):
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """STML's terms on the batch of neighbours, and the supervised loss on the labelled images that join it.
 
-        The weights of STML's terms are the paper's.
+        The weights of STML's terms are the paper's. Epochs of distillation are STML's.
         """
+        if batch.large is not None:
+            return super().losses(batch)
         views = len(batch.views)
         f, g, z = self._embedded(batch)
         index, label = gather(batch.index), gather(batch.label)
@@ -141,14 +143,14 @@ class STMLSemi(STML):
             return proxy_anchor(rows @ F.normalize(self.proxies, dim=1).T, label)
         return multi_similarity(rows @ rows.T, *self.known.relations(label, label))
 
-    def before_epoch(self, embed_all: EmbedAll, batch_size: int) -> Tensor:
+    def before_epoch(self, embed_all: EmbedAll, batch_size: int) -> Tensor | None:
         """Draw STML's batches of neighbours, and labelled images that join each.
 
         Returns:
-            (steps, B + L) int64, the L labelled images last.
+            (steps, B + L) int64, the L labelled images last; None while the backbone is distilled.
         """
         order = super().before_epoch(embed_all, batch_size)
-        if not self.joined:
+        if order is None or not self.joined:
             return order
         draw = random.Random(int(torch.randint(2**62, ())))  # noqa: S311  # of the loop's seeded generator
         labelled = balanced_batches(self.known, len(order), self.joined // self.images, self.images, draw)
