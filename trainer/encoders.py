@@ -32,6 +32,7 @@ class _Network(NamedTuple):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     licence: str
+    has_fixed_size: bool = False  # of the images, as position embeddings make it
 
 
 class Backbone(nn.Module):
@@ -45,7 +46,8 @@ class Backbone(nn.Module):
         unit_length: whether its features are scaled to unit length, as retrieval compares them; heads then see
             directions alone, and no longer how strongly an image excites the network.
         licence: of the weights, as their publisher states it.
-        is_pretrained: whether it has weights that were learned; random ones have nothing to teach.
+        size: side of the images that it is to see, pixels.
+        is_pretrained: whether its weights are as they were published: neither random nor learned on from since.
     """
 
     mean: Tensor
@@ -55,7 +57,9 @@ class Backbone(nn.Module):
         self, name: str, network: "_Network", size: int, *, unit_length: bool = False, is_pretrained: bool = True
     ):
         super().__init__()
+        self.size = size
         self.is_pretrained = is_pretrained
+        self._has_fixed_size = network.has_fixed_size
         self.name = name
         self.unit_length = unit_length
         self.licence = network.licence
@@ -64,6 +68,10 @@ class Backbone(nn.Module):
         self.register_buffer("std", torch.tensor(network.std).view(1, 3, 1, 1), persistent=False)
         self._frozen_norms: list[nn.Module] = []
         self.channels = self._count_channels(size)
+
+    def tells_more_at(self, size: int) -> bool:
+        """Whether its features of images of this side, pixels, can teach it what to see in those of its own."""
+        return self.is_pretrained and size > self.size and not self._has_fixed_size
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) float32 in [0, 1] to features (B, C) float32."""
@@ -180,7 +188,8 @@ def _from_timm(name: str, weights: str, size: int) -> _Network:
     elif weights not in ("none", "imagenet"):
         _load(model, Path(weights))
     features = _TokenFeatures(model) if _has_tokens(model, size) else _MapFeatures(model)
-    return _Network(features, config.mean, config.std, _licence(name, weights, config.license))
+    licence = _licence(name, weights, config.license)
+    return _Network(features, config.mean, config.std, licence, bool(config.fixed_input_size))
 
 
 def _from_torchvision(name: str, weights: str) -> _Network:

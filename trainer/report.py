@@ -74,6 +74,11 @@ class RunFacts:
     peak_memory: Mapping[str, int]
     judged: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
 
+    @property
+    def epochs(self) -> int:
+        """How many there were, those before the recipe's own included."""
+        return max(int(line.get("epoch", self.epoch)) for line in self.history)
+
 
 def write(path: Path, run: RunFacts) -> None:
     """Write the report of a run, and beside it the table of its skipped images, where there are some.
@@ -153,7 +158,7 @@ def _signed(value: float, digits: int) -> str:
 def _facts(run: RunFacts) -> str:
     told = {
         "images learned from": f"{run.images:,}",
-        "epoch of the model": f"{run.epoch:,} of {run.recipe.run.epochs:,}",
+        "epoch of the model": f"{run.epoch:,} of {run.epochs:,}",
         "training time": _duration(run.seconds.get("train", 0)),
         "images/s, with judging": f"{run.images_per_s:,.1f}",
         **{f"peak memory, {place}": f"{size / 2**30:.2f} GiB" for place, size in run.peak_memory.items()},

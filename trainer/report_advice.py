@@ -53,8 +53,8 @@ def _is_number(value: object) -> bool:
 def _of_recall(recipe: Recipe, points: Sequence[tuple[float, float]], before: float) -> list[str]:
     if not points:
         return []
-    lr, epochs = recipe.optimizer.lr, recipe.run.epochs
-    (first_epoch, first), (_, last) = points[0], points[-1]
+    lr = recipe.optimizer.lr
+    (first_epoch, first), (epochs, last) = points[0], points[-1]
     best_epoch, best = max(points, key=lambda point: point[1])
     found = []
     if first < before - _CLEAR:
@@ -63,13 +63,15 @@ def _of_recall(recipe: Recipe, points: Sequence[tuple[float, float]], before: fl
             f"steps undo more than they teach. Try --set optimizer.lr={lr / 3:.1g}{_or_warm_up(recipe)}."
         )
     if best > last + _CLEAR:
+        not_counted = max(0, int(epochs) - recipe.run.epochs)  # those before the recipe's own, by --epochs
+        fewer = max(1, int(best_epoch) - not_counted)
         found.append(
-            f"R@1 peaked at {best:.3f} after epoch {best_epoch:.0f} of {epochs} and fell to {last:.3f}: try "
-            f"--set optimizer.lr={lr / 3:.1g}, or --epochs {best_epoch:.0f}{_or_choose(recipe)}. An epoch that these "
-            "labels have chosen has to be confirmed on other images."
+            f"R@1 peaked at {best:.3f} after epoch {best_epoch:.0f} of {epochs:.0f} and fell to {last:.3f}: try "
+            f"--set optimizer.lr={lr / 3:.1g}, or --epochs {fewer}{_or_choose(recipe)}. An epoch that these labels "
+            "have chosen has to be confirmed on other images."
         )
     elif len(points) > 1 and last > points[-2][1] + _CLEAR / 5 and last > first:
-        found.append(f"R@1 was still rising in the last epoch ({last:.3f}): try --epochs {2 * epochs}.")
+        found.append(f"R@1 was still rising in the last epoch ({last:.3f}): try --epochs {2 * recipe.run.epochs}.")
     return found
 
 

@@ -91,6 +91,7 @@ def begin(recipe: Recipe, models: Path, device: torch.device) -> Start:
     verify(directory, model)
     _check_fit(model, recipe)
     backbone = _backbone(recipe, str(directory / BACKBONE), device)
+    backbone.is_pretrained = False  # it has learned since
     head = nn.Linear(backbone.channels, recipe.encoder.dim)
     if HEAD not in model.files:
         warning = (

@@ -1,9 +1,13 @@
 """What the loop feeds an objective with."""
 
+from contextlib import nullcontext
+
 import torch
+from torch.nn import functional as F
 
 from trainer.feed import Feed
 from trainer.images import ImageCache
+from trainer.objective import Batch, View
 
 
 def test_the_whole_training_set_is_embedded_in_its_order() -> None:
@@ -15,3 +19,33 @@ def test_the_whole_training_set_is_embedded_in_its_order() -> None:
     found = feed.embed_all(lambda batch: batch.flatten(1), lambda *step: told.append(step))
     assert torch.equal(found, pixels.permute(0, 3, 1, 2).flatten(1).float() / 255)
     assert told == [("embed", 256, 600), ("embed", 512, 600), ("embed", 600, 600)]
+
+
+def test_large_images_are_the_first_views_in_the_same_crops() -> None:
+    """The first view is the large image made small, whatever was drawn; without one, views are what they were."""
+    pixels = torch.randint(0, 256, (6, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = ImageCache(pixels, torch.linspace(0.5, 2, 6), tuple("abcdef"), ())
+    order = torch.tensor([[0, 3, 5], [1, 2, 4]])
+
+    def drawn(large_size: int) -> list[Batch]:
+        feed = Feed(images, [View(), View()], 24, torch.device("cpu"), 7, torch.full((6,), -1))
+        return list(feed.batches(order, nullcontext, large_size))
+
+    for batch in drawn(56):
+        assert batch.large is not None
+        assert (tuple(batch.large.shape), tuple(batch.views[0].shape)) == ((3, 3, 56, 56), (3, 3, 24, 24))
+        small = F.interpolate(batch.large, (24, 24), mode="bilinear", antialias=True, align_corners=False)
+        torch.testing.assert_close(batch.views[0], small)
+        assert not torch.equal(batch.views[0], batch.views[1])
+    for batch, with_large in zip(drawn(0), drawn(56), strict=True):
+        assert batch.large is None
+        torch.testing.assert_close(batch.views[1], with_large.views[1], atol=0.15, rtol=0)  # the same crop
+
+
+def test_fine_pixels_are_averaged_and_not_skipped() -> None:
+    """Of a fine checkerboard, bilinear sampling at a quarter would give black and white; its average is grey."""
+    board = ((torch.arange(96)[:, None] + torch.arange(96)) % 2 * 255).to(torch.uint8)
+    images = ImageCache(board[None, ..., None].expand(1, 96, 96, 3).contiguous(), torch.ones(1), ("board",), ())
+    feed = Feed(images, [View(scale=(1, 1), flip=0)], 24, torch.device("cpu"), 0, torch.full((1,), -1))
+    (batch,) = feed.batches(torch.tensor([[0]]), nullcontext)
+    assert (batch.views[0] - 0.5).abs().max() < 0.1

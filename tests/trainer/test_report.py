@@ -159,7 +159,7 @@ def test_the_head_tells_what_changed_and_how_surely() -> None:
     assert "R@1 0.5000 0.6000 +0.1000" in " ".join(page.words)
     assert "MAP@R 0.2500 0.2500 0" in " ".join(page.words)
     assert "1 h 1 min" in page.seen
-    assert "epoch of the model2 of 10" in page.seen
+    assert "epoch of the model2 of 2" in page.seen
     assert "1.00 GiB" in page.seen
     assert "What to try next" not in page.seen
 

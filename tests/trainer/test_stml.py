@@ -1,13 +1,18 @@
 """STML's pure functions against the paper's formulas, and what the objective promises."""
 
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tests.trainer.small import Stopped, recipe, stop_at, train
+from trainer import loop
 from trainer.encoders import Encoder, make_backbone
 from trainer.objective import Batch
 from trainer.objectives.stml import STML, contextual_similarity, relaxed_contrastive, self_distillation
@@ -247,7 +252,7 @@ def test_teacher_starts_as_the_student_and_follows_weights_and_buffers() -> None
 def embed_all_of(objective: STML, count: int) -> Any:
     images = torch.rand(count, 3, 32, 32, generator=torch.Generator().manual_seed(2))
 
-    def embed_all(embed: Any) -> Tensor:
+    def embed_all(embed: Any, _: int = 0) -> Tensor:
         objective.eval()
         with torch.no_grad():
             found: Tensor = embed(images)
@@ -261,6 +266,7 @@ def test_batches_are_lists_of_neighbours_led_by_their_queries() -> None:
     objective = make(neighbours=5)
     embed_all = embed_all_of(objective, 50)
     order = objective.before_epoch(embed_all, 22)
+    assert order is not None
     g = embed_all(nn.Sequential(objective.encoder.backbone, objective.background))
     nearest = torch.cdist(g.double(), g.double()).fill_diagonal_(-1).topk(5, largest=False).indices
     assert tuple(order.shape) == (2, 20)
@@ -273,7 +279,9 @@ def test_batches_are_lists_of_neighbours_led_by_their_queries() -> None:
 def test_fewer_images_than_a_batch_use_what_there_is() -> None:
     """Three images, a batch of 120: one step of three lists of three."""
     objective = make(neighbours=5)
-    assert tuple(objective.before_epoch(embed_all_of(objective, 3), 120).shape) == (1, 9)
+    order = objective.before_epoch(embed_all_of(objective, 3), 120)
+    assert order is not None
+    assert tuple(order.shape) == (1, 9)
 
 
 def test_pca_heads_keep_the_backbones_distances_and_are_set_once() -> None:
@@ -293,7 +301,12 @@ def test_pca_heads_keep_the_backbones_distances_and_are_set_once() -> None:
 
 @pytest.mark.parametrize(
     ("keywords", "message"),
-    [({"neighbours": 1}, "neighbours is 1"), ({"sigma": 0.0}, "sigma 0.0"), ({"head_init": "zero"}, "'zero'")],
+    [
+        ({"neighbours": 1}, "neighbours is 1"),
+        ({"sigma": 0.0}, "sigma 0.0"),
+        ({"head_init": "zero"}, "'zero'"),
+        ({"distillation_epochs": 1}, "to distil, 'pca'"),
+    ],
 )
 def test_bad_keywords_are_named(keywords: dict[str, Any], message: str) -> None:
     """A keyword out of range is an error that names it."""
@@ -306,3 +319,106 @@ def test_batch_smaller_than_a_list_is_an_error() -> None:
     objective = make(neighbours=5)
     with pytest.raises(ValueError, match="batch_size is 4"):
         objective.before_epoch(embed_all_of(objective, 10), 4)
+
+
+def distilling(tmp_path: Path, *, background_dim: int = 96, **keywords: Any) -> STML:
+    """A small network with weights from a file, as a pretrained one has them, seeing 32 pixels where 64 teach."""
+    torch.manual_seed(0)
+    file = tmp_path / "published.safetensors"
+    save_file(make_backbone("test_resnet", "none", size=32).named_weights(), file)
+    backbone = make_backbone("test_resnet", str(file), size=32, freeze_bn=True)
+    options = {"head_init": "pca", "distillation_epochs": 2, "distillation_size": 64, **keywords}
+    return STML(Encoder(backbone, nn.Linear(backbone.channels, 8)), background_dim=background_dim, **options)
+
+
+def embed_sizes(objective: STML, asked: list[int]) -> Any:
+    images = torch.rand(30, 3, 64, 64, generator=torch.Generator().manual_seed(2))
+
+    def embed_all(embed: Any, size: int = 0) -> Tensor:
+        asked.append(size)
+        objective.eval()
+        with torch.no_grad():
+            found: Tensor = embed(F.interpolate(images, size or 32))
+        return found
+
+    return embed_all
+
+
+def test_epochs_of_distillation_come_before_those_of_stml(tmp_path: Path) -> None:
+    """First random images, large ones beside them, heads of what these show; then STML from what was learned."""
+    objective, asked = distilling(tmp_path), list[int]()
+    embed_all = embed_sizes(objective, asked)
+    assert (objective.first_epochs, objective.large_size) == (2, 0)
+    assert objective.before_epoch(embed_all, 20) is None
+    assert (objective.large_size, asked) == (64, [64])
+    wide = objective.background(embed_all(objective.pretrained, 64))
+    torch.testing.assert_close(wide.mean(0), torch.zeros(96), atol=1e-4, rtol=0)
+    assert objective.before_epoch(embed_all, 20) is None
+    with torch.no_grad():
+        for parameter in objective.encoder.backbone.parameters():
+            parameter.add_(0.1)
+    objective.after_step(0.5)
+    order = objective.before_epoch(embed_all, 20)
+    assert order is not None
+    assert (tuple(order.shape), objective.large_size) == ((1, 20), 0)
+    learned = dict(objective.encoder.backbone.named_parameters())
+    for name, parameter in objective.teacher[0].named_parameters():
+        assert torch.equal(parameter, learned[name]), name
+
+
+def test_distillation_is_the_mean_distance_of_directions_and_moves_the_backbone_alone(tmp_path: Path) -> None:
+    """1 - cos to the pretrained features of the large images, image by image; nobody else has a gradient."""
+    objective = distilling(tmp_path)
+    objective.before_epoch(embed_sizes(objective, []), 20)
+    objective.train()
+    images = torch.rand(2, 6, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    large = torch.rand(6, 3, 64, 64, generator=torch.Generator().manual_seed(2))
+    terms = objective.losses(Batch(list(images), torch.arange(6), torch.full((6,), -1), large))
+    assert list(terms) == ["distillation"]
+    student, taught = objective.encoder.backbone(images[0]), objective.pretrained(large)  # type: ignore[misc]
+    expected = 0.0
+    for mine, its in zip(student.tolist(), taught.tolist(), strict=True):
+        product = sum(a * b for a, b in zip(mine, its, strict=True))
+        expected += (1 - product / math.hypot(*mine) / math.hypot(*its)) / 6
+    assert terms["distillation"].item() == pytest.approx(expected, abs=1e-5)
+    terms["distillation"].backward()  # type: ignore[no-untyped-call]
+    moved = {name.split(".")[0] for name, p in objective.named_parameters() if p.grad is not None}
+    assert moved == {"encoder"}
+    assert objective.encoder.head.weight.grad is None
+
+
+@pytest.mark.parametrize("why", ["random", "learned", "as large", "off"])
+def test_nothing_is_distilled_where_nothing_can_be(tmp_path: Path, why: str) -> None:
+    """Random weights have nothing to teach, a learned head says that the backbone has learned since."""
+    if why in ("as large", "off"):
+        keywords = {"distillation_size": 32} if why == "as large" else {"distillation_epochs": 0}
+        objective = distilling(tmp_path, **keywords)
+    else:
+        backbone = distilling(tmp_path).encoder.backbone if why == "learned" else make().encoder.backbone
+        encoder = Encoder(backbone, nn.Linear(backbone.channels, 8), head_is_trained=why == "learned")
+        objective = STML(encoder, head_init="pca", distillation_epochs=2, distillation_size=64)
+    assert objective.first_epochs == 0
+    assert objective.pretrained is None
+    assert objective.before_epoch(embed_sizes(objective, []), 20) is not None
+    assert objective.large_size == 0
+
+
+@pytest.mark.parametrize("step", [2, 3, 4, 6])
+def test_a_run_resumes_exactly_from_within_and_after_distillation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    """Stopped in any epoch, a fresh object goes on in the same one; the rate is higher while it distils."""
+    monkeypatch.setattr(loop, "LOG_EVERY", 1)
+    monkeypatch.setattr(loop, "SAVE_EVERY_S", 0.0)
+    chosen = recipe("run.epochs=2", "run.schedule=cosine", "optimizer.lr=1e-3", "data.cache_size=40")
+    whole, outcome = train(tmp_path / "whole", chosen, distilling(tmp_path))
+    with pytest.raises(Stopped):
+        train(tmp_path / "parts", chosen, distilling(tmp_path), progress=stop_at(step))
+    resumed, rest = train(tmp_path / "parts", chosen, distilling(tmp_path))
+    assert (outcome.epochs, outcome.steps, rest.steps) == (4, 8, 8 - (step - 1))
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+    log = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    rates = [line["lr"] for line in log if "lr" in line]
+    assert rates == pytest.approx([3e-3] * 4 + [1e-3] * 2 + [5e-4] * 2)
+    assert ["distillation" in line for line in log if "lr" in line] == [True] * 4 + [False] * 4

@@ -1,6 +1,7 @@
 """Semi-supervised STML and the supervised baseline: what they promise beside STML's own promises."""
 
 import copy
+import dataclasses
 from collections import Counter
 from pathlib import Path
 from typing import Any, cast
@@ -68,7 +69,9 @@ def test_without_labels_it_is_stml() -> None:
     orders = []
     for objective in (plain, known):
         torch.manual_seed(4)
-        orders.append(objective.before_epoch(lambda _: features, 20))
+        order = objective.before_epoch(lambda _, __=0: features, 20)
+        assert order is not None
+        orders.append(order)
     assert torch.equal(*orders)
     batch = batch_of(orders[0][0], unlabelled)
     expected, found = plain.losses(batch), known.losses(batch)
@@ -99,7 +102,9 @@ def test_labelled_images_join_each_batch() -> None:
     """After STML's neighbours come as many of each class, and every epoch draws others."""
     objective = semi()
     features = torch.randn(40, objective.encoder.backbone.channels)
-    first, second = (objective.before_epoch(lambda _: features, 20) for _ in range(2))
+    first, second = (objective.before_epoch(lambda _, __=0: features, 20) for _ in range(2))
+    assert first is not None
+    assert second is not None
     assert first.shape == (2, 20 + 4)
     for step in first[:, -4:]:
         assert sorted(Counter(LABEL[step].tolist()).values()) == [2, 2]
@@ -134,7 +139,7 @@ def test_the_baseline_draws_labelled_images_alone_and_as_many_steps_as_the_other
     """Its epochs compare with those of an objective that learns from all images."""
     objective = Supervised(encoder(), images=2)
     objective.know(Known(LABEL))
-    order = objective.before_epoch(lambda _: torch.empty(0), 10)
+    order = objective.before_epoch(lambda _, __=0: torch.empty(0), 10)
     assert order.shape == (4, 6)
     assert (LABEL[order] >= 0).all()
     with pytest.raises(ValueError, match="learns from labels alone"):
@@ -157,9 +162,9 @@ def test_labels_alone_start_where_the_features_are(trained: bool) -> None:
     features = torch.randn(40, dim, generator=torch.Generator().manual_seed(3)) @ torch.eye(
         dim, start.backbone.channels
     )
-    objective.before_epoch(lambda _: features, 20)
+    objective.before_epoch(lambda _, __=0: features, 20)
     head = copy.deepcopy(start.head.state_dict())
-    objective.before_epoch(lambda _: 2 * features.flip(1), 20)
+    objective.before_epoch(lambda _, __=0: 2 * features.flip(1), 20)
 
     assert all(torch.equal(value, head[key]) for key, value in start.head.state_dict().items())
     if trained:
@@ -186,3 +191,20 @@ def test_a_run_that_learns_from_labels_goes_on_exactly_and_only_with_its_labels(
         run(tmp_path / "stopped", LABEL.flip(0))
     resumed = run(tmp_path / "stopped")
     assert all(torch.equal(value, resumed[key]) for key, value in whole.items())
+
+
+def test_epochs_of_distillation_have_no_labelled_images_and_no_other_term() -> None:
+    """A semi-supervised run from published weights distils first, as STML does."""
+    inner = encoder()
+    inner.backbone.is_pretrained = True
+    objective = STMLSemi(
+        inner, background_dim=16, head_init="pca", distillation_epochs=1, distillation_size=64, classes=2, images=2
+    )
+    objective.know(Known(LABEL))
+    features = torch.randn(40, inner.backbone.channels)
+    assert objective.before_epoch(lambda _, __=0: features, 20) is None
+    batch = dataclasses.replace(batch_of(torch.arange(6)), large=torch.rand(6, 3, 64, 64))
+    assert list(objective.losses(batch)) == ["distillation"]
+    order = objective.before_epoch(lambda _, __=0: features, 20)
+    assert order is not None
+    assert order.shape == (2, 20 + 4)

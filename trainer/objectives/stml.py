@@ -148,9 +148,9 @@ class STML(Objective):
             temperature: of the self-distillation.
             head_init: `orthogonal` or `pca`; of a head f that is trained, it is kept.
             whitening: how far `pca` evens out the variances of the axes, [0, 1].
-            distillation_epochs: before STML's own, with `head_init="pca"`; none where the encoder's head is trained,
-                as its backbone has learned at its own size since, or where its backbone's weights are random.
-            distillation_size: side of the images that teach in them, pixels; what the weights were pretrained at.
+            distillation_epochs: before STML's own, with `head_init="pca"`; none where the backbone has learned since
+                it was pretrained, was not, sees images as large already, or only those of one size.
+            distillation_size: side of the images that teach in them, pixels: what the weights were pretrained at.
 
         Raises:
             ValueError: a keyword is out of its range, or the encoder's head is not linear.
@@ -175,7 +175,7 @@ class STML(Objective):
                 f"{head_init!r}; they must be 0 or more, 1 or more and, to distil, 'pca'"
             )
         channels = encoder.head.in_features
-        if encoder.backbone.is_pretrained and not encoder.head_is_trained:
+        if encoder.backbone.tells_more_at(distillation_size) and not encoder.head_is_trained:
             self.first_epochs = distillation_epochs
         if not encoder.head_is_trained:
             encoder.head = orthogonal_head(channels, encoder.head.out_features)
