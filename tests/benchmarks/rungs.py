@@ -92,12 +92,14 @@ class Rung:
         method: what trains; None where nothing does.
         changes: values of the recipe that it changes.
         published: train by the recipe `stml-paper`, with the ladder's images, encoder, epochs and seed.
+        distilled: after the recipe's epochs of distillation, which otherwise fall away.
     """
 
     title: str
     method: type[STML] | None = STML
     changes: tuple[str, ...] = ()
     published: bool = False
+    distilled: bool = False
 
     def recipe(self, base: Recipe, seed: int) -> Recipe:
         """This rung's recipe, of the ladder's."""
@@ -107,7 +109,10 @@ class Rung:
             run = dataclasses.replace(paper.run, seed=seed, epochs=base.run.epochs)
             encoder = dataclasses.replace(base.encoder, unit_length=paper.encoder.unit_length)
             base = dataclasses.replace(paper, data=base.data, encoder=encoder)
-        return recipes.override(dataclasses.replace(base, run=run), *self.changes)
+        base = dataclasses.replace(base, run=run)
+        if "distillation_epochs" in base.objective.keywords and not self.distilled:
+            base = recipes.override(base, "objective.distillation_epochs=0")
+        return recipes.override(base, *self.changes)
 
 
 RUNGS = {
@@ -121,4 +126,5 @@ RUNGS = {
     "contrastive": Rung(title="plain contrastive, not relaxed", method=PlainContrastive),
     "paper": Rung(title="the paper's own recipe, as many epochs", published=True),
     "stml": Rung(title="full STML"),
+    "distilled": Rung(title="full STML from a distilled backbone", distilled=True),
 }
