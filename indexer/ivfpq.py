@@ -122,8 +122,8 @@ def compare(flat: Any, more: Embeddings, queries: Embeddings, rows: Rows) -> Emb
     """
     similarities, others = np.empty(rows.shape, np.float32), np.empty(rows.shape, np.float32)
     count, width = rows.shape
-    theirs = rows - flat.ntotal  # negative ones are left out
-    mine = np.where(theirs < 0, rows, -1)
+    mine, theirs = rows.copy(), rows - flat.ntotal  # negative ones are left out
+    mine[theirs >= 0] = -1
     flat.compute_distance_subset(
         count, faiss.swig_ptr(queries), width, faiss.swig_ptr(similarities), faiss.swig_ptr(mine)
     )
