@@ -233,10 +233,13 @@ class _Training:
 
     def _set_lr(self) -> None:
         run, warmup = self.recipe.run, self.recipe.optimizer.warmup_steps
-        epoch = self.position.epoch - self.objective.first_epochs
-        share = self.objective.first_rate if epoch < 0 else _schedule(run.schedule, epoch / run.epochs)
+        epoch, done = self.position.epoch - self.objective.first_epochs, self.position.total_steps
+        share = self.objective.first_rate
+        if epoch >= 0:
+            assert self.order is not None  # noqa: S101  # of the epoch that this step is in
+            share, done = _schedule(run.schedule, epoch / run.epochs), epoch * len(self.order) + self.position.step
         if warmup:
-            share *= min(1, (self.position.total_steps + 1) / warmup)
+            share *= min(1, (done + 1) / warmup)
         for group, lr in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
             group["lr"] = lr * share
 
@@ -250,6 +253,8 @@ class _Training:
             self.log.write(self.position.total_steps, {"epoch": epoch, **on_epoch(epoch, self.encoder)})
         self.position = dataclasses.replace(self.position, epoch=epoch, step=0)
         self.order = None
+        if epoch == self.objective.first_epochs:  # another loss, with gradients of another size
+            self.optimizer = _optimizer(self.objective, self.recipe.optimizer)
         self._save()
 
     def _look(self, *, at_end: bool) -> None:
