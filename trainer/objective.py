@@ -96,8 +96,8 @@ class Objective(nn.Module):
         views: how each view of an image is drawn.
         centred: whether only differences between embeddings are learned, so that where their origin lies is left
             open: the mean of the training set's embeddings is then taken for it, which cosines are measured from.
-        first_epochs: that come before the recipe's own, whose warm-up and schedule begin after them, with an optimiser
-            that has forgotten them.
+        first_epochs: that come before the recipe's own, whose warm-up and schedule begin after them, with a new
+            optimiser.
         first_rate: the learning rate in them, times the recipe's.
         large_size: side of `Batch.large` in the epoch that has begun, pixels; 0 for none.
     """

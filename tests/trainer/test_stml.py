@@ -407,10 +407,11 @@ def test_nothing_is_distilled_where_nothing_can_be(tmp_path: Path, why: str) -> 
 def test_a_run_resumes_exactly_from_within_and_after_distillation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
-    """Stopped in any epoch, a fresh object goes on in the same one; the rate is higher while it distils."""
+    """Stopped in any epoch, a fresh object goes on in the same one; rate and optimiser begin anew with STML."""
     monkeypatch.setattr(loop, "LOG_EVERY", 1)
     monkeypatch.setattr(loop, "SAVE_EVERY_S", 0.0)
-    chosen = recipe("run.epochs=2", "run.schedule=cosine", "optimizer.lr=1e-3", "data.cache_size=40")
+    rates = ("optimizer.lr=1e-3", "optimizer.warmup_steps=2", "run.schedule=cosine")
+    chosen = recipe("run.epochs=2", "data.cache_size=40", *rates)
     whole, outcome = train(tmp_path / "whole", chosen, distilling(tmp_path))
     with pytest.raises(Stopped):
         train(tmp_path / "parts", chosen, distilling(tmp_path), progress=stop_at(step))
@@ -419,6 +420,8 @@ def test_a_run_resumes_exactly_from_within_and_after_distillation(
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
     log = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
-    rates = [line["lr"] for line in log if "lr" in line]
-    assert rates == pytest.approx([3e-3] * 4 + [1e-3] * 2 + [5e-4] * 2)
+    found = [line["lr"] for line in log if "lr" in line]
+    assert found == pytest.approx([1.5e-3, 3e-3, 3e-3, 3e-3, 5e-4, 1e-3, 5e-4, 5e-4])
+    state = torch.load(max((tmp_path / "whole" / "checkpoints").iterdir()) / "state.pt", weights_only=True)
+    assert {int(moments["step"]) for moments in state["optimizer"]["state"].values()} == {4}
     assert ["distillation" in line for line in log if "lr" in line] == [True] * 4 + [False] * 4
