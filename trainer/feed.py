@@ -76,13 +76,13 @@ class Feed:
         Returns:
             (N, C) float32.
         """
-        count, done = len(self._images), 0
+        count, done, side = len(self._images), 0, size or self._size
         equal = -(-count // world_size())
         # Equal parts, as `gather` needs them: the last ones repeat the last image, and are cut off again.
         rows = own_share(torch.arange(equal * world_size()).clamp_max(count - 1))
         found = torch.empty(0)
-        for batch in torch.split(rows, _EMBED_BATCH):
-            embedded = embed(self._squashed(batch, size or self._size)).float()
+        for batch in torch.split(rows, max(1, _EMBED_BATCH * self._size**2 // side**2)):  # as many pixels as else
+            embedded = embed(self._squashed(batch, side)).float()
             if not done:  # one place for all: batches joined in the end would be there twice
                 found = embedded.new_empty(len(rows), embedded.shape[1])
             found[done : done + len(batch)] = embedded

@@ -3,6 +3,7 @@
 from contextlib import nullcontext
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from trainer.feed import Feed
@@ -19,6 +20,22 @@ def test_the_whole_training_set_is_embedded_in_its_order() -> None:
     found = feed.embed_all(lambda batch: batch.flatten(1), lambda *step: told.append(step))
     assert torch.equal(found, pixels.permute(0, 3, 1, 2).flatten(1).float() / 255)
     assert told == [("embed", 256, 600), ("embed", 512, 600), ("embed", 600, 600)]
+
+
+def test_the_set_is_embedded_at_any_size_in_batches_of_as_many_pixels() -> None:
+    """Twice the side, a quarter of the images at a time."""
+    pixels = torch.randint(0, 256, (300, 8, 8, 3), dtype=torch.uint8)
+    images = ImageCache(pixels, torch.ones(300), tuple(map(str, range(300))), ())
+    feed, shapes = Feed(images, [], 4, torch.device("cpu"), 0, torch.full((300,), -1)), list[torch.Size]()
+
+    def embed(batch: Tensor) -> Tensor:
+        shapes.append(batch.shape)
+        return batch.flatten(1)
+
+    found = feed.embed_all(embed, lambda *_: None, 8)
+    assert torch.equal(found, pixels.permute(0, 3, 1, 2).flatten(1).float() / 255)
+    assert {shape[2:] for shape in shapes} == {(8, 8)}
+    assert [shape[0] for shape in shapes] == [64, 64, 64, 64, 44]
 
 
 def test_large_images_are_the_first_views_in_the_same_crops() -> None:
