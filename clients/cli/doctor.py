@@ -186,9 +186,8 @@ def _check_onnxruntime(report: Report, packages: list[str]) -> None:
 
 def _live_providers(onnxruntime: Any) -> list[str]:
     """The providers with which a session really starts; a listed one may lack its libraries."""
-    onnxruntime.set_default_logger_severity(
-        4
-    )  # a provider without its libraries logs an error; the list is the answer
+    # A provider without its libraries logs an error; the list is the answer.
+    onnxruntime.set_default_logger_severity(4)
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         onnxruntime.preload_dlls()  # as the encoder does: finds the CUDA libraries that pip installed beside it
     live = []

@@ -218,6 +218,10 @@ class STML(Objective):
         """The three terms, weighted: their sum is the paper's total; in epochs of distillation that alone."""
         if batch.large is not None:
             return {"distillation": self._distillation(batch.views[0], batch.large)}
+        return self._own_losses(batch)
+
+    def _own_losses(self, batch: Batch) -> dict[str, Tensor]:
+        """The terms of the epochs that follow distillation."""
         f, g, z = self._embedded(batch)
         with torch.autocast(f.device.type, enabled=False):
             return self._terms(f, g, self._similarity(z, gather(batch.index).repeat(len(batch.views))))

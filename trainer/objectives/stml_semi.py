@@ -115,13 +115,11 @@ class STMLSemi(STML):
         faster = _PROXY_RATE * (lr if head_lr is None else head_lr)
         return [*(group for group in groups if group["params"]), {"params": [self.proxies], "lr": faster}]
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
+    def _own_losses(self, batch: Batch) -> dict[str, Tensor]:
         """STML's terms on the batch of neighbours, and the supervised loss on the labelled images that join it.
 
-        The weights of STML's terms are the paper's. Epochs of distillation are STML's.
+        The weights of STML's terms are the paper's.
         """
-        if batch.large is not None:
-            return super().losses(batch)
         views = len(batch.views)
         f, g, z = self._embedded(batch)
         index, label = gather(batch.index), gather(batch.label)
