@@ -87,8 +87,8 @@ def open_collection(images: Path) -> Collection:
 
     A collection is one of
 
-    - a folder: every image in it and its subfolders, hidden files and folders left out; of one without image files
-      the tar shards in it, or else the Parquet tables of images;
+    - a folder: every image in it and its subfolders, without hidden files and folders and without linked folders; of
+      one without image files the tar shards in it, or else the Parquet tables of images;
     - a CSV or Parquet table with a column `path`, relative to the table's folder or absolute; a path may lead into a
       tar archive or a Parquet table of images, as `shard.tar/cat.jpg`; a column `payload` may hold JSON objects;
     - a tar archive, or a pattern of several: `shard-{000000..000146}.tar`;
@@ -168,10 +168,12 @@ def _from_folder(root: Path) -> Collection:
     """Every image file; of a folder that has none, the images of its archives."""
     sources: list[Source] = []
     archives: list[Path] = []
+    linked: list[str] = []  # which os.walk leaves out, for links may go in circles
     warnings: list[str] = []
     ignored = 0
     for folder, subfolders, names in os.walk(root, onerror=lambda error: warnings.append(_unlisted(error))):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        linked += (name for name in subfolders if os.path.islink(os.path.join(folder, name)))  # noqa: PTH114,PTH118
         prefix = "" if folder == str(root) else f"{os.path.relpath(folder, root)}/"
         for name in names:
             if is_listed(name):
@@ -180,6 +182,11 @@ def _from_folder(root: Path) -> Collection:
             else:
                 ignored += 1
                 archives += [Path(folder, name)] if _is_archive(name) else []
+    if linked:
+        warnings.append(
+            f"linked folders in {shown(root)} are not followed ({len(linked):,}, for example {linked[0]!a}); "
+            "give the folders that they lead to, or a table of paths"
+        )
     if not sources:
         within = _from_archives(root, _of_one_kind(archives))
         return replace(within, ignored=within.ignored + ignored, warnings=(*warnings, *within.warnings))

@@ -54,6 +54,28 @@ def test_a_folder_is_read_whole(tmp_path: Path) -> None:
     assert ([source.item for source in collection.sources], collection.ignored) == (["a/1.JPG", "b/2.png"], 2)
 
 
+def test_a_linked_folder_is_named_not_followed(tmp_path: Path) -> None:
+    """Links between folders may go in circles: they are left out, which a warning says; a linked image is taken."""
+    _picture(tmp_path / "elsewhere" / "b.png")
+    _picture(tmp_path / "photos" / "a.png")
+    (tmp_path / "photos" / "link.png").symlink_to(tmp_path / "photos" / "a.png")
+    (tmp_path / "photos" / "more").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "photos" / "circle").symlink_to(tmp_path / "photos")
+    collection = open_collection(tmp_path / "photos")
+    assert [source.item for source in collection.sources] == ["a.png", "link.png"]
+    (warning,) = collection.warnings
+    assert warning.startswith(f"linked folders in {tmp_path / 'photos'} are not followed (2, for example 'circle');")
+
+
+def test_a_folder_of_linked_folders_alone_says_so(tmp_path: Path) -> None:
+    """Who gathered folders by links learns why nothing was found."""
+    _picture(tmp_path / "elsewhere" / "b.png")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "more").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(SourceError, match=r"no image in .*linked folders .* \(1, for example 'more'\)"):
+        open_collection(tmp_path / "photos")
+
+
 def test_an_empty_folder_is_an_error(tmp_path: Path) -> None:
     """A folder without images is refused with what was found and what is accepted."""
     (tmp_path / "notes.txt").write_text("x")
