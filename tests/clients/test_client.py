@@ -98,11 +98,15 @@ def test_one_text_is_not_taken_for_many_items(client: Any, gallery: Gallery) -> 
 
 
 def test_what_is_no_query_is_refused_by_its_kind(client: Any, gallery: Gallery) -> None:
-    """A path as text, one image where many are wanted, and a matrix of embeddings."""
+    """A path as text, one image where many are wanted, an embedding without its model, and a matrix of embeddings."""
     with pytest.raises(TypeError, match=r"the image is str; give the bytes of an image file, or its pathlib\.Path"):
         client.search(image="photo.jpg")
     with pytest.raises(TypeError, match="the image is int"):
         client.search_many(images=photo(1))
+    with pytest.raises(TypeError, match=r"the embedding is ndarray; give a kinsight_client\.Embedding, which"):
+        client.search(embedding=gallery.embeddings[0])
+    with pytest.raises(TypeError, match="the embedding is list"):
+        client.items.upsert("a", embedding=[0.0, 1.0])
     with pytest.raises(ValueError, match=r"the shape \(2, \d+\); it must be \(D,\)"):
         client.search(embedding=Embedding(gallery.model, gallery.embeddings[:2]))
 

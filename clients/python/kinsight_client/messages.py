@@ -183,7 +183,10 @@ def image_bytes(image: bytes | Path) -> bytes:
 
 
 def embedding_message(embedding: Embedding) -> search_service_pb2.Embedding:
-    """The message of an embedding; raises ValueError where it has another shape than (D,)."""
+    """The message of an embedding; raises ValueError where it has another shape than (D,), TypeError for others."""
+    if not isinstance(embedding, Embedding):
+        kind = type(embedding).__name__
+        raise TypeError(f"the embedding is {kind}; give a kinsight_client.Embedding, which names its model too")
     values = np.asarray(embedding.values, np.float32)
     if values.ndim != 1:
         raise ValueError(f"the embedding has the shape {values.shape}; it must be (D,): search by one row at a time")

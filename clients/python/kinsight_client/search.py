@@ -90,7 +90,8 @@ class SearchCalls:
 
         Raises:
             KinsightError: see `kinsight_client.errors`.
-            TypeError: not exactly one query is given, or the image is neither bytes nor a Path.
+            TypeError: not exactly one query is given, the image is neither bytes nor a Path, or the embedding is no
+                `Embedding`.
             ValueError: the embedding has another shape than (D,).
             OSError: the image's path can't be read.
         """
