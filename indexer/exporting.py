@@ -67,6 +67,8 @@ def export_items(name: str, path: Path, *, store: Store, progress: Progress) -> 
     index_dir = store.index(name)
     if path.exists():
         raise ExportError(f"{path} is there already; name another file")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} into; make it first")
     number = version.active_version(index_dir)
     if number is None:
         raise NoActiveVersion(f"index {name!r} has no active version to export")

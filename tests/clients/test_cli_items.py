@@ -189,6 +189,8 @@ def test_a_server_imports_rebuilds_rolls_back_and_exports(run: Run, new: Path, t
     assert (imported["imported"], imported["failed"], imported["failures"][0]["item"]) == (6, 1, "bad.png")
     exported = found(run("items", "export", "photos", tmp_path / "all.parquet", "--json"), "items", "export")
     assert (exported["items"], Path(exported["path"]).stat().st_size) == (46, exported["bytes"])
+    nowhere = run("items", "export", "photos", tmp_path / "nowhere" / "all.parquet")
+    assert f"there is no folder {tmp_path / 'nowhere'}" in nowhere.stderr
 
     built = found(run("remote", "rebuild", "photos", "--json"), "remote", "rebuild")
     assert (built["version"]["version"], built["version"]["state"], built["version"]["items"]) == (2, "active", 46)
