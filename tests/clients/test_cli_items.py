@@ -206,9 +206,10 @@ def test_a_server_imports_rebuilds_rolls_back_and_exports(run: Run, new: Path, t
     assert [(one["kind"], one["state"]) for one in listed["operations"]] == [
         ("import", "succeeded"),
         ("export", "succeeded"),
+        ("export", "failed"),
         ("build", "succeeded"),
     ]
-    told = found(run("remote", "wait", listed["operations"][2]["id"], "--json"), "remote", "wait")
+    told = found(run("remote", "wait", listed["operations"][3]["id"], "--json"), "remote", "wait")
     assert told["result"]["version"]["version"] == 2
     assert "OPERATION" in run("remote", "cancel", "nosuch").stderr
 
