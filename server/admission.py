@@ -6,30 +6,30 @@ from typing import Self
 from server.errors import Draining, Overloaded
 
 MAX_REQUESTS = 256  # a search takes well under a millisecond: a longer queue only adds waiting
-MAX_IMAGE_BYTES = 512 * 2**20  # of all requests together: 16 of the largest, thousands of usual ones
+MAX_BYTES = 512 * 2**20  # of all requests together: 16 of the largest, thousands of usual ones
 
 
 class Admission:
     """Counts the requests that are inside; what exceeds a bound is turned away at once, not queued."""
 
-    def __init__(self, *, max_requests: int = MAX_REQUESTS, max_image_bytes: int = MAX_IMAGE_BYTES) -> None:
+    def __init__(self, *, max_requests: int = MAX_REQUESTS, max_bytes: int = MAX_BYTES) -> None:
         """Nothing is inside yet.
 
         Args:
             max_requests: most requests at a time.
-            max_image_bytes: most bytes of images in those requests together.
+            max_bytes: most bytes of those requests together.
         """
         self._max_requests = max_requests
-        self._max_image_bytes = max_image_bytes
+        self._max_bytes = max_bytes
         self._requests = 0
-        self._image_bytes = 0
+        self._request_bytes = 0
         self._draining = False
 
     def drain(self) -> None:
         """Let nobody in any more; who is inside stays."""
         self._draining = True
 
-    def admit(self, image_bytes: int) -> "Admitted":
+    def admit(self, request_bytes: int) -> "Admitted":
         """A place for one request, to be entered with `with`.
 
         Raises:
@@ -43,33 +43,33 @@ class Admission:
                 f"{self._requests} requests are in progress, the most allowed; try again in a moment",
                 limit=str(self._max_requests),
             )
-        if image_bytes and self._image_bytes + image_bytes > self._max_image_bytes:
+        if request_bytes and self._request_bytes + request_bytes > self._max_bytes:
             raise Overloaded(
-                f"the images in progress hold {self._image_bytes:,} bytes and this one {image_bytes:,}, "
-                f"more than {self._max_image_bytes:,}; try again in a moment",
-                limit=str(self._max_image_bytes),
+                f"the requests in progress hold {self._request_bytes:,} bytes and this one {request_bytes:,}, "
+                f"more than {self._max_bytes:,}; try again in a moment",
+                limit=str(self._max_bytes),
             )
-        return Admitted(self, image_bytes)
+        return Admitted(self, request_bytes)
 
-    def _add(self, requests: int, image_bytes: int) -> None:
+    def _add(self, requests: int, request_bytes: int) -> None:
         self._requests += requests
-        self._image_bytes += image_bytes
+        self._request_bytes += request_bytes
 
 
 class Admitted:
     """One request's place inside."""
 
-    __slots__ = ("_admission", "_image_bytes")
+    __slots__ = ("_admission", "_request_bytes")
 
-    def __init__(self, admission: Admission, image_bytes: int) -> None:
+    def __init__(self, admission: Admission, request_bytes: int) -> None:
         self._admission = admission
-        self._image_bytes = image_bytes
+        self._request_bytes = request_bytes
 
     def __enter__(self) -> Self:
-        self._admission._add(1, self._image_bytes)
+        self._admission._add(1, self._request_bytes)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._admission._add(-1, -self._image_bytes)
+        self._admission._add(-1, -self._request_bytes)

@@ -3,17 +3,16 @@
 import asyncio
 import threading
 from collections.abc import Sequence
-from typing import Any
 
-import grpc
 from google.longrunning import operations_pb2
 from google.protobuf import empty_pb2  # type: ignore[import-untyped]
 from kinsight.v1 import index_service_pb2 as pb
 from kinsight.v1 import index_service_pb2_grpc
 
 from indexer import adopt, version
-from server import answers, descriptions, learning, progress
+from server import descriptions, learning, progress
 from server.admission import Admission
+from server.answered import answered
 from server.errors import (
     IndexExists,
     IndexNameInvalid,
@@ -29,8 +28,6 @@ from server.jobs import Job, Jobs
 from server.paging import Page, part
 from server.service_items import check_request_id
 
-_Context = grpc.aio.ServicerContext[Any, Any]
-
 
 class IndexService(index_service_pb2_grpc.IndexServiceServicer):
     """The service over the versions of a store's indexes."""
@@ -38,121 +35,68 @@ class IndexService(index_service_pb2_grpc.IndexServiceServicer):
     def __init__(self, indexes: Indexes, admission: Admission, jobs: Jobs, folders: Folders) -> None:
         self._store = jobs.store
         self._indexes = indexes
-        self._admission = admission
+        self.admission = admission
         self._jobs = jobs
         self._folders = folders
         self._pointing = threading.Lock()  # an etag is compared and the pointer moved in one step
 
-    async def ListIndexes(  # noqa: N802 - gRPC's name
-        self, request: pb.ListIndexesRequest, context: _Context
-    ) -> pb.ListIndexesResponse:
+    @answered
+    async def ListIndexes(self, request: pb.ListIndexesRequest) -> pb.ListIndexesResponse:
         """Answers IndexService.ListIndexes; see the proto."""
-        try:
-            with self._admission.admit(0):
-                page = Page.asked(request.page_size, request.page_token, "indexes")
-                return await asyncio.to_thread(self._list_indexes, page)
-        except Exception as error:
-            await answers.abort(context, error)
+        page = Page.asked(request.page_size, request.page_token, "indexes")
+        return await asyncio.to_thread(self._list_indexes, page)
 
-    async def GetIndex(self, request: pb.GetIndexRequest, context: _Context) -> pb.Index:  # noqa: N802 - gRPC's name
+    @answered
+    async def GetIndex(self, request: pb.GetIndexRequest) -> pb.Index:
         """Answers IndexService.GetIndex; see the proto."""
-        try:
-            with self._admission.admit(0):
-                return await asyncio.to_thread(self._index, request.index)
-        except Exception as error:
-            await answers.abort(context, error)
+        return await asyncio.to_thread(self._index, request.index)
 
-    async def GetIndexStats(  # noqa: N802 - gRPC's name
-        self, request: pb.GetIndexStatsRequest, context: _Context
-    ) -> pb.IndexStats:
+    @answered
+    async def GetIndexStats(self, request: pb.GetIndexStatsRequest) -> pb.IndexStats:
         """Answers IndexService.GetIndexStats; see the proto."""
-        try:
-            with self._admission.admit(0):
-                served = self._indexes.get(request.index)
-                return await asyncio.to_thread(descriptions.index_stats, self._store, served)
-        except Exception as error:
-            await answers.abort(context, error)
+        served = self._indexes.get(request.index)
+        return await asyncio.to_thread(descriptions.index_stats, self._store, served)
 
-    async def BuildVersion(  # noqa: N802 - gRPC's name
-        self, request: pb.BuildVersionRequest, context: _Context
-    ) -> operations_pb2.Operation:
+    @answered
+    async def BuildVersion(self, request: pb.BuildVersionRequest) -> operations_pb2.Operation:
         """Answers IndexService.BuildVersion; see the proto."""
-        try:
-            with self._admission.admit(0):
-                return await self._start(await asyncio.to_thread(self._build, request), request.request_id)
-        except Exception as error:
-            await answers.abort(context, error)
+        return await self._start(await asyncio.to_thread(self._build, request), request.request_id)
 
-    async def ActivateVersion(  # noqa: N802 - gRPC's name
-        self, request: pb.ActivateVersionRequest, context: _Context
-    ) -> pb.Index:
+    @answered
+    async def ActivateVersion(self, request: pb.ActivateVersionRequest) -> pb.Index:
         """Answers IndexService.ActivateVersion; see the proto."""
-        try:
-            with self._admission.admit(0):
-                return await asyncio.to_thread(self._activate, request)
-        except Exception as error:
-            await answers.abort(context, error)
+        return await asyncio.to_thread(self._activate, request)
 
-    async def RollbackIndex(  # noqa: N802 - gRPC's name
-        self, request: pb.RollbackIndexRequest, context: _Context
-    ) -> pb.Index:
+    @answered
+    async def RollbackIndex(self, request: pb.RollbackIndexRequest) -> pb.Index:
         """Answers IndexService.RollbackIndex; see the proto."""
-        try:
-            with self._admission.admit(0):
-                return await asyncio.to_thread(self._roll_back, request)
-        except Exception as error:
-            await answers.abort(context, error)
+        return await asyncio.to_thread(self._roll_back, request)
 
-    async def ListVersions(  # noqa: N802 - gRPC's name
-        self, request: pb.ListVersionsRequest, context: _Context
-    ) -> pb.ListVersionsResponse:
+    @answered
+    async def ListVersions(self, request: pb.ListVersionsRequest) -> pb.ListVersionsResponse:
         """Answers IndexService.ListVersions; see the proto."""
-        try:
-            with self._admission.admit(0):
-                return await asyncio.to_thread(self._list_versions, request)
-        except Exception as error:
-            await answers.abort(context, error)
+        return await asyncio.to_thread(self._list_versions, request)
 
-    async def DeleteVersion(  # noqa: N802 - gRPC's name
-        self, request: pb.DeleteVersionRequest, context: _Context
-    ) -> empty_pb2.Empty:
+    @answered
+    async def DeleteVersion(self, request: pb.DeleteVersionRequest) -> empty_pb2.Empty:
         """Answers IndexService.DeleteVersion; see the proto."""
-        try:
-            with self._admission.admit(0):
-                await asyncio.to_thread(self._delete, request)
-                return empty_pb2.Empty()
-        except Exception as error:
-            await answers.abort(context, error)
+        await asyncio.to_thread(self._delete, request)
+        return empty_pb2.Empty()
 
-    async def EvaluateVersion(  # noqa: N802 - gRPC's name
-        self, request: pb.EvaluateVersionRequest, context: _Context
-    ) -> operations_pb2.Operation:
+    @answered
+    async def EvaluateVersion(self, request: pb.EvaluateVersionRequest) -> operations_pb2.Operation:
         """Answers IndexService.EvaluateVersion; see the proto."""
-        try:
-            with self._admission.admit(0):
-                return await self._start(await asyncio.to_thread(self._evaluate, request))
-        except Exception as error:
-            await answers.abort(context, error)
+        return await self._start(await asyncio.to_thread(self._evaluate, request))
 
-    async def SnapshotIndex(  # noqa: N802 - gRPC's name
-        self, request: pb.SnapshotIndexRequest, context: _Context
-    ) -> operations_pb2.Operation:
+    @answered
+    async def SnapshotIndex(self, request: pb.SnapshotIndexRequest) -> operations_pb2.Operation:
         """Answers IndexService.SnapshotIndex; see the proto."""
-        try:
-            with self._admission.admit(0):
-                return await self._start(await asyncio.to_thread(self._snapshot, request), request.request_id)
-        except Exception as error:
-            await answers.abort(context, error)
+        return await self._start(await asyncio.to_thread(self._snapshot, request), request.request_id)
 
-    async def RestoreIndex(  # noqa: N802 - gRPC's name
-        self, request: pb.RestoreIndexRequest, context: _Context
-    ) -> operations_pb2.Operation:
+    @answered
+    async def RestoreIndex(self, request: pb.RestoreIndexRequest) -> operations_pb2.Operation:
         """Answers IndexService.RestoreIndex; see the proto."""
-        try:
-            with self._admission.admit(0):
-                return await self._start(await asyncio.to_thread(self._restore, request), request.request_id)
-        except Exception as error:
-            await answers.abort(context, error)
+        return await self._start(await asyncio.to_thread(self._restore, request), request.request_id)
 
     async def _start(self, job: Job, request_id: str = "") -> operations_pb2.Operation:
         check_request_id(request_id)

@@ -6,9 +6,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import grpc
 from google.longrunning import operations_pb2
 from kinsight.v1 import item_service_pb2_grpc
 from kinsight.v1.item_service_pb2 import (
@@ -30,6 +28,7 @@ from indexer.pixels import PixelsError
 from indexer.records import Outcome, Refused, Upsert
 from server import answers, progress, reading
 from server.admission import Admission
+from server.answered import answered
 from server.errors import BatchSizeOutOfRange, InvalidRequestId, RefusedBefore
 from server.folders import Folders
 from server.indexes import ActiveIndex, Indexes
@@ -45,8 +44,6 @@ MAX_SWAPS = 10  # times that a request is embedded again because another model w
 _REQUEST_ID = re.compile(r"[ -~]{0,64}")
 _REFUSALS = {kind.reason: kind for kind in Refused.__subclasses__()}
 
-_Context = grpc.aio.ServicerContext[Any, Any]
-
 
 class ItemService(item_service_pb2_grpc.ItemServiceServicer):
     """The service over the catalogues of the active indexes."""
@@ -55,78 +52,50 @@ class ItemService(item_service_pb2_grpc.ItemServiceServicer):
         self, indexes: Indexes, admission: Admission, workers: Workers, jobs: Jobs, folders: Folders
     ) -> None:
         self._indexes = indexes
-        self._admission = admission
+        self.admission = admission
         self._workers = workers
         self._jobs = jobs
         self._folders = folders
 
-    async def BatchUpsertItems(  # noqa: N802 - gRPC's name
-        self, request: BatchUpsertItemsRequest, context: _Context
-    ) -> BatchUpsertItemsResponse:
+    @answered
+    async def BatchUpsertItems(self, request: BatchUpsertItemsRequest) -> BatchUpsertItemsResponse:
         """Answers ItemService.BatchUpsertItems; see the proto."""
-        try:
-            with self._admission.admit(request.ByteSize()):
-                _check_batch(len(request.items), request.request_id)
-                return BatchUpsertItemsResponse(results=await self._upsert(request))
-        except Exception as error:
-            await answers.abort(context, error)
+        _check_batch(len(request.items), request.request_id)
+        return BatchUpsertItemsResponse(results=await self._upsert(request))
 
-    async def BatchDeleteItems(  # noqa: N802 - gRPC's name
-        self, request: BatchDeleteItemsRequest, context: _Context
-    ) -> BatchDeleteItemsResponse:
+    @answered
+    async def BatchDeleteItems(self, request: BatchDeleteItemsRequest) -> BatchDeleteItemsResponse:
         """Answers ItemService.BatchDeleteItems; see the proto."""
-        try:
-            with self._admission.admit(0):
-                _check_batch(len(request.items), request.request_id)
-                index = self._indexes.get(request.index)
-                write = Write(index.name, index.model, request.request_id, deletes=list(request.items))
-                outcomes = await self._workers.writing.submit(write)
-                return BatchDeleteItemsResponse(results=map(_result, outcomes))
-        except Exception as error:
-            await answers.abort(context, error)
+        _check_batch(len(request.items), request.request_id)
+        index = self._indexes.get(request.index)
+        write = Write(index.name, index.model, request.request_id, deletes=list(request.items))
+        outcomes = await self._workers.writing.submit(write)
+        return BatchDeleteItemsResponse(results=map(_result, outcomes))
 
-    async def GetItem(self, request: GetItemRequest, context: _Context) -> Item:  # noqa: N802 - gRPC's name
+    @answered
+    async def GetItem(self, request: GetItemRequest) -> Item:
         """Answers ItemService.GetItem; see the proto."""
-        try:
-            with self._admission.admit(0):
-                return await asyncio.to_thread(reading.item, self._indexes.get(request.index), request.item)
-        except Exception as error:
-            await answers.abort(context, error)
+        return await asyncio.to_thread(reading.item, self._indexes.get(request.index), request.item)
 
-    async def ListItems(  # noqa: N802 - gRPC's name
-        self, request: ListItemsRequest, context: _Context
-    ) -> ListItemsResponse:
+    @answered
+    async def ListItems(self, request: ListItemsRequest) -> ListItemsResponse:
         """Answers ItemService.ListItems; see the proto."""
-        try:
-            with self._admission.admit(0):
-                index = self._indexes.get(request.index)
-                page = Page.asked(request.page_size, request.page_token, index.name, request.filter)
-                found = await asyncio.to_thread(reading.page, index, page, request.filter)
-                return ListItemsResponse(items=found.entries, next_page_token=found.token)
-        except Exception as error:
-            await answers.abort(context, error)
+        index = self._indexes.get(request.index)
+        page = Page.asked(request.page_size, request.page_token, index.name, request.filter)
+        found = await asyncio.to_thread(reading.page, index, page, request.filter)
+        return ListItemsResponse(items=found.entries, next_page_token=found.token)
 
-    async def ImportItems(  # noqa: N802 - gRPC's name
-        self, request: ImportItemsRequest, context: _Context
-    ) -> operations_pb2.Operation:
+    @answered
+    async def ImportItems(self, request: ImportItemsRequest) -> operations_pb2.Operation:
         """Answers ItemService.ImportItems; see the proto."""
-        try:
-            with self._admission.admit(0):
-                path = await asyncio.to_thread(self._folders.to_read, request.path)
-                return await self._start("import", request.index, path, request.request_id)
-        except Exception as error:
-            await answers.abort(context, error)
+        path = await asyncio.to_thread(self._folders.to_read, request.path)
+        return await self._start("import", request.index, path, request.request_id)
 
-    async def ExportItems(  # noqa: N802 - gRPC's name
-        self, request: ExportItemsRequest, context: _Context
-    ) -> operations_pb2.Operation:
+    @answered
+    async def ExportItems(self, request: ExportItemsRequest) -> operations_pb2.Operation:
         """Answers ItemService.ExportItems; see the proto."""
-        try:
-            with self._admission.admit(0):
-                path = await asyncio.to_thread(self._folders.to_write, request.path)
-                return await self._start("export", request.index, path, request.request_id)
-        except Exception as error:
-            await answers.abort(context, error)
+        path = await asyncio.to_thread(self._folders.to_write, request.path)
+        return await self._start("export", request.index, path, request.request_id)
 
     async def _start(self, kind: str, index: str, path: Path, request_id: str) -> operations_pb2.Operation:
         check_request_id(request_id)

@@ -3,16 +3,16 @@
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import grpc
 from google.longrunning import operations_pb2
 from kinsight.v1 import model_service_pb2 as pb
 from kinsight.v1 import model_service_pb2_grpc
 
 from indexer.manifest import ManifestError
-from server import answers, descriptions, learning, progress
+from server import descriptions, learning, progress
 from server.admission import Admission
+from server.answered import answered
 from server.errors import BudgetOutOfRange, InvalidPath
 from server.folders import Folders
 from server.indexes import Indexes
@@ -20,7 +20,6 @@ from server.jobs import Job, Jobs
 from server.paging import Page, part
 from server.service_items import check_request_id
 
-_Context = grpc.aio.ServicerContext[Any, Any]
 _Request = TypeVar("_Request", pb.TrainRequest, pb.FineTuneRequest, pb.SuggestLabelsRequest, pb.CalibrateRequest)
 
 log = logging.getLogger(__name__)
@@ -32,64 +31,46 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
     def __init__(self, indexes: Indexes, admission: Admission, jobs: Jobs, folders: Folders) -> None:
         self._store = jobs.store
         self._indexes = indexes
-        self._admission = admission
+        self.admission = admission
         self._jobs = jobs
         self._folders = folders
 
-    async def ListModels(  # noqa: N802 - gRPC's name
-        self, request: pb.ListModelsRequest, context: _Context
-    ) -> pb.ListModelsResponse:
+    @answered
+    async def ListModels(self, request: pb.ListModelsRequest) -> pb.ListModelsResponse:
         """Answers ModelService.ListModels; see the proto."""
-        try:
-            with self._admission.admit(0):
-                page = Page.asked(request.page_size, request.page_token, "models")
-                return await asyncio.to_thread(self._list, page)
-        except Exception as error:
-            await answers.abort(context, error)
+        page = Page.asked(request.page_size, request.page_token, "models")
+        return await asyncio.to_thread(self._list, page)
 
-    async def GetModel(self, request: pb.GetModelRequest, context: _Context) -> pb.Model:  # noqa: N802 - gRPC's name
+    @answered
+    async def GetModel(self, request: pb.GetModelRequest) -> pb.Model:
         """Answers ModelService.GetModel; see the proto."""
-        try:
-            with self._admission.admit(0):
-                return await asyncio.to_thread(self._model, request.model)
-        except Exception as error:
-            await answers.abort(context, error)
+        return await asyncio.to_thread(self._model, request.model)
 
-    async def Train(  # noqa: N802 - gRPC's name
-        self, request: pb.TrainRequest, context: _Context
-    ) -> operations_pb2.Operation:
+    @answered
+    async def Train(self, request: pb.TrainRequest) -> operations_pb2.Operation:
         """Answers ModelService.Train; see the proto."""
-        return await self._started(self._train, request, context)
+        return await self._started(self._train, request)
 
-    async def FineTune(  # noqa: N802 - gRPC's name
-        self, request: pb.FineTuneRequest, context: _Context
-    ) -> operations_pb2.Operation:
+    @answered
+    async def FineTune(self, request: pb.FineTuneRequest) -> operations_pb2.Operation:
         """Answers ModelService.FineTune; see the proto."""
-        return await self._started(self._fine_tune, request, context)
+        return await self._started(self._fine_tune, request)
 
-    async def SuggestLabels(  # noqa: N802 - gRPC's name
-        self, request: pb.SuggestLabelsRequest, context: _Context
-    ) -> operations_pb2.Operation:
+    @answered
+    async def SuggestLabels(self, request: pb.SuggestLabelsRequest) -> operations_pb2.Operation:
         """Answers ModelService.SuggestLabels; see the proto."""
-        return await self._started(self._suggest, request, context)
+        return await self._started(self._suggest, request)
 
-    async def Calibrate(  # noqa: N802 - gRPC's name
-        self, request: pb.CalibrateRequest, context: _Context
-    ) -> operations_pb2.Operation:
+    @answered
+    async def Calibrate(self, request: pb.CalibrateRequest) -> operations_pb2.Operation:
         """Answers ModelService.Calibrate; see the proto."""
-        return await self._started(self._calibrate, request, context)
+        return await self._started(self._calibrate, request)
 
-    async def _started(
-        self, job_of: Callable[[_Request], Job], request: _Request, context: _Context
-    ) -> operations_pb2.Operation:
-        try:
-            with self._admission.admit(0):
-                check_request_id(request.request_id)
-                job = await asyncio.to_thread(job_of, request)
-                operation = await self._jobs.start(job, request.request_id)
-                return await asyncio.to_thread(progress.message, self._indexes, self._store, operation)
-        except Exception as error:
-            await answers.abort(context, error)
+    async def _started(self, job_of: Callable[[_Request], Job], request: _Request) -> operations_pb2.Operation:
+        check_request_id(request.request_id)
+        job = await asyncio.to_thread(job_of, request)
+        operation = await self._jobs.start(job, request.request_id)
+        return await asyncio.to_thread(progress.message, self._indexes, self._store, operation)
 
     def _list(self, page: Page) -> pb.ListModelsResponse:
         known = []

@@ -5,7 +5,6 @@ import json
 import time
 from typing import Any
 
-import grpc
 from google.longrunning import operations_pb2, operations_pb2_grpc
 from google.protobuf import empty_pb2, json_format  # type: ignore[import-untyped]
 
@@ -13,6 +12,7 @@ from indexer import filters, operations
 from indexer.operations import UNFINISHED, NoSuchOperation, Operation
 from server import answers, progress, reading
 from server.admission import Admission
+from server.answered import Context, answered
 from server.indexes import Indexes
 from server.jobs import Jobs
 from server.paging import Page, part
@@ -20,36 +20,29 @@ from server.paging import Page, part
 LOOK_EVERY_S = 0.2  # at the record of an operation that is waited for
 MAX_WAIT_S = 3600.0  # of one call
 
-_Context = grpc.aio.ServicerContext[Any, Any]
-
 
 class OperationsService(operations_pb2_grpc.OperationsServicer):
     """The service over the records of a store."""
 
     def __init__(self, indexes: Indexes, admission: Admission, jobs: Jobs) -> None:
         self._indexes = indexes
-        self._admission = admission
+        self.admission = admission
         self._jobs = jobs
 
-    async def GetOperation(  # noqa: N802 - gRPC's name
-        self, request: operations_pb2.GetOperationRequest, context: _Context
-    ) -> operations_pb2.Operation:
+    @answered
+    async def GetOperation(self, request: operations_pb2.GetOperationRequest) -> operations_pb2.Operation:
         """The operation of a name."""
-        try:
-            with self._admission.admit(0):
-                return await asyncio.to_thread(self._message, await self._find(request.name))
-        except Exception as error:
-            await answers.abort(context, error)
+        return await asyncio.to_thread(self._message, await self._find(request.name))
 
-    async def WaitOperation(  # noqa: N802 - gRPC's name
-        self, request: operations_pb2.WaitOperationRequest, context: _Context
+    async def WaitOperation(
+        self, request: operations_pb2.WaitOperationRequest, context: Context
     ) -> operations_pb2.Operation:
         """The operation of a name once it is done, or as it is when the time is over."""
         try:
             wanted_s = request.timeout.ToNanoseconds() / 1e9 if request.HasField("timeout") else MAX_WAIT_S
             give_up = time.monotonic() + min(wanted_s, MAX_WAIT_S)
             while True:
-                with self._admission.admit(0):  # at each look: who waits takes no place
+                with self.admission.admit(0):  # at each look: who waits takes no place
                     found = await self._find(request.name)
                     if found.state not in UNFINISHED or time.monotonic() >= give_up:
                         return await asyncio.to_thread(self._message, found)
@@ -57,39 +50,26 @@ class OperationsService(operations_pb2_grpc.OperationsServicer):
         except Exception as error:
             await answers.abort(context, error)
 
-    async def ListOperations(  # noqa: N802 - gRPC's name
-        self, request: operations_pb2.ListOperationsRequest, context: _Context
+    @answered
+    async def ListOperations(
+        self, request: operations_pb2.ListOperationsRequest
     ) -> operations_pb2.ListOperationsResponse:
         """A page of the operations of the store, oldest first; a filter is one on their metadata, and on `done`."""
-        try:
-            with self._admission.admit(0):
-                page = Page.asked(request.page_size, request.page_token, request.filter)
-                return await asyncio.to_thread(self._list, page, request.filter)
-        except Exception as error:
-            await answers.abort(context, error)
+        page = Page.asked(request.page_size, request.page_token, request.filter)
+        return await asyncio.to_thread(self._list, page, request.filter)
 
-    async def CancelOperation(  # noqa: N802 - gRPC's name
-        self, request: operations_pb2.CancelOperationRequest, context: _Context
-    ) -> empty_pb2.Empty:
+    @answered
+    async def CancelOperation(self, request: operations_pb2.CancelOperationRequest) -> empty_pb2.Empty:
         """Ask an operation to end; it is done, with the error CANCELLED, soon after."""
-        try:
-            with self._admission.admit(0):
-                await self._jobs.cancel((await self._find(request.name)).id)
-                return empty_pb2.Empty()
-        except Exception as error:
-            await answers.abort(context, error)
+        await self._jobs.cancel((await self._find(request.name)).id)
+        return empty_pb2.Empty()
 
-    async def DeleteOperation(  # noqa: N802 - gRPC's name
-        self, request: operations_pb2.DeleteOperationRequest, context: _Context
-    ) -> empty_pb2.Empty:
+    @answered
+    async def DeleteOperation(self, request: operations_pb2.DeleteOperationRequest) -> empty_pb2.Empty:
         """Forget an operation that is done."""
-        try:
-            with self._admission.admit(0):
-                found = await self._find(request.name)
-                await asyncio.to_thread(operations.delete, self._jobs.directory, found.id)
-                return empty_pb2.Empty()
-        except Exception as error:
-            await answers.abort(context, error)
+        found = await self._find(request.name)
+        await asyncio.to_thread(operations.delete, self._jobs.directory, found.id)
+        return empty_pb2.Empty()
 
     async def _find(self, name: str) -> Operation:
         found = await asyncio.to_thread(operations.find, self._jobs.directory, progress.identity_of(name))

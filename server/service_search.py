@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Callable, Sequence
 from functools import cache
 
-import grpc
 from kinsight.v1 import search_service_pb2_grpc
 from kinsight.v1.search_service_pb2 import (
     BatchSearchRequest,
@@ -19,6 +18,7 @@ from kinsight.v1.search_service_pb2 import (
 
 from server import answers, reading
 from server.admission import Admission
+from server.answered import answered
 from server.embeddings import unit
 from server.errors import NoIndex, QueryCountOutOfRange, QueryMissing
 from server.indexes import ActiveIndex, Indexes
@@ -29,44 +29,31 @@ from server.workers import MAX_SEARCH_BATCH, Workers
 # Of one BatchSearch, whose answer is one message: with payloads as many hits as one Search may have.
 MAX_QUERIES, MAX_HITS, MAX_PAYLOADS = 256, 25_600, 1_000
 
-_Context = grpc.aio.ServicerContext[object, object]
-
 
 class SearchService(search_service_pb2_grpc.SearchServiceServicer):
     """The service over the active indexes."""
 
     def __init__(self, indexes: Indexes, admission: Admission, workers: Workers) -> None:
         self._indexes = indexes
-        self._admission = admission
+        self.admission = admission
         self._workers = workers
 
-    async def Search(self, request: SearchRequest, context: _Context) -> SearchResponse:  # noqa: N802 - gRPC's name
+    @answered
+    async def Search(self, request: SearchRequest) -> SearchResponse:
         """Answers SearchService.Search; see the proto."""
-        try:
-            with self._admission.admit(len(request.image)):
-                return await self._search(await self._query(request, self._indexes.get), request)
-        except Exception as error:
-            await answers.abort(context, error)
+        return await self._search(await self._query(request, self._indexes.get), request)
 
-    async def BatchSearch(  # noqa: N802 - gRPC's name
-        self, request: BatchSearchRequest, context: _Context
-    ) -> BatchSearchResponse:
+    @answered
+    async def BatchSearch(self, request: BatchSearchRequest) -> BatchSearchResponse:
         """Answers SearchService.BatchSearch; see the proto."""
-        try:
-            with self._admission.admit(request.ByteSize()):
-                return BatchSearchResponse(results=await self._results(request.requests))
-        except Exception as error:
-            await answers.abort(context, error)
+        return BatchSearchResponse(results=await self._results(request.requests))
 
-    async def Embed(self, request: EmbedRequest, context: _Context) -> EmbedResponse:  # noqa: N802 - gRPC's name
+    @answered
+    async def Embed(self, request: EmbedRequest) -> EmbedResponse:
         """Answers SearchService.Embed; see the proto."""
-        try:
-            with self._admission.admit(len(request.image)):
-                index = self._indexes.get(request.index)
-                values = await self._workers.embed(request.image, index.encoder)
-                return EmbedResponse(embedding=Embedding(model=index.model, values=values.tolist()))
-        except Exception as error:
-            await answers.abort(context, error)
+        index = self._indexes.get(request.index)
+        values = await self._workers.embed(request.image, index.encoder)
+        return EmbedResponse(embedding=Embedding(model=index.model, values=values.tolist()))
 
     async def _results(self, requests: Sequence[SearchRequest]) -> list[SearchResult]:
         _check_size(requests)

@@ -33,9 +33,9 @@ class Counting(Admission):
 
     asked = 0
 
-    def admit(self, image_bytes: int) -> Admitted:
+    def admit(self, request_bytes: int) -> Admitted:
         self.asked += 1
-        return super().admit(image_bytes)
+        return super().admit(request_bytes)
 
 
 def test_a_search_by_bytes_path_embedding_and_item_finds_the_same(

@@ -18,7 +18,7 @@ def test_a_place_is_free_again_after_its_request() -> None:
 
 def test_images_are_bounded_by_their_bytes_together() -> None:
     """Requests without an image still get in when the images fill the bound."""
-    admission = Admission(max_image_bytes=100)
+    admission = Admission(max_bytes=100)
     with admission.admit(60):
         with pytest.raises(Overloaded, match="60 bytes"):
             admission.admit(41)
