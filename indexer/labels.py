@@ -49,14 +49,14 @@ def item_finder(table: Path, paths: Mapping[str, Path | None]) -> Callable[[str]
 
 
 def read_classes(labels: Path, paths: Mapping[str, Path | None]) -> dict[str, str]:
-    """The classes of items by a table `path,class_id[,split]`; what its split `train` names is left out.
+    """The classes of items by a table `path,class_id[,split]`; its split `train` and blank classes are left out.
 
     Args:
         labels: the table; its paths are as `item_finder` takes them.
         paths: item to where its image lies.
 
     Raises:
-        LabelsError: it names fewer than two of the items, or one of them twice with different classes.
+        LabelsError: it gives a class to fewer than two of the items, or two to one of them.
         SourceError: it can't be read or lacks a column.
     """
     columns = read_table(labels, ["path", "class_id"], optional=["split"])
@@ -65,7 +65,7 @@ def read_classes(labels: Path, paths: Mapping[str, Path | None]) -> dict[str, st
     classes: dict[str, str] = {}
     for cell, name, split in zip(columns["path"], columns["class_id"], splits, strict=True):
         item = find(cell)
-        if item is None or split == "train":
+        if item is None or not name or split == "train":
             continue
         if classes.setdefault(item, name) != name:
             raise LabelsError(
@@ -73,8 +73,8 @@ def read_classes(labels: Path, paths: Mapping[str, Path | None]) -> dict[str, st
             )
     if len(classes) < 2:
         raise LabelsError(
-            f"{labels} names {len(classes)} items of the index to judge on, of {len(columns['path']):,} paths; "
-            "its paths must be item ids, or where the images lie"
+            f"{labels} gives a class to {len(classes)} items of the index to judge on, of {len(columns['path']):,} "
+            "rows; its paths must be item ids, or where the images lie"
         )
     return classes
 
@@ -99,7 +99,7 @@ def read_few(labels: Path, paths: Mapping[str, Path | None]) -> FewLabels:
     learned, held_out = set[str](), dict[str, str]()
     for cell, name, split in zip(columns["path"], columns["class_id"], splits, strict=True):
         item = find(cell)
-        if item is None or not name.strip():
+        if item is None or not name:
             continue
         if split == "train":
             learned.add(item)

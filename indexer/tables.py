@@ -15,7 +15,7 @@ def read_table(path: Path, columns: Iterable[str], optional: Iterable[str] = ())
     """Columns of a CSV (UTF-8, header line) or Parquet table as text, `optional` ones where they exist.
 
     Cells of a CSV are parted by commas, or by semicolons or tabs where its header is. Spaces around names of columns
-    and around cells are left out, but for those of paths.
+    and around cells are left out, but for those of paths. What a Parquet table has no value for is empty text.
 
     Raises:
         SourceError: the file can't be read, is not such a table, or lacks a column of `columns`.
@@ -91,5 +91,6 @@ def _read_parquet(path: Path, wanted: tuple[str, ...]) -> tuple[str, dict[str, l
     except pyarrow.ArrowException as error:
         raise OSError(str(error)) from error
     return ", ".join(names), {
-        name: [str(cell) for cell in table.column(name).to_pylist()] for name in table.column_names
+        name: ["" if cell is None else str(cell) for cell in table.column(name).to_pylist()]
+        for name in table.column_names
     }

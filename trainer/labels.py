@@ -98,12 +98,12 @@ def _place(path: Path) -> Path:
 
 
 def read_labels(table: Path, collection: Collection, *, to_teach: bool = False) -> Labels:
-    """The labels of a collection: columns `path`, `class_id` and, optionally, `split`.
+    """The labels of a collection: columns `path`, `class_id` and, optionally, `split`; a blank class is none.
 
     Args:
         table: its paths are as `Finder` takes them.
         collection: the images.
-        to_teach: for learning, rows without a class are left out, and all rows may be of the split `train`.
+        to_teach: for learning, all rows may be of the split `train`.
 
     Raises:
         LabelsError: an unknown split, two classes or splits for one image, no path that is in the collection, or
@@ -121,7 +121,7 @@ def read_labels(table: Path, collection: Collection, *, to_teach: bool = False) 
     for line, (path, name, split) in enumerate(
         zip(columns["path"], columns["class_id"], splits, strict=True), start=2
     ):
-        if to_teach and not name.strip():
+        if not name:
             blank += 1
             continue
         item = find(path)

@@ -20,7 +20,7 @@ from indexer import adopt, version
 from indexer.build import BuildReport, build
 from indexer.catalog import Catalog
 from indexer.importing import import_items
-from indexer.labels import LabelsError
+from indexer.labels import LabelsError, read_classes
 from indexer.live import LiveIndex, Snapshot
 from indexer.rebuild import NoActiveVersion, rebuild
 from indexer.records import Upsert
@@ -365,11 +365,21 @@ def test_what_can_not_be_rebuilt_says_why(store: Store, index: Path, tmp_path: P
     labels.write_text("path,class_id\nnowhere.jpg,1\n")
     with pytest.raises(NoActiveVersion, match=r"'other' has no active version.*: street"):
         rebuild("other", store=store, progress=quiet)
-    with pytest.raises(LabelsError, match="names 0 items of the index"):
+    with pytest.raises(LabelsError, match="gives a class to 0 items of the index"):
         rebuild(NAME, store=store, labels=labels, progress=quiet)
     with pytest.raises(ValueError, match=r"min_recall is 1\.5"):
         rebuild(NAME, store=store, min_recall=1.5, progress=quiet)
     assert version.list_versions(index) == [1]
+
+
+def test_items_without_a_class_are_not_judged_on(tmp_path: Path) -> None:
+    """A sheet that is half filled in says nothing of the other half, and one of a single label is too little."""
+    labels, paths = tmp_path / "labels.csv", dict.fromkeys("abcd")
+    labels.write_text("path,class_id\na,1\nb,\nc,1\nd,\n")
+    assert read_classes(labels, paths) == {"a": "1", "c": "1"}
+    labels.write_text("path,class_id\na,1\nb,\nc,\n")
+    with pytest.raises(LabelsError, match="gives a class to 1 items of the index"):
+        read_classes(labels, paths)
 
 
 def test_rolling_back_goes_to_the_version_before_and_forth(store: Store, index: Path, more: Path) -> None:

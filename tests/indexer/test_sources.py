@@ -100,6 +100,12 @@ def test_tables_list_paths(tmp_path: Path) -> None:
         assert [source.item for source in open_collection(tmp_path / table).sources] == ["a.png", "b c.png"]
 
 
+def test_what_a_parquet_table_has_no_value_for_is_empty_text(tmp_path: Path) -> None:
+    """As in a CSV: a class that was not given is none, and not one called None."""
+    pyarrow.parquet.write_table(pa.table({"path": ["a", "b"], "class_id": [7, None]}), tmp_path / "t.parquet")
+    assert read_table(tmp_path / "t.parquet", ["class_id"]) == {"class_id": ["7", ""]}
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -106,6 +106,16 @@ def test_two_links_to_one_file_keep_their_own_labels(tmp_path: Path) -> None:
         assert read_labels(table, collection).class_of == {"a.png": 0}
 
 
+def test_rows_without_a_class_are_of_no_class(collection: Collection, tmp_path: Path) -> None:
+    """Two images that nobody has labelled yet are not of one class: they are learned from, not judged on."""
+    table = labels_file(tmp_path, "path,class_id\na.png,1\nb.png,\nsub/c.png, \n")
+    labels = read_labels(table, collection)
+    assert labels.class_of == {"a.png": 0}
+    assert [source.item for source in labels.judging(collection.sources)] == ["a.png"]
+    assert len(labels.training(collection.sources)) == 4
+    assert labels.warnings == (f"{table}: 2 rows have no class_id: their images are learned from as unlabelled ones",)
+
+
 def test_unknown_paths_are_named_and_the_rest_goes_on(collection: Collection, tmp_path: Path) -> None:
     """Rows about other images don't spoil the known ones."""
     labels = read_labels(labels_file(tmp_path, "path,class_id\na.png,1\ngone.png,1\n"), collection)
@@ -136,6 +146,7 @@ def test_unknown_paths_of_the_training_split_are_not_missing(collection: Collect
         ("path,class_id,split\na.png,1,rest\nb.png,2,train\n", "rest and train alone is nothing to judge on"),
         ("path,class_id,split\na.png,1,query\n", "query alone is nothing to judge on; .* or query and gallery"),
         ("path,class_id,split\na.png,1,gallery\nb.png,1,test\n", "gallery and test alone is nothing to judge on"),
+        ("path,class_id\na.png,\nb.png,\n", "none of its 2 rows has a class_id; write a class into some"),
         ("path,class_id\na.png\n", "line 2 has not the header's 2 cells"),
         ("", "has no column path, class_id"),
     ],
