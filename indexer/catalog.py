@@ -14,12 +14,12 @@ import json
 import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 from indexer import catalog_rows, records, requests
-from indexer.catalog_changes import Changes
+from indexer.catalog_changes import Changes, Transaction
 from indexer.catalog_file import CatalogBusy, CatalogCorrupt, CatalogError, CatalogFile, CatalogWriteFailed
 from indexer.catalog_rows import COLUMNS, GONE, LIVE, Row
 from indexer.records import (
@@ -66,17 +66,24 @@ class Catalog:
         """
         self.path = index_dir / CATALOG
         self._file = CatalogFile(self.path)
+        self._transaction: Transaction | None = None  # the one that is open; only who writes may touch it
 
     def close(self) -> None:
         """Give the file back; nothing can be read or written any more."""
         self._file.close()
 
-    def transaction(self) -> AbstractContextManager[object]:
+    @contextmanager
+    def transaction(self) -> Iterator[Transaction]:
         """Make all writes of a block one transaction: on the disk together when the block is left, or none of them.
 
         What the calls inside returned is acknowledged only after that. Raises CatalogError on leaving.
         """
-        return self._file.write()
+        with self._file.write():
+            self._transaction = Transaction()
+            try:
+                yield self._transaction
+            finally:
+                self._transaction = None
 
     def frozen(self) -> AbstractContextManager[None]:
         """Read the state of one moment in a block, whatever is written meanwhile; of a catalogue of one's own."""
@@ -315,6 +322,8 @@ class Catalog:
                 except Refused as refusal:
                     outcomes.append(Outcome(item, 0, refusal.reason, str(refusal)))
             changes.write(connection)
+            if self._transaction is not None:
+                self._transaction.add(changes)
             if request_id:
                 requests.remember(connection, request_id, digest, outcomes)
         return outcomes

@@ -7,12 +7,14 @@ them, 100 upserts of an embedding and a payload take 2 ms of CPU time so, and to
 import hashlib
 import os
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+
+import numpy as np
 
 from indexer import catalog_rows, records
 from indexer.catalog_file import CatalogFile
 from indexer.catalog_rows import DELETED, LIVE, Row
-from indexer.records import DuplicateItem, ItemNotFound, Upsert
+from indexer.records import Change, DuplicateItem, ItemNotFound, Upsert
 
 
 class Changes:
@@ -28,6 +30,7 @@ class Changes:
         self._known = catalog_rows.rows_of(file, connection, items)
         self._asked: set[str] = set()
         self._changed: dict[str, Row] = {}
+        self._kept: set[str] = set()  # of the items changed, those whose embeddings stay
         self._replaced: list[Row] = []
         self._images: list[tuple[str, bytes]] = []
         self._vectors: list[tuple[str, str | None, bytes]] = []
@@ -46,6 +49,7 @@ class Changes:
         if vector is None and upsert.image is None and upsert.source is None:
             if old is None or not live:
                 raise ItemNotFound(f"there is no item {item!r}: send its image or embedding along")
+            self._kept.add(item)
             return self._put(old._replace(sequence=self.sequence + 1, payload=payload, quiet=0))
         source = None if upsert.source is None else os.fsencode(upsert.source)
         sha256 = upsert.sha256
@@ -73,6 +77,13 @@ class Changes:
         catalog_rows.put_vectors(connection, *self._vectors)
         catalog_rows.count(connection, self.sequence)
 
+    def read_back(self, model: str) -> Iterator[Change]:
+        """What `Catalog.changes` would give of them, but for the items of which it would read the embedding."""
+        vectors = {item: np.frombuffer(vector, "<f4") for item, maker, vector in self._vectors if maker == model}
+        for item, row in self._changed.items():
+            if item not in self._kept:
+                yield Change(item, row.sequence, row.state == LIVE, vectors.get(item), row.payload)
+
     def _replace(self, old: Row | None, new: Row) -> int:
         if old is not None:
             self._replaced.append(old)
@@ -82,3 +93,24 @@ class Changes:
         self._changed[row.item] = self._known[row.item] = row
         self.sequence = row.sequence
         return row.sequence
+
+
+class Transaction:
+    """What the upserts and deletions of a transaction change: whoever has this need not read it afterwards."""
+
+    def __init__(self) -> None:
+        """Nothing yet."""
+        self._batches: list[Changes] = []
+
+    def add(self, changes: Changes) -> None:
+        """Put what one call changes behind the others."""
+        self._batches.append(changes)
+
+    def changes(self, after: int, model: str) -> list[Change]:
+        """As of `Catalog.changes`, once it is committed; nothing where that may give more up to its last change."""
+        found = [change for batch in self._batches for change in batch.read_back(model)]
+        # Every change takes one number: where there are more numbers than changes, some are not known here.
+        if not found or len(found) != self._batches[-1].sequence - after:
+            return []
+        last = {change.item: change for change in found}
+        return [change for change in found if change is last[change.item]]

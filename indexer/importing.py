@@ -4,7 +4,6 @@ What is on the disk after each batch stays: the same import goes on after it, as
 are read and hashed, but neither decoded nor embedded again.
 """
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -139,7 +138,7 @@ class _Importer:
                 report.unchanged += 1
             else:
                 new = read.pixels is not None
-                upserts.append(dataclasses.replace(read.upsert, embedding=next(embedded)) if new else read.upsert)
+                upserts.append(read.upsert._replace(embedding=next(embedded)) if new else read.upsert)
         for outcome in self.catalog.upsert(upserts, dim=self.encoder.dim) if upserts else ():
             if outcome.reason:
                 report.fail(outcome.item, outcome.message)

@@ -8,12 +8,13 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from itertools import islice
+from itertools import chain, islice
 
 import numpy as np
 
 from indexer import delta, ivfpq
 from indexer.catalog import Catalog, CatalogCorrupt
+from indexer.catalog_changes import Transaction
 from indexer.columns import Columns
 from indexer.delta import Delta, Mask, best
 from indexer.filters import Expression
@@ -46,11 +47,11 @@ class _Upserted:
     payloads: list[str | None] = field(default_factory=list)
     rows: dict[str, int] = field(default_factory=dict)
 
-    def append(self, item: str, payload: str | None) -> None:
-        """Say what the next row is."""
-        self.rows[item] = len(self.items)
-        self.items.append(item)
-        self.payloads.append(payload)
+    def extend(self, changes: Sequence[Change]) -> None:
+        """Say what the next rows are."""
+        self.rows.update((change.item, row) for row, change in enumerate(changes, len(self.items)))
+        self.items.extend(change.item for change in changes)
+        self.payloads.extend(change.payload for change in changes)
 
 
 class Snapshot:
@@ -94,7 +95,7 @@ class Snapshot:
     @property
     def dead(self) -> int:
         """How many rows of the delta can't be found, because their items were deleted or replaced again."""
-        return self.rows - self.count - self.hidden
+        return self.delta.count - int(np.count_nonzero(self._live[self.version.count :]))
 
     def search(
         self,
@@ -303,8 +304,11 @@ class LiveIndex:
             )
         self.snapshot = self._opened()
 
-    def refresh(self) -> int:
+    def refresh(self, transaction: Transaction | None = None) -> int:
         """Take in what was committed to the catalogue, by any process, since the last time; call it now and then.
+
+        Args:
+            transaction: one that was just committed, to spare reading what it changed.
 
         Returns:
             How many changes that were.
@@ -314,7 +318,7 @@ class LiveIndex:
         """
         taken = 0
         with self._changing:
-            for chunk in self._changes(self.snapshot.sequence):
+            for chunk in self._changes(self.snapshot.sequence, transaction):
                 self.snapshot = self._after(self.snapshot, chunk, chunk[-1].sequence)
                 self._changed_at_s = time.monotonic()
                 taken += len(chunk)
@@ -338,8 +342,10 @@ class LiveIndex:
             snapshot = self._after(snapshot, news, chunk[-1].sequence)
         return snapshot
 
-    def _changes(self, after: int) -> Iterator[list[Change]]:
-        changes = self._catalog.changes(after, self.version.manifest.model)
+    def _changes(self, after: int, transaction: Transaction | None = None) -> Iterator[list[Change]]:
+        model = self.version.manifest.model
+        known = transaction.changes(after, model) if transaction else []
+        changes = chain(known, self._catalog.changes(known[-1].sequence if known else after, model))
         while chunk := list(islice(changes, _CHUNK)):
             yield chunk
 
@@ -348,24 +354,17 @@ class LiveIndex:
         last = {change.item: change for change in changes}
         mains = self.version.rows_of(list(last))
         upserted, first = old._upserted, self.version.count
-        hidden, added, vectors = list[int](), list[Change](), list[Embeddings]()
-        for item, change in last.items():
-            vector = change.vector
-            if item in mains:
-                hidden.append(mains[item])
-                if change.live and vector is None:
-                    # A changed payload needs a row of its own: those of the columns never change.
-                    vector = self.version.embedding(mains[item])
-            if item in upserted.rows:
-                hidden.append(first + upserted.rows[item])
-            if change.live and vector is not None:
-                added.append(change)
-                vectors.append(vector)
-        rows = old.delta.appended(np.array(vectors, np.float32).reshape(-1, self.version.manifest.dim))
+        hidden = [*mains.values(), *(first + upserted.rows[item] for item in last if item in upserted.rows)]
+        for item, row in mains.items():
+            if last[item].live and last[item].vector is None:
+                # A changed payload needs a row of its own: those of the columns never change.
+                last[item] = last[item]._replace(vector=self.version.embedding(row))
+        added = [change for change in last.values() if change.live and change.vector is not None]
+        vectors = np.array([change.vector for change in added], np.float32)
+        rows = old.delta.appended(vectors.reshape(-1, self.version.manifest.dim))
         live = np.concatenate([old._live, np.ones(len(added), bool)])
         live[hidden] = False
-        for change in added:
-            upserted.append(change.item, change.payload)
+        upserted.extend(added)
         return Snapshot(self.version, rows, live, upserted, old.columns, sequence)
 
 

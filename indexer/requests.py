@@ -43,7 +43,7 @@ def remember(connection: sqlite3.Connection, request_id: str, digest: str, outco
     """Keep the answer of a request for a day."""
     now_s = time.time()
     connection.execute("DELETE FROM requests WHERE at_s < ?", (now_s - REMEMBER_S,))
-    told = json.dumps([(one.item, one.sequence, one.reason, one.message) for one in outcomes])
+    told = json.dumps(outcomes)
     row = (request_id, digest, told, now_s)
     connection.execute("INSERT INTO requests VALUES (?, ?, ?, ?, ?)", (*row, seal(*row)))
 

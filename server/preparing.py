@@ -12,7 +12,7 @@ from kinsight.v1.item_service_pb2 import ItemUpsert
 
 from indexer.records import DuplicateItem, InvalidItem, InvalidPayload, Upsert
 from server import answers
-from server.embeddings import unit
+from server.embeddings import Floats, units
 from server.indexes import ActiveIndex
 
 MAX_ITEM_BYTES = 1024  # of an item id that a client chooses; those of collections are paths, which may be longer
@@ -37,12 +37,14 @@ def prepare(batches: Sequence[Batch]) -> list[Prepared | Exception]:
 
 def _prepare(batch: Batch) -> Prepared:
     times = Counter(item.item for item in batch.items)
+    embeddings = iter(units([item.embedding for item in batch.items if item.HasField("embedding")], batch.index))
     prepared: Prepared = []
     for item in batch.items:
+        embedding = next(embeddings) if item.HasField("embedding") else None
         try:
             if times[item.item] > 1:
                 raise DuplicateItem(f"item {item.item!r} comes {times[item.item]} times in this batch; send it once")
-            prepared.append(_upsert(item, batch.index))
+            prepared.append(_upsert(item, embedding, batch.index.model))
         except Exception as error:
             if not answers.foreseen(error):
                 raise
@@ -50,15 +52,13 @@ def _prepare(batch: Batch) -> Prepared:
     return prepared
 
 
-def _upsert(item: ItemUpsert, index: ActiveIndex) -> Upsert:
+def _upsert(item: ItemUpsert, embedding: Floats | Exception | None, model: str) -> Upsert:
     check_item(item.item)
     payload = payload_of(item.payload) if item.HasField("payload") else None
-    match item.WhichOneof("content"):
-        case "image":
-            return Upsert(item.item, model=index.model, image=item.image, payload=payload)
-        case "embedding":
-            return Upsert(item.item, unit(item.embedding, index), index.model, payload=payload)
-    return Upsert(item.item, payload=payload)
+    if isinstance(embedding, Exception):
+        raise embedding
+    image = item.image if item.HasField("image") else None
+    return Upsert(item.item, embedding, model, image, payload=payload)
 
 
 def check_item(item: str) -> None:

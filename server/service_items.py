@@ -1,7 +1,6 @@
 """kinsight.v1.ItemService: requests to changes of catalogues and answers to responses, nothing else."""
 
 import asyncio
-import dataclasses
 import hashlib
 import re
 from collections.abc import Sequence
@@ -131,7 +130,7 @@ class ItemService(item_service_pb2_grpc.ItemServiceServicer):
             embedding = await self._workers.embed(upsert.image, index.encoder)
         except PixelsError as error:
             return error
-        return dataclasses.replace(upsert, embedding=embedding)
+        return upsert._replace(embedding=embedding)
 
 
 def _digest(items: Sequence[ItemUpsert]) -> str:

@@ -55,9 +55,9 @@ class Writer:
     def _write(self, writes: Sequence[Write], name: str) -> list[Written | Exception]:
         try:
             with self._indexes.unswapped(name) as index:
-                with index.catalog.transaction():
+                with index.catalog.transaction() as transaction:
                     answers = [_change(index, write) for write in writes]
-                index.live.refresh()
+                index.live.refresh(transaction)
                 self._indexes.news.tell()
                 return answers
         except Exception as error:  # of this catalogue; the other indexes' requests are not to fail with it

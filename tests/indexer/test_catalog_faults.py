@@ -185,9 +185,9 @@ def test_a_full_database_is_said_so(tmp_path: Path) -> None:
     """Where SQLite can take no more pages, as on a full disk, the message says that space is wanted."""
     fill(tmp_path)
     with contextlib.closing(Catalog(tmp_path)) as catalog:
-        with catalog.transaction() as connection:
-            pages = connection.execute("PRAGMA page_count").fetchone()[0]  # type: ignore[attr-defined]
-            connection.execute(f"PRAGMA max_page_count={pages}")  # type: ignore[attr-defined]
+        with catalog._file.write() as connection:
+            pages = connection.execute("PRAGMA page_count").fetchone()[0]
+            connection.execute(f"PRAGMA max_page_count={pages}")
         with pytest.raises(CatalogWriteFailed, match="free some space"):
             catalog.upsert([Upsert("large", unit(0), "m", image=b"x" * 2**20)], dim=DIM)
         assert (catalog.count(), catalog.sequence()) == (29, 31)
