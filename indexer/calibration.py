@@ -91,7 +91,7 @@ class Calibration(Curve):
     Attributes:
         method: `isotonic`, or `platt` where there are few pairs.
         acceptance: rows of (probability, false-accept rate, true-accept rate), ascending: the shares of held-out
-            pairs of different things, and of the same, that have at least this probability.
+            pairs of different things, and of the same, that have at least this probability; 0 beyond the curve.
         ece_pairs: expected calibration error over held-out pairs.
         ece_hits: the same over the nearest neighbours of held-out images; None where labels are pairs.
         images, classes: that were labelled; classes are 0 where labels are pairs.
@@ -207,7 +207,7 @@ def fit(evidence: Evidence, things: int | None = None) -> Fitted:
         similarities=curve.similarities,
         probabilities=curve.probabilities,
         method=method,
-        acceptance=_acceptance([one.at_odds(factor) for one in curves], evidence.folds),
+        acceptance=_acceptance([one.at_odds(factor) for one in curves], evidence.folds, curve.probabilities[-1]),
         ece_pairs=calibration_error(pairs),
         ece_hits=calibration_error(hits) if hits else None,
         images=evidence.images,
@@ -321,14 +321,20 @@ def _reliability(curves: Sequence[Curve], counts: Sequence[Counts]) -> tuple[Bin
     return reliability(predicted[seen], held[:, seen]) if seen.any() else ()
 
 
-def _acceptance(curves: Sequence[Curve], folds: Sequence[Fold]) -> tuple[tuple[float, float, float], ...]:
+def _acceptance(
+    curves: Sequence[Curve], folds: Sequence[Fold], highest: float
+) -> tuple[tuple[float, float, float], ...]:
+    """The rates of `Calibration.acceptance` by the folds' curves, of which some go beyond the `highest` of all.
+
+    No search finds anything by more than that.
+    """
     predicted = np.concatenate([curve.probability(_X) for curve in curves])
     held = np.concatenate([fold.pairs for fold in folds], axis=1)
     order = np.argsort(predicted, kind="stable")
     above = np.cumsum(held[:, order][:, ::-1], axis=1)[:, ::-1] / held.sum(axis=1, keepdims=True)
     above = np.concatenate([above, np.zeros((2, 1))], axis=1)
     levels = np.arange(101) / 100
-    places = np.searchsorted(predicted[order], levels)
+    places = np.where(levels > highest, len(predicted), np.searchsorted(predicted[order], levels))
     return tuple(zip(levels.tolist(), *above[:, places].tolist(), strict=True))
 
 

@@ -85,6 +85,18 @@ def test_clusters_are_calibrated(each: int, method: str) -> None:
     assert calibration.Calibration.of(found.fields()) == found
 
 
+def test_a_probability_that_no_similarity_reaches_lets_nothing_through() -> None:
+    """Although the curve of a fold may reach it: searches by it find nothing, right or wrong."""
+    rows, classes = clusters(12, 4, seed=3)
+    blurred = rows + 0.3 * np.random.default_rng(0).standard_normal(rows.shape).astype(np.float32)
+    evidence = calibration.of_classes(blurred / np.linalg.norm(blurred, axis=1)[:, None], classes)
+    curve = calibration.fit(evidence).calibration
+    accepted = {least: max(rates) for least, *rates in curve.acceptance}
+    beyond = [least for least in accepted if curve.least_similarity(least) > 1]
+    assert [accepted[least] for least in beyond] == [0.0] * len(beyond)
+    assert min(accepted[least] for least in accepted if least not in beyond) > 0
+
+
 def clusters(count: int, each: int, seed: int) -> tuple[Embeddings, Classes]:
     """Unit-length rows around as many random centres, and which each is of."""
     rng = np.random.default_rng(seed)
