@@ -149,9 +149,13 @@ class _Importer:
         """What the table says of an item; raises ValueError where that is not a JSON object."""
         if item not in self.payloads:
             return None
-        payload = json.loads(self.payloads[item])
+        text = self.payloads[item]
+        try:
+            payload = json.loads(text)
+        except (ValueError, RecursionError):
+            payload = None
         if not isinstance(payload, dict):
-            raise ValueError(f"the payload is not a JSON object: {self.payloads[item][:40]}")
+            raise ValueError(f"the payload is not a JSON object: {text[:40]}")
         return payload
 
     def _known(self, item: str, sha256: str) -> Item | None:

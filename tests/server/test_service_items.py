@@ -255,7 +255,7 @@ def test_images_are_imported_and_items_exported(own: Gallery, tmp_path: Path) ->
         (tmp_path / f"{seed}.png").write_bytes(photo(seed))
         rows.append(f'{seed}.png,"{{""number"": {seed}}}"')
     (tmp_path / "bad.png").write_bytes(b"text")
-    rows += ["bad.png,", "100.jpg,", 'list.png,"[1]"']
+    rows += ["bad.png,", "100.jpg,", 'list.png,"[1]"', "text.png,wren"]
     (tmp_path / "table.csv").write_text("\n".join(rows))
     request = ImportItemsRequest(path=str(tmp_path / "table.csv"))
     folders = Folders((tmp_path,), (tmp_path,))
@@ -263,8 +263,11 @@ def test_images_are_imported_and_items_exported(own: Gallery, tmp_path: Path) ->
         for imported, unchanged in ((4, 0), (0, 4)):
             told = ImportItemsResponse()
             assert stubs.ended(stubs.items.ImportItems(request)).response.Unpack(told)
-            assert (told.imported, told.unchanged, told.failed) == (imported, unchanged, 3)
-        assert {failure.item for failure in told.failures} == {"bad.png", "100.jpg", "list.png"}
+            assert (told.imported, told.unchanged, told.failed) == (imported, unchanged, 4)
+        reasons = {failure.item: failure.reason for failure in told.failures}
+        assert reasons.keys() == {"bad.png", "100.jpg", "list.png", "text.png"}
+        assert reasons["list.png"] == "the payload is not a JSON object: [1]"
+        assert reasons["text.png"] == "the payload is not a JSON object: wren"
         assert stubs.found(image=photo(102), filter="number = 102") == ["102.png"]
         export = ExportItemsRequest(path=str(tmp_path / "items.parquet"))
         written = ExportItemsResponse()
