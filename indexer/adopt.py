@@ -92,6 +92,8 @@ def forget(index_dir: Path) -> None:
 def activate(index_dir: Path, number: int) -> None:
     """Make any version of an index active, also one that was refused, or built without being activated.
 
+    What it has of a collection is searched again, also what a later build let go of; what users deleted is not.
+
     Raises:
         NoSuchVersion: there is none of this number.
         ManifestError: it is damaged.
@@ -99,10 +101,39 @@ def activate(index_dir: Path, number: int) -> None:
         OSError: the pointer can't be written; the old one stays.
     """
     wanted = version.open_version(version.existing_dir(index_dir, number))
-    if wanted.manifest.refused or number > max(version.pointed(index_dir), default=0):  # it was never active
-        with closing(open_catalog(index_dir)) as catalog:
+    with closing(open_catalog(index_dir)) as catalog:
+        if wanted.manifest.refused or number > max(version.pointed(index_dir), default=0):  # it was never active
             adopt(catalog, wanted)
+        else:
+            _bring_back(catalog, wanted)
     version.activate(index_dir, number)
+
+
+def rollback(index_dir: Path) -> int:
+    """Make the version that was active before the present one active again; a second time, the present one.
+
+    Returns:
+        Its number.
+
+    Raises:
+        NoSuchVersion: there was none, or it is removed.
+        VersionError: the pointer is damaged.
+        ManifestError, CatalogError, OSError: as of `activate`.
+    """
+    number = version.previous_version(index_dir)
+    if number is None:
+        known = ", ".join(map(str, version.list_versions(index_dir))) or "none"
+        raise version.NoSuchVersion(f"{index_dir} has no version that was active before; activate one of: {known}")
+    activate(index_dir, number)
+    return number
+
+
+def _bring_back(catalog: Catalog, wanted: Version) -> None:
+    """Make the catalogue know again what it has let go of since a version that it knew whole."""
+    left = {change.item for change in catalog.changes(wanted.manifest.sequence, "") if not change.live}
+    left -= catalog.deleted()
+    if left:
+        catalog.mirror((entry for entry in _collected(wanted) if entry.item in left), complete=False)
 
 
 def _to_let_go(index_dir: Path) -> str:

@@ -30,7 +30,6 @@ __all__ = [
     "list_versions",
     "open_version",
     "previous_version",
-    "rollback",
     "version_dir",
 ]
 
@@ -217,7 +216,7 @@ def previous_version(index_dir: Path) -> int | None:
 
 
 def activate(index_dir: Path, version: int) -> None:
-    """Make a version the one that is searched, atomically; the one until now is what `rollback` goes back to.
+    """Make a version the one that is searched, atomically; the one until now is what a rollback goes back to.
 
     Raises:
         VersionError: the index has no such version.
@@ -236,24 +235,6 @@ def activate(index_dir: Path, version: int) -> None:
             f"version {version} of {index_dir.name} is searched now, but after a power failure the one before may "
             f"be: {index_dir}: {error.strerror}; check the disk and activate it again"
         ) from error
-
-
-def rollback(index_dir: Path) -> int:
-    """Make the version that was active before the present one active again; a second time, the present one.
-
-    Returns:
-        Its number.
-
-    Raises:
-        NoSuchVersion: there was none, or it is removed.
-        VersionError: the pointer is damaged.
-    """
-    number = previous_version(index_dir)
-    if number is None:
-        known = ", ".join(map(str, list_versions(index_dir))) or "none"
-        raise NoSuchVersion(f"{index_dir} has no version that was active before; activate one of: {known}")
-    activate(index_dir, number)
-    return number
 
 
 def delete_version(index_dir: Path, version: int) -> None:

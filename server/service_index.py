@@ -134,7 +134,7 @@ class IndexService(index_service_pb2_grpc.IndexServiceServicer):
             self._check_etag(name, request.etag)
             if version.previous_version(self._store.index(name)) is None:
                 raise NothingToRollBack(f"index {name} has no version that was active before; activate one by number")
-            version.rollback(self._store.index(name))
+            adopt.rollback(self._store.index(name))
         self._indexes.serve(name)
         return self._index(name)
 

@@ -162,13 +162,14 @@ def activate(name: str, version: int, store: Path, as_json: bool) -> None:
 def rollback(name: str, store: Path, as_json: bool) -> None:
     """Make the version of NAME that was active before the present one active again; once more undoes that.
 
-    What was upserted and deleted since stays so.
+    What a build has let go of since is searched again. What was upserted and
+    deleted since stays so.
 
     \b
     JSON keys: index, version
     """
+    from indexer.adopt import rollback as run
     from indexer.store import Store
-    from indexer.version import rollback as run
 
     place = Store(store)
     _number(place, name, None)

@@ -1,11 +1,13 @@
 """What is measured of a candidate, against naive loops, and when it is refused."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from indexer.candidate import Comparison, Paired, contrasts, nearest_hits, objections, rank_correlation
+from indexer.labels import LabelsError, read_classes
 from indexer.rows import Embeddings
 
 RNG = np.random.default_rng(0)
@@ -116,3 +118,13 @@ def test_a_candidate_is_refused_for_a_reason(
     """Low recall, lost items, R@1 down beyond chance, or contrast down clearly; labels outrank contrast."""
     found = objections(recall_at_10, model, compared, min_recall=0.95, lost=lost, searched=1_000)
     assert [reason in sentence for reason, sentence in zip(expected, found, strict=True)] == [True] * len(expected)
+
+
+def test_items_without_a_class_are_not_judged_on(tmp_path: Path) -> None:
+    """A sheet that is half filled in says nothing of the other half, and one of a single label is too little."""
+    labels, paths = tmp_path / "labels.csv", dict.fromkeys("abcd")
+    labels.write_text("path,class_id\na,1\nb,\nc,1\nd,\n")
+    assert read_classes(labels, paths) == {"a": "1", "c": "1"}
+    labels.write_text("path,class_id\na,1\nb,\nc,\n")
+    with pytest.raises(LabelsError, match="gives a class to 1 items of the index"):
+        read_classes(labels, paths)

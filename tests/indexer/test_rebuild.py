@@ -20,7 +20,7 @@ from indexer import adopt, version
 from indexer.build import BuildReport, build
 from indexer.catalog import Catalog
 from indexer.importing import import_items
-from indexer.labels import LabelsError, read_classes
+from indexer.labels import LabelsError
 from indexer.live import LiveIndex, Snapshot
 from indexer.rebuild import NoActiveVersion, rebuild
 from indexer.records import Upsert
@@ -215,7 +215,7 @@ def test_another_model_embeds_everything_anew(
     assert item == "only"
     assert "only an embedding of another model" in reason
     assert len(searched(index_dir)) == 61
-    assert version.rollback(index_dir) == 1
+    assert adopt.rollback(index_dir) == 1
     assert len(searched(index_dir)) == 62
 
 
@@ -372,25 +372,25 @@ def test_what_can_not_be_rebuilt_says_why(store: Store, index: Path, tmp_path: P
     assert version.list_versions(index) == [1]
 
 
-def test_items_without_a_class_are_not_judged_on(tmp_path: Path) -> None:
-    """A sheet that is half filled in says nothing of the other half, and one of a single label is too little."""
-    labels, paths = tmp_path / "labels.csv", dict.fromkeys("abcd")
-    labels.write_text("path,class_id\na,1\nb,\nc,1\nd,\n")
-    assert read_classes(labels, paths) == {"a": "1", "c": "1"}
-    labels.write_text("path,class_id\na,1\nb,\nc,\n")
-    with pytest.raises(LabelsError, match="gives a class to 1 items of the index"):
-        read_classes(labels, paths)
+def test_rolling_back_a_build_of_the_wrong_folder_finds_everything_again(
+    store: Store, tiny_model: str, photos: Path, index: Path, more: Path
+) -> None:
+    """What left with the old folder is back; what people deleted stays deleted; and forth again."""
+    delete(index, "garden/01.jpg")
+    build(NAME, more, model=tiny_model, store=store, progress=quiet)
+    for number, items in ((1, items_of(photos) - {"garden/01.jpg"}), (2, items_of(more))) * 2:
+        assert (adopt.rollback(index), searched(index)) == (number, items)
 
 
 def test_rolling_back_goes_to_the_version_before_and_forth(store: Store, index: Path, more: Path) -> None:
     """Rollback swaps the two last active versions; deletions hold in both; the active one can't be removed."""
     rebuild(NAME, more, store=store, progress=quiet)
     delete(index, "garden/01.jpg")
-    assert (version.rollback(index), len(searched(index))) == (1, 59)
-    assert (version.rollback(index), len(searched(index))) == (2, 79)
+    assert (adopt.rollback(index), len(searched(index))) == (1, 59)
+    assert (adopt.rollback(index), len(searched(index))) == (2, 79)
     with pytest.raises(version.VersionError, match="version 2 of street is active"):
         version.delete_version(index, 2)
     version.delete_version(index, 1)
     with pytest.raises(version.NoSuchVersion, match="no version that was active before"):
-        version.rollback(index)
+        adopt.rollback(index)
     assert (version.list_versions(index), version.active_version(index)) == ([2], 2)
