@@ -86,7 +86,7 @@ class CatalogFile:
         """
         self.path = path
         self._reading, self._writing = threading.Lock(), threading.RLock()
-        with self.translated():
+        with self._opened(), self.translated():
             noted = acknowledged.noted(path)  # before the catalogue, which others may be going on with
             if not path.exists():
                 if noted:
@@ -146,6 +146,12 @@ class CatalogFile:
             raise self._ours(error) from error
         except NoteDamaged as error:
             raise self.corrupt(f"{error}, so that nobody knows whether changes are missing") from error
+
+    @contextmanager
+    def _opened(self) -> Iterator[None]:
+        """The system's errors of the block, as errors of this module."""
+        try:
+            yield
         except OSError as error:
             raise CatalogWriteFailed(f"{self.path} can't be opened: {error.strerror}") from error
 

@@ -299,3 +299,20 @@ def test_many_processes_make_one_catalogue(tmp_path: Path) -> None:
     with contextlib.closing(Catalog(tmp_path)) as catalog:
         assert (catalog.count(), catalog.sequence()) == (3 * 3 * 5, 3 * 3 * 9)
     assert {CATALOG, note_of(tmp_path / CATALOG).name} == {path.name for path in tmp_path.iterdir()}
+
+
+def test_what_fails_elsewhere_is_not_blamed_on_the_catalogue(tmp_path: Path) -> None:
+    """An export onto a full disk reads it meanwhile; an error in a transaction undoes it and stays what it is."""
+    upsert = Upsert("a", unit(1), "m")
+
+    def upsert_and_fail() -> None:
+        with catalog.transaction():
+            catalog.upsert([upsert], dim=DIM)
+            raise OSError("another file")
+
+    with contextlib.closing(Catalog(tmp_path)) as catalog:
+        with pytest.raises(OSError, match=r"^no space for the export$"), catalog.frozen():
+            raise OSError("no space for the export")
+        with pytest.raises(OSError, match=r"^another file$"):
+            upsert_and_fail()
+        assert (catalog.count(), catalog.sequence()) == (0, 0)
