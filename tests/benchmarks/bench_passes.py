@@ -3,8 +3,9 @@
 Run: python tests/benchmarks/bench_passes.py [images] [size]
 
 The pretrained backbone of the default recipe sees a batch (12 images of 112 pixels, or so many and so large) three
-times, as a student forward and backward and as a teacher forward. The ways take turns. On a CPU torch.compile needs a C++ compiler. Prints what each takes, CPU
-seconds or, on a GPU, seconds, and how many times as fast as float32 that is; what compiling took comes before.
+times, as a student forward and backward and as a teacher forward. The ways take turns; on a CPU torch.compile needs a
+C++ compiler. Prints what each takes, CPU seconds or, on a GPU, seconds, and how many times as fast as float32 it is;
+what compiling took comes before.
 """
 
 import json
