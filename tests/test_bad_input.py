@@ -80,6 +80,7 @@ def test_a_disk_that_fills_while_training_says_how_to_go_on(most_file_bytes: int
     """Whichever library was writing, the error is one line with the command that goes on; no model appears."""
     finished = kinsight("train", photos, "--store", store.root, *SMALL, most_file_bytes=most_file_bytes)
 
+    error = last_line(finished)
     (run,) = store.runs.iterdir()
-    assert f"go on with --resume {run.name}" in last_line(finished)
+    assert f"go on with --resume {run.name}" in error
     assert store.model_ids() == []
