@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Sequence
+from functools import partial
 
 from google.longrunning import operations_pb2
 from google.protobuf import empty_pb2  # type: ignore[import-untyped]
@@ -10,7 +11,7 @@ from kinsight.v1 import index_service_pb2 as pb
 from kinsight.v1 import index_service_pb2_grpc
 
 from indexer import adopt, version
-from server import descriptions, learning, progress
+from server import descriptions, learning
 from server.admission import Admission
 from server.answered import answered
 from server.errors import (
@@ -26,7 +27,7 @@ from server.folders import Folders
 from server.indexes import Indexes
 from server.jobs import Job, Jobs
 from server.paging import Page, part
-from server.service_items import check_request_id
+from server.starting import started
 
 
 class IndexService(index_service_pb2_grpc.IndexServiceServicer):
@@ -60,7 +61,7 @@ class IndexService(index_service_pb2_grpc.IndexServiceServicer):
     @answered
     async def BuildVersion(self, request: pb.BuildVersionRequest) -> operations_pb2.Operation:
         """Answers IndexService.BuildVersion; see the proto."""
-        return await self._start(await asyncio.to_thread(self._build, request), request.request_id)
+        return await started(self._jobs, self._indexes, partial(self._build, request), request.request_id)
 
     @answered
     async def ActivateVersion(self, request: pb.ActivateVersionRequest) -> pb.Index:
@@ -86,22 +87,17 @@ class IndexService(index_service_pb2_grpc.IndexServiceServicer):
     @answered
     async def EvaluateVersion(self, request: pb.EvaluateVersionRequest) -> operations_pb2.Operation:
         """Answers IndexService.EvaluateVersion; see the proto."""
-        return await self._start(await asyncio.to_thread(self._evaluate, request))
+        return await started(self._jobs, self._indexes, partial(self._evaluate, request))
 
     @answered
     async def SnapshotIndex(self, request: pb.SnapshotIndexRequest) -> operations_pb2.Operation:
         """Answers IndexService.SnapshotIndex; see the proto."""
-        return await self._start(await asyncio.to_thread(self._snapshot, request), request.request_id)
+        return await started(self._jobs, self._indexes, partial(self._snapshot, request), request.request_id)
 
     @answered
     async def RestoreIndex(self, request: pb.RestoreIndexRequest) -> operations_pb2.Operation:
         """Answers IndexService.RestoreIndex; see the proto."""
-        return await self._start(await asyncio.to_thread(self._restore, request), request.request_id)
-
-    async def _start(self, job: Job, request_id: str = "") -> operations_pb2.Operation:
-        check_request_id(request_id)
-        started = await self._jobs.start(job, request_id)
-        return await asyncio.to_thread(progress.message, self._indexes, self._store, started)
+        return await started(self._jobs, self._indexes, partial(self._restore, request), request.request_id)
 
     def _index(self, name: str) -> pb.Index:
         return descriptions.index(self._store, self._indexes, self._indexes.resolve(name))

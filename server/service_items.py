@@ -2,8 +2,7 @@
 
 import asyncio
 import hashlib
-import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from google.longrunning import operations_pb2
@@ -25,22 +24,22 @@ from kinsight.v1.item_service_pb2 import (
 
 from indexer.pixels import PixelsError
 from indexer.records import Outcome, Refused, Upsert
-from server import answers, progress, reading
+from server import answers, reading
 from server.admission import Admission
 from server.answered import answered
-from server.errors import BatchSizeOutOfRange, InvalidRequestId, RefusedBefore
+from server.errors import BatchSizeOutOfRange, RefusedBefore
 from server.folders import Folders
 from server.indexes import ActiveIndex, Indexes
 from server.jobs import Job, Jobs
 from server.paging import Page
 from server.preparing import Batch, Prepared
+from server.starting import check_request_id, started
 from server.workers import Workers
 from server.writing import ModelChanged, Write
 
 MAX_BATCH = 1000  # items of one request
 MAX_SWAPS = 10  # times that a request is embedded again because another model was activated in between
 
-_REQUEST_ID = re.compile(r"[ -~]{0,64}")
 _REFUSALS = {kind.reason: kind for kind in Refused.__subclasses__()}
 
 
@@ -87,20 +86,21 @@ class ItemService(item_service_pb2_grpc.ItemServiceServicer):
     @answered
     async def ImportItems(self, request: ImportItemsRequest) -> operations_pb2.Operation:
         """Answers ItemService.ImportItems; see the proto."""
-        path = await asyncio.to_thread(self._folders.to_read, request.path)
-        return await self._start("import", request.index, path, request.request_id)
+        return await self._started(request, lambda: self._folders.to_read(request.path), "import")
 
     @answered
     async def ExportItems(self, request: ExportItemsRequest) -> operations_pb2.Operation:
         """Answers ItemService.ExportItems; see the proto."""
-        path = await asyncio.to_thread(self._folders.to_write, request.path)
-        return await self._start("export", request.index, path, request.request_id)
+        return await self._started(request, lambda: self._folders.to_write(request.path), "export")
 
-    async def _start(self, kind: str, index: str, path: Path, request_id: str) -> operations_pb2.Operation:
-        check_request_id(request_id)
-        name = self._indexes.get(index).name
-        started = await self._jobs.start(Job(kind, name, ("items", kind, name, str(path))), request_id)
-        return await asyncio.to_thread(progress.message, self._indexes, self._jobs.store, started)
+    async def _started(
+        self, request: ImportItemsRequest | ExportItemsRequest, path_of: Callable[[], Path], kind: str
+    ) -> operations_pb2.Operation:
+        def job() -> Job:
+            path, name = path_of(), self._indexes.get(request.index).name
+            return Job(kind, name, ("items", kind, name, str(path)))
+
+        return await started(self._jobs, self._indexes, job, request.request_id)
 
     async def _upsert(self, request: BatchUpsertItemsRequest) -> list[ItemResult]:
         for _ in range(MAX_SWAPS):
@@ -162,12 +162,6 @@ def _check_batch(count: int, request_id: str) -> None:
     if not 1 <= count <= MAX_BATCH:
         raise BatchSizeOutOfRange(f"the batch holds {count:,} items; it must be 1 to {MAX_BATCH:,}")
     check_request_id(request_id)
-
-
-def check_request_id(request_id: str) -> None:
-    """Raise InvalidRequestId where it can't be one; empty is none."""
-    if not _REQUEST_ID.fullmatch(request_id):
-        raise InvalidRequestId(f"request_id is {request_id[:80]!r}; it must be 1 to 64 printable ASCII characters")
 
 
 def _result(outcome: Outcome) -> ItemResult:

@@ -2,15 +2,14 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
-from typing import TypeVar
+from functools import partial
 
 from google.longrunning import operations_pb2
 from kinsight.v1 import model_service_pb2 as pb
 from kinsight.v1 import model_service_pb2_grpc
 
 from indexer.manifest import ManifestError
-from server import descriptions, learning, progress
+from server import descriptions, learning
 from server.admission import Admission
 from server.answered import answered
 from server.errors import BudgetOutOfRange, InvalidPath
@@ -18,9 +17,7 @@ from server.folders import Folders
 from server.indexes import Indexes
 from server.jobs import Job, Jobs
 from server.paging import Page, part
-from server.service_items import check_request_id
-
-_Request = TypeVar("_Request", pb.TrainRequest, pb.FineTuneRequest, pb.SuggestLabelsRequest, pb.CalibrateRequest)
+from server.starting import started
 
 log = logging.getLogger(__name__)
 
@@ -49,28 +46,22 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
     @answered
     async def Train(self, request: pb.TrainRequest) -> operations_pb2.Operation:
         """Answers ModelService.Train; see the proto."""
-        return await self._started(self._train, request)
+        return await started(self._jobs, self._indexes, partial(self._train, request), request.request_id)
 
     @answered
     async def FineTune(self, request: pb.FineTuneRequest) -> operations_pb2.Operation:
         """Answers ModelService.FineTune; see the proto."""
-        return await self._started(self._fine_tune, request)
+        return await started(self._jobs, self._indexes, partial(self._fine_tune, request), request.request_id)
 
     @answered
     async def SuggestLabels(self, request: pb.SuggestLabelsRequest) -> operations_pb2.Operation:
         """Answers ModelService.SuggestLabels; see the proto."""
-        return await self._started(self._suggest, request)
+        return await started(self._jobs, self._indexes, partial(self._suggest, request), request.request_id)
 
     @answered
     async def Calibrate(self, request: pb.CalibrateRequest) -> operations_pb2.Operation:
         """Answers ModelService.Calibrate; see the proto."""
-        return await self._started(self._calibrate, request)
-
-    async def _started(self, job_of: Callable[[_Request], Job], request: _Request) -> operations_pb2.Operation:
-        check_request_id(request.request_id)
-        job = await asyncio.to_thread(job_of, request)
-        operation = await self._jobs.start(job, request.request_id)
-        return await asyncio.to_thread(progress.message, self._indexes, self._store, operation)
+        return await started(self._jobs, self._indexes, partial(self._calibrate, request), request.request_id)
 
     def _list(self, page: Page) -> pb.ListModelsResponse:
         known = []
