@@ -20,6 +20,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+try:  # an extra, because of the licences of the libraries in its wheels
+    import pillow_heif
+except ImportError:
+    pillow_heif = None  # type: ignore[assignment]
+
 Pixels = npt.NDArray[np.uint8]
 
 MAX_BYTES = 128 * 2**20  # a 134-megapixel camera's JPEG is about 60 MB; more than twice that is a mistake
@@ -27,8 +32,10 @@ MAX_PIXELS = 2**27  # 134 megapixels: above the 108 of phones; RGBA at that size
 MAX_SIZE = 1024  # of the decoded square, pixels; backbones take 64 to 518
 
 # Only formats that are compressed pixels and nothing more: no vector formats, no plug-ins that run other programs.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", *(("HEIF",) if pillow_heif else ()))
+HEIC_EXTENSIONS = frozenset({".heic", ".heif", ".hif"})
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"})
+EXTENSIONS |= HEIC_EXTENSIONS if pillow_heif else frozenset()
 
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
@@ -36,6 +43,9 @@ _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.B
 # message that says what to do; two limits would only give two different errors for one cause.
 Image.MAX_IMAGE_PIXELS = None
 Image.init()  # `formats=` only knows plug-ins that are loaded; loading is not thread-safe, so once, here
+if pillow_heif:
+    # One thread, as for other formats: who decodes many images has threads of its own.
+    pillow_heif.register_heif_opener(decode_threads=1, thumbnails=False, depth_images=False, aux_images=False)
 
 
 class PixelsError(ValueError):
@@ -190,8 +200,8 @@ def _fit(image: Image.Image, spec: PixelSpec) -> Image.Image:
 
 
 def _reason(data: bytes, error: Exception) -> str:
-    if data[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftyphevc"):
-        return "HEIC images are not accepted; convert it to JPEG"
+    if not pillow_heif and data[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftyphevc"):
+        return "HEIC images need the package pillow-heif; pip install 'kinsight[heic]', or convert it to JPEG"
     if isinstance(error, UnidentifiedImageError):
         return f"not an image of an accepted format ({', '.join(FORMATS)})"
     if isinstance(error, (OSError, SyntaxError, struct.error)) and str(error):

@@ -11,8 +11,8 @@ from pathlib import Path
 from indexer import pixels
 
 # Named like photographs, though no decoder here takes them: listed, so that they are reported instead of ignored.
-_UNSUPPORTED_EXTENSIONS = frozenset({".heic", ".heif", ".jxl", ".jp2", ".cr2", ".nef", ".arw", ".dng"})
-_LISTED_EXTENSIONS = pixels.EXTENSIONS | _UNSUPPORTED_EXTENSIONS
+_UNSUPPORTED_EXTENSIONS = frozenset({".jxl", ".jp2", ".cr2", ".nef", ".arw", ".dng"})
+_LISTED_EXTENSIONS = pixels.EXTENSIONS | pixels.HEIC_EXTENSIONS | _UNSUPPORTED_EXTENSIONS
 _PLAIN = frozenset(range(0x20, 0x7F)) - {ord("%")}
 
 

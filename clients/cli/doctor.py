@@ -22,7 +22,19 @@ ONNXRUNTIME_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino"
 # needs libraries that the gpu extra does not install.
 UNUSED_PROVIDERS = {"AzureExecutionProvider", "TensorrtExecutionProvider"}
 
-_LISTED = ("kinsight", "numpy", "pillow", "grpcio", "protobuf", "click", "rich", "pyarrow", "onnx", "timm")
+_LISTED = (
+    "kinsight",
+    "numpy",
+    "pillow",
+    "pillow-heif",
+    "grpcio",
+    "protobuf",
+    "click",
+    "rich",
+    "pyarrow",
+    "onnx",
+    "timm",
+)
 
 # What tells that an extra is not wanted, because the other one of the pair is there.
 _INSTEAD_OF = {"cpu": "faiss-gpu", "gpu": "faiss-cpu"}
@@ -122,7 +134,7 @@ def _check_extras(report: Report, installed: Callable[[str], str | None]) -> Non
 
 def _extras() -> dict[str, list[str]]:
     """The packages of the extras that users choose from."""
-    packages: dict[str, list[str]] = {"cpu": [], "gpu": [], "train": []}
+    packages: dict[str, list[str]] = {"cpu": [], "gpu": [], "heic": [], "train": []}
     for requirement in metadata.requires("kinsight") or []:
         match = re.match(r"([A-Za-z0-9_.-]+).*extra == ['\"](\w+)['\"]", requirement)
         if match and match[2] in packages:

@@ -4,6 +4,8 @@ import io
 import os
 import resource
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from indexer import pixels
 from indexer.pixels import ImageTooLarge, PixelSpec, UndecodableImage, decode, decode_with_aspect
 
 SPEC = PixelSpec(size=8)
+PORTRAIT = Path(__file__).with_name("portrait.heic")  # 64 x 96 upright: red over green and blue; stored lying
 
 # What a viewer does to show each EXIF orientation upright, in numpy, from the EXIF standard's table.
 UPRIGHT = {
@@ -132,14 +135,48 @@ def test_truncation_is_an_error_or_the_whole_picture(kind: str) -> None:
     [
         (b"", "empty: 0 bytes"),
         (b"just some text", "not an image of an accepted format"),
-        (b"\0\0\0\x18ftypheic" + bytes(40), "HEIC"),
+        (b"\0\0\0\x18ftypheic" + bytes(40), "damaged|not an image"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n", "not an image"),
     ],
 )
 def test_what_is_not_an_image_is_named(data: bytes, message: str) -> None:
-    """Empty files, text, HEIC and vector formats are refused with a reason."""
+    """Empty files, text, what only begins like a format and vector formats are refused with a reason."""
     with pytest.raises(UndecodableImage, match=message):
         decode(data, SPEC)
+
+
+def test_a_phones_photograph_is_upright() -> None:
+    """A HEIC file that was taken upright and is stored lying: red above green and blue."""
+    square, aspect = decode_with_aspect(PORTRAIT.read_bytes(), SPEC)
+    assert aspect == 64 / 96
+    for place, colour in (((0, 0), (200, 30, 30)), ((7, 0), (30, 160, 60)), ((7, 7), (30, 60, 200))):
+        np.testing.assert_allclose(square[place], colour, atol=12)  # the codec loses a little
+
+
+def test_damaged_heic_is_refused_or_whole() -> None:
+    """However a HEIC file is cut, it is refused, or its pixels were all there."""
+    data, refused = PORTRAIT.read_bytes(), 0
+    for end in range(0, len(data), 10):
+        try:
+            np.testing.assert_array_equal(decode(data, SPEC), decode(data[:end], SPEC))
+        except UndecodableImage:
+            refused += 1
+    assert refused > 50
+
+
+def test_heic_without_its_decoder_names_the_remedy() -> None:
+    """Where the extra is not installed, a HEIC file is refused with what to install, and everything else decodes."""
+    script = (
+        "import sys; sys.modules['pillow_heif'] = None\n"  # as if it were not installed
+        "from pathlib import Path; from indexer import pixels; from indexer.source import is_listed\n"
+        "print(is_listed('a.heic'), 'HEIF' in pixels.FORMATS)\n"
+        "try: pixels.decode(Path(sys.argv[1]).read_bytes(), pixels.PixelSpec(size=8))\n"
+        "except pixels.UndecodableImage as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", script, PORTRAIT], capture_output=True, text=True, check=True)
+    listed, said = done.stdout.splitlines()
+    assert listed == "True False"
+    assert "pip install 'kinsight[heic]'" in said
 
 
 def test_a_bomb_is_refused_before_it_takes_memory() -> None:
