@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from numpy.dtypes import StringDType
 
+from indexer.comparable import Held, Type, check_comparable, comparisons
 from indexer.filters import (
     And,
     Comparison,
@@ -45,6 +46,9 @@ MAX_NAMED = 20  # fields that an error lists
 
 # The codes of what is no text and no number; those of texts and numbers follow in the order of their first row.
 _ABSENT, _NULL, _FALSE, _TRUE, _LIST, _OBJECT, _FIRST = range(7)
+# The type of each code but the first, which no value has; _FIRST stands for texts, and the one after it for numbers.
+_TYPES: tuple[Type, ...] = ("null", "null", "boolean", "boolean", "list", "object", "text", "number")
+_NEVER = np.iinfo(np.int32).max  # the first row of what no row has
 _MISSING = object()
 _CONSTANTS: dict[Any, int] = {None: _NULL, False: _FALSE, True: _TRUE}
 _ORDERS: dict[str, Callable[[Any, Any], Any]] = {
@@ -91,18 +95,22 @@ class Columns:
         return _evaluate(expression, self._views(fields(expression), count), count)
 
     def check(self, expression: Expression, count: int) -> None:
-        """Make sure that some of `count` rows has each field of an expression, whatever its value.
+        """Make sure that some of `count` rows have each field of an expression, and the types it is compared with.
 
         Raises:
-            UnknownField: none has; the message lists fields that there are.
+            UnknownField: none has a field; the message lists fields that there are.
+            TypeMismatch: none has a type there; the message says which types there are.
         """
-        for field, view in self._views(fields(expression), count).items():
-            if not view.codes.any():
+        held = {field: view.held for field, view in self._views(fields(expression), count).items()}
+        for field, there in held.items():
+            if not there.types:
                 known = (
                     ", ".join(shown((name,)) for name in sorted(self._names)[:MAX_NAMED])
                     or "none, because no item has a payload"
                 )
                 raise UnknownField(f"no item of the index has a field {shown(field)}; fields are: item, {known}")
+        for comparison in comparisons(expression):
+            check_comparable(comparison, held[comparison.field])
 
     def codes(self, field: Field, count: int) -> Codes:
         """The values of a field as codes to group by: equal for equal values.
@@ -213,6 +221,7 @@ class _View:
         numbers: (V,) the distinct values by code - _FIRST; NaN for texts.
         texts: (V,) likewise; empty for numbers.
         code_of: of a text or number.
+        first_rows, first_element_rows: of each of _TYPES, the first that has it, and that has it in a list.
     """
 
     codes: Codes
@@ -221,6 +230,17 @@ class _View:
     numbers: npt.NDArray[np.float64]
     texts: npt.NDArray[Any]
     code_of: dict[str | float, int]
+    first_rows: Codes
+    first_element_rows: Codes
+
+    @property
+    def held(self) -> Held:
+        count = len(self.codes)
+        return Held(_types_before(count, self.first_rows), _types_before(count, self.first_element_rows))
+
+
+def _types_before(count: int, first_rows: Codes) -> frozenset[Type]:
+    return frozenset(one for one, first in zip(_TYPES, first_rows.tolist(), strict=True) if first < count)
 
 
 class _Column:
@@ -235,6 +255,8 @@ class _Column:
         self._numbers = np.zeros(0, np.float64)
         self._texts = np.zeros(0, StringDType())
         self._elements = 0
+        self._first_rows = np.full(len(_TYPES), _NEVER, np.int32)
+        self._first_element_rows = self._first_rows.copy()
 
     @property
     def nbytes(self) -> int:
@@ -255,7 +277,17 @@ class _Column:
         self._numbers[known:values] = [np.nan if isinstance(value, str) else value for value in part.values]
         self._texts = _roomy(self._texts, values)
         self._texts[known:values] = [_sound(value) if isinstance(value, str) else "" for value in part.values]
+        # Rows only follow, so these say of every view alike what it has, whenever it was made.
+        np.minimum.at(self._first_rows, self._types_of(part.codes), part.rows)
+        np.minimum.at(self._first_element_rows, self._types_of(part.element_codes), part.element_rows)
         self.rows, self._elements = rows, elements
+
+    def _types_of(self, codes: list[int]) -> Codes:
+        """The places in _TYPES of some codes."""
+        places = np.array(codes, np.int32)
+        valued = places >= _FIRST
+        places[valued] = _FIRST + ~np.isnan(self._numbers[places[valued] - _FIRST])
+        return places
 
     def view(self, count: int) -> _View:
         values = len(self.code_of)
@@ -266,6 +298,8 @@ class _Column:
             self._numbers[:values],
             self._texts[:values],
             self.code_of,
+            self._first_rows,
+            self._first_element_rows,
         )
 
 

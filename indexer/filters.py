@@ -20,12 +20,15 @@ What holds:
 - `f:v` where the field is v or a list that has v; `f:*` where the field is there, be it null.
 - Nothing of these where the item lacks the field; NOT of it then holds.
 - Numbers are 64-bit floats.
+- A comparison that no item can meet, by the types of the field's values, is refused; see `indexer.comparable`.
 
 FilterError             a filter can't be used
 ├── FilterSyntaxError   it is not of this language, too long or too deep; knows the column
-└── UnknownField        no item has a field that it names
+├── UnknownField        no item has a field that it names
+└── TypeMismatch        (of `indexer.comparable`) no item has a value of the type that a field is compared with
 """
 
+import dataclasses
 import math
 import re
 from dataclasses import dataclass
@@ -79,16 +82,31 @@ Value = str | float | bool | None | Prefix
 
 
 @dataclass(frozen=True)
+class Written:
+    """How a value stands in a filter.
+
+    Attributes:
+        column: of its first character, counted from 1.
+        text: its characters, quotes and escapes among them.
+    """
+
+    column: int
+    text: str
+
+
+@dataclass(frozen=True)
 class Comparison:
     """A field compared with values; holds where it does with one of them.
 
     Attributes:
         values: one, or several for `=`. Numbers are float.
+        written: each of them as the filter has it; of no weight for what the comparison means.
     """
 
     field: Field
     operator: Operator
     values: tuple[Value, ...]
+    written: tuple[Written, ...] = dataclasses.field(default=(), compare=False)
 
 
 @dataclass(frozen=True)
@@ -218,18 +236,18 @@ class _Parser:
     def _restriction(self) -> Expression:
         field = self._field()
         if self._keyword("IN"):
-            return Comparison(field, "=", self._values())
+            found = self._values()
+            return Comparison(field, "=", tuple(value for value, _ in found), tuple(written for _, written in found))
         comparator = self._match(_COMPARATOR)
         if comparator is None:
             self._expected(f"one of = != < <= > >= : IN after the field {shown(field)}")
         operator: Operator = comparator[0]  # type: ignore[assignment] # the pattern's alternatives are the operators
         if operator == ":" and self._stands_alone("*"):
             return Present(field)
-        column = self._column()
-        value = self._value()
+        value, written = self._value()
         if operator[0] in "<>" and not isinstance(value, str | float):
-            raise FilterSyntaxError(column, f"{operator} compares with a number or a whole text only")
-        return Comparison(field, operator, (value,))
+            raise FilterSyntaxError(written.column, f"{operator} compares with a number or a whole text only")
+        return Comparison(field, operator, (value,), (written,))
 
     def _field(self) -> Field:
         names = [self._name()]
@@ -252,7 +270,7 @@ class _Parser:
         self._at = bare.end()
         return bare[0]
 
-    def _values(self) -> tuple[Value, ...]:
+    def _values(self) -> list[tuple[Value, Written]]:
         if not self._character("("):
             self._expected("( after IN")
         values = [self._value()]
@@ -260,9 +278,14 @@ class _Parser:
             values.append(self._value())
         if not self._character(")"):
             self._expected(", or )")
-        return tuple(values)
+        return values
 
-    def _value(self) -> Value:
+    def _value(self) -> tuple[Value, Written]:
+        column = self._column()
+        value = self._constant()
+        return value, Written(column, self._text[column - 1 : self._at])
+
+    def _constant(self) -> Value:
         quoted = self._match(_QUOTED)
         if quoted:
             return self._unquoted(quoted)

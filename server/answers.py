@@ -17,6 +17,7 @@ from grpc_status import rpc_status
 from indexer import records
 from indexer.calibration import CalibrationError
 from indexer.catalog import CatalogBusy, CatalogCorrupt, CatalogWriteFailed, RequestReused, UnknownContent
+from indexer.comparable import TypeMismatch
 from indexer.encoder import ProbeMismatch
 from indexer.filters import FilterSyntaxError, UnknownField
 from indexer.labels import LabelsError
@@ -129,6 +130,7 @@ TABLE: Mapping[type[Exception], Answer] = {
     ModelNotCalibrated: Answer(_UNMET, "MODEL_NOT_CALIBRATED", subject="model"),
     FilterSyntaxError: Answer(_INVALID, "FILTER_SYNTAX", field="filter"),
     UnknownField: Answer(_INVALID, "FILTER_UNKNOWN_FIELD", field="filter"),
+    TypeMismatch: Answer(_INVALID, "FILTER_TYPE_MISMATCH", field="filter"),
     UnknownItem: Answer(_NOT_FOUND, "ITEM_NOT_FOUND"),
     UnknownContent: Answer(_NOT_FOUND, "ITEM_NOT_FOUND"),
     records.ItemNotFound: Answer(_NOT_FOUND, "ITEM_NOT_FOUND"),

@@ -27,7 +27,7 @@ def page(index: ActiveIndex, wanted: Page, condition: str) -> Part[item_service_
     """The items of a page that a filter holds for; a page of few matches does not look for more.
 
     Raises:
-        FilterError: the filter is not one, or names a field that no item has.
+        FilterError: the filter is not one, or names a field that no item has, or has of no such type.
     """
     snapshot, expression = index.latest(), filters.parse(condition) if condition else None
     if expression is not None:

@@ -1,18 +1,15 @@
 """Filters over columns: against an evaluator of one row at a time, while rows are added, and from several threads."""
 
-import json
 import random
-from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from indexer import columns
-from indexer.columns import MAX_COLUMNS, Columns
+from indexer.columns import MAX_COLUMNS
 from indexer.filters import (
     And,
     Comparison,
@@ -25,27 +22,7 @@ from indexer.filters import (
     Value,
     parse,
 )
-
-
-class Rows:
-    """Items with payloads, and how often columns read them."""
-
-    def __init__(self, payloads: Iterable[Any] = ()) -> None:
-        self.payloads = list(payloads)
-        self.reads: list[tuple[int, int]] = []
-        self.columns = Columns(
-            self._read, lambda first, end: ((row, f"dir/{row:03d}.jpg") for row in range(first, end))
-        )
-
-    def found(self, text: str) -> list[int]:
-        return [int(row) for row in np.flatnonzero(self.columns.mask(parse(text), len(self.payloads)))]
-
-    def _read(self, first: int, end: int) -> Iterator[tuple[int, str]]:
-        self.reads.append((first, end))
-        for row in reversed(range(first, end)):
-            if self.payloads[row] is not None:
-                yield row, json.dumps(self.payloads[row])
-
+from tests.indexer.rows import PAYLOADS, Rows, values_of
 
 BIRDS = [
     {"species": "wren", "year": 2020, "tags": ["small", "brown"], "place": {"land": "NL", "sea level": -2}},
@@ -106,14 +83,6 @@ def test_a_filter_finds_its_rows(text: str, rows: list[int]) -> None:
     assert rows == Rows(BIRDS).found(text)
 
 
-LEAVES = st.sampled_from(
-    [None, True, False, 0, 1, -1, 2.5, 10**400, "", "a", "b", "ab", "aé", "é", "\ud7ff", "\ue000", "\U0010ffff", "1"]
-)
-PAYLOADS = st.none() | st.dictionaries(
-    st.sampled_from("xyz"),
-    LEAVES | st.lists(LEAVES | st.lists(LEAVES, max_size=1), max_size=3) | st.fixed_dictionaries({"x": LEAVES}),
-    max_size=3,
-)
 TEXTS = st.sampled_from(["", "a", "ab", "é", "\ud7ff", "\U0010ffff", "a\U0010ffff", "1", "no"])
 ORDERED = st.sampled_from([0.0, 1.0, -1.0, 2.5, 7.0, 1e308]) | TEXTS
 VALUES = ORDERED | st.sampled_from([None, True, False]) | TEXTS.map(Prefix)
@@ -158,14 +127,6 @@ def holds(expression: Expression, item: str, payload: Any) -> bool:
         case Comparison(field, operator, values):
             found = values_of({"item": item} if field == ("item",) else payload, field)
             return bool(found) and compares(found[0], operator, values)
-
-
-def values_of(payload: Any, field: tuple[str, ...]) -> list[Any]:
-    for name in field:
-        if not isinstance(payload, dict) or name not in payload:
-            return []
-        payload = payload[name]
-    return [payload]
 
 
 def compares(value: Any, operator: str, values: tuple[Value, ...]) -> bool:

@@ -15,6 +15,7 @@ from indexer.filters import (
     Or,
     Prefix,
     Present,
+    Written,
     parse,
 )
 
@@ -109,6 +110,14 @@ REFUSED: list[tuple[str, int, str]] = [
 def test_a_filter_means_its_expression(text: str, expression: Expression) -> None:
     """By the grammar in the module's docstring."""
     assert expression == parse(text)
+
+
+def test_a_comparison_knows_how_its_values_are_written() -> None:
+    """For errors: the column of each, and its characters."""
+    either = parse("a = 'é*' OR b.c IN (1.50, \n wren)")
+    assert isinstance(either, Or)
+    written = [part.written for part in either.parts if isinstance(part, Comparison)]
+    assert written == [(Written(5, "'é*'"),), (Written(21, "1.50"), Written(29, "wren"))]
 
 
 @pytest.mark.parametrize(("text", "column", "problem"), REFUSED)

@@ -204,6 +204,7 @@ def test_items_are_listed_in_pages_that_keep_to_their_arguments(stubs: Stubs, ow
         (ListItemsRequest(page_size=-1), "PAGE_SIZE_OUT_OF_RANGE"),
         (ListItemsRequest(filter="even ="), "FILTER_SYNTAX"),
         (ListItemsRequest(filter="odd = true"), "FILTER_UNKNOWN_FIELD"),
+        (ListItemsRequest(filter='even = "true"'), "FILTER_TYPE_MISMATCH"),
     ):
         assert _reason(stubs.items.ListItems, request) == ("INVALID_ARGUMENT", reason)
 
@@ -222,6 +223,7 @@ def test_hits_carry_payloads_on_demand(stubs: Stubs) -> None:
     [
         ({"filter": "a ="}, "FILTER_SYNTAX"),
         ({"filter": "nothing = 1"}, "FILTER_UNKNOWN_FIELD"),
+        ({"filter": "item = 7"}, "FILTER_TYPE_MISMATCH"),
         ({"group_by": "nothing"}, "INVALID_GROUP_BY"),
         ({"group_by": "a ="}, "INVALID_GROUP_BY"),
         ({"min_similarity": 1.5}, "MIN_SIMILARITY_OUT_OF_RANGE"),

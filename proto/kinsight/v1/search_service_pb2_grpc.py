@@ -29,7 +29,7 @@ class SearchServiceStub:
     """Finds the images of an index that are nearest to a query under the metric that the index's model learned.
 
     Every error carries a google.rpc.ErrorInfo in its details, with domain "kinsight" and a reason that stays stable;
-    the reasons are listed in server/errors.py.
+    the reasons are listed in server/answers.py.
     """
 
     def __init__(self, channel):
@@ -59,7 +59,7 @@ class SearchServiceServicer:
     """Finds the images of an index that are nearest to a query under the metric that the index's model learned.
 
     Every error carries a google.rpc.ErrorInfo in its details, with domain "kinsight" and a reason that stays stable;
-    the reasons are listed in server/errors.py.
+    the reasons are listed in server/answers.py.
     """
 
     def Search(self, request, context):
@@ -118,7 +118,7 @@ class SearchService:
     """Finds the images of an index that are nearest to a query under the metric that the index's model learned.
 
     Every error carries a google.rpc.ErrorInfo in its details, with domain "kinsight" and a reason that stays stable;
-    the reasons are listed in server/errors.py.
+    the reasons are listed in server/answers.py.
     """
 
     @staticmethod
