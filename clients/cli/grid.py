@@ -1,6 +1,6 @@
 """A picture of queries and their neighbours: one row a query, similarity under each neighbour."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ GAP = 10
 FRAME = 3
 CAPTION = 18  # height of the line under a thumbnail
 QUERY_GAP = 24  # sets the query apart from its neighbours
+STEP, HEIGHT = CELL + GAP, CELL + CAPTION + GAP  # from one cell to the next
 
 INK, PAPER, RIGHT, WRONG = "#202020", "white", "#1a9850", "#d73027"
 
@@ -33,26 +34,41 @@ class Cell:
     correct: bool | None = None
 
 
-def draw_grid(rows: Sequence[tuple[Cell, Sequence[Cell]]], file: Path) -> None:
+def draw_grid(rows: Sequence[tuple[Cell, Sequence[Cell]]], file: Path) -> list[tuple[str, str]]:
     """Write a PNG with one row for each query, the query first, then its neighbours, nearest first.
+
+    Returns:
+        The items whose images can't be decoded, each once, with the reason.
 
     Raises:
         OSError: the file can't be written.
     """
     longest = max(len(neighbours) for _, neighbours in rows)
-    step, height = CELL + GAP, CELL + CAPTION + GAP
-    canvas = Image.new("RGB", (GAP + step * (longest + 1) + QUERY_GAP, GAP + height * len(rows)), PAPER)
-    for i, (query, neighbours) in enumerate(rows):
-        top = GAP + i * height
-        _draw_cell(canvas, query, GAP, top)
-        for j, neighbour in enumerate(neighbours, start=1):
-            _draw_cell(canvas, neighbour, GAP + QUERY_GAP + j * step, top)
+    canvas = Image.new("RGB", (GAP + STEP * (longest + 1) + QUERY_GAP, GAP + HEIGHT * len(rows)), PAPER)
+    undecodable: dict[str, str] = {}
+    for cell, left, top in _placed(rows):
+        thumbnail = None
+        if cell.image is not None:
+            try:
+                thumbnail = _thumbnail(cell.image)
+            except pixels.PixelsError as error:
+                undecodable[cell.image.item] = str(error)
+        _draw_cell(canvas, cell, thumbnail, left, top)
     canvas.save(file, format="PNG")
+    return list(undecodable.items())
 
 
-def _draw_cell(canvas: Image.Image, cell: Cell, left: int, top: int) -> None:
+def _placed(rows: Sequence[tuple[Cell, Sequence[Cell]]]) -> Iterator[tuple[Cell, int, int]]:
+    """Each cell with the left and the top of its thumbnail."""
+    for i, (query, neighbours) in enumerate(rows):
+        top = GAP + i * HEIGHT
+        yield query, GAP, top
+        for j, neighbour in enumerate(neighbours, start=1):
+            yield neighbour, GAP + QUERY_GAP + j * STEP, top
+
+
+def _draw_cell(canvas: Image.Image, cell: Cell, thumbnail: Image.Image | None, left: int, top: int) -> None:
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(12)
-    thumbnail = _thumbnail(cell.image)
     if thumbnail is None:
         draw.rectangle((left, top, left + CELL - 1, top + CELL - 1), outline=INK)
         draw.text((left + CELL / 2, top + CELL / 2), "no image", INK, font, anchor="mm")
@@ -64,12 +80,7 @@ def _draw_cell(canvas: Image.Image, cell: Cell, left: int, top: int) -> None:
     draw.text((left + CELL / 2, top + CELL + CAPTION / 2), cell.caption, INK, font, anchor="mm")
 
 
-def _thumbnail(image: Source | None) -> Image.Image | None:
-    if image is None:
-        return None
-    try:
-        square, aspect = pixels.decode_with_aspect(image.read(), pixels.PixelSpec(size=CELL))
-    except pixels.PixelsError:
-        return None
+def _thumbnail(image: Source) -> Image.Image:
+    square, aspect = pixels.decode_with_aspect(image.read(), pixels.PixelSpec(size=CELL))
     width, height = (CELL, round(CELL / aspect)) if aspect > 1 else (round(CELL * aspect), CELL)
     return Image.fromarray(square).resize((max(1, width), max(1, height)), Image.Resampling.BICUBIC)

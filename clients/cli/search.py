@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from indexer.sources import Source
 
 ITEM = "item:"  # begins a query that is an item of the index
+_SHOWN = 3  # items that a warning names
+
+Undecodable = tuple[str, str]  # item, and what is wrong with its image
 
 
 @click.command()
@@ -63,12 +66,14 @@ def search(
     has x, field:* for a field that is there, wr* for text that begins so, AND, OR, NOT and parentheses; OR binds
     closer than AND.
 
-    A query that fails is named on stderr; the others are answered, and the exit code is 1.
+    A query that fails is named on stderr; the others are answered, and the exit code is 1. Images that --grid
+    needs and --images does not have are named there too; their cells are empty, and the exit code is as without.
 
     \b
     JSON keys: hits[].query, hits[].rank, hits[].item, hits[].similarity, hits[].payload{} (or null, with --payload),
-    hits[].probability (with --probability or --min-probability), errors[].query, errors[].error; unless all queries
-    failed also index, version, model, false_accept_rate (with --min-probability)
+    hits[].probability (with --probability or --min-probability), errors[].query, errors[].error,
+    missing_images[] (items; with --grid); unless all queries failed also index, version, model,
+    false_accept_rate (with --min-probability)
     """
     from kinsight_client import Client
 
@@ -79,13 +84,15 @@ def search(
         results, errors = _search_all(client, queries, options)
     for query, error in errors.items():
         click.echo(f"error: {printable(query)}: {error}", err=True)
+    missing = [item for item in _pictured(results) if item not in indexed] if grid else []
     if as_json:
         failed = [{"query": query, "error": error} for query, error in errors.items()]
-        print_json({**_origin(results), "hits": _hits(results, options["include_payload"]), "errors": failed})
+        told = {**_origin(results), "hits": _hits(results, options["include_payload"]), "errors": failed}
+        print_json(told | ({"missing_images": missing} if grid else {}))
     elif results:
         _print(_hits(results, options["include_payload"]), options["min_probability"])
-    if results and grid:
-        _draw(results, indexed, grid)
+    if results and grid and images:
+        _warn_empty(missing, _draw(results, indexed, grid), images)
     if errors:
         click.get_current_context().exit(1)
 
@@ -161,7 +168,14 @@ def _by_item(images: Path) -> dict[str, "Source"]:
     return {source.item: source for source in open_collection(images).sources}
 
 
-def _draw(results: Mapping[str, "SearchResult"], indexed: Mapping[str, "Source"], grid: Path) -> None:
+def _pictured(results: Mapping[str, "SearchResult"]) -> list[str]:
+    """The items that a grid shows, each once."""
+    queries = [query.removeprefix(ITEM) for query in results if query.startswith(ITEM)]
+    return list(dict.fromkeys([*queries, *(hit.item for result in results.values() for hit in result.hits)]))
+
+
+def _draw(results: Mapping[str, "SearchResult"], indexed: Mapping[str, "Source"], grid: Path) -> list[Undecodable]:
+    """Write the grid; returns the images that can't be decoded."""
     from clients.cli.grid import Cell, draw_grid
     from indexer.sources import FileSource
 
@@ -171,4 +185,20 @@ def _draw(results: Mapping[str, "SearchResult"], indexed: Mapping[str, "Source"]
         image = indexed.get(item) if query.startswith(ITEM) else FileSource(query, "", query)
         neighbours = [Cell(indexed.get(hit.item), f"{hit.similarity:.3f}") for hit in result.hits]
         rows.append((Cell(image, "query"), neighbours))
-    draw_grid(rows, grid)
+    return draw_grid(rows, grid)
+
+
+def _warn_empty(missing: Sequence[str], undecodable: Sequence[Undecodable], images: Path) -> None:
+    """Say on stderr which cells of a grid are empty, and why."""
+    if missing:
+        what = f"{printable(str(images))} lacks {len(missing):,} of the grid's images, whose cells are empty"
+        remedy = "give --images the IMAGES that the index was built from"
+        click.echo(f"warning: {what}: {_first(missing)}; {remedy}", err=True)
+    if undecodable:
+        what = f"{len(undecodable):,} of the grid's images can't be decoded, and their cells are empty"
+        named = _first([f"{item} ({reason})" for item, reason in undecodable])
+        click.echo(f"warning: {what}: {named}", err=True)
+
+
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(map(printable, names[:_SHOWN])) + (", …" if len(names) > _SHOWN else "")
