@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 from kinsight.v1.search_service_pb2 import SearchRequest
 from kinsight.v1.search_service_pb2_grpc import SearchServiceStub
-from kinsight_client import Client, Embedding, Hit, InvalidArgument, NotFound
+from kinsight_client import Client, Embedding, Hit, InvalidArgument, NotFound, UnreadableImage
 from kinsight_client.errors import from_rpc
 
 from clients.cli.command import kinsight
@@ -78,6 +78,29 @@ def test_many_searches_are_answered_as_one_by_one(client: Any, gallery: Gallery,
     assert {len(result.hits) for result in results[3:-1]} == {3}
     assert isinstance(results[-1], NotFound)
     assert client.search_many() == []
+
+
+def test_an_image_that_can_not_be_read_fails_alone(client: Any, gallery: Gallery, tmp_path: Path) -> None:
+    """Its error stands in its place, the others are searched for; a single `search` raises."""
+    for number in (1, 2):
+        (tmp_path / f"{number}.png").write_bytes(photo(number))
+    gone = tmp_path / "gone.png"
+    images = [gone, tmp_path / "1.png", tmp_path, photo(3), *[gone] * 300, tmp_path / "2.png", gone]
+    results = client.search_many(images=images, items=[gallery.items[4]], top_k=2, exact=True)
+    found = {place: result.hits[0].item for place, result in enumerate(results) if not isinstance(result, Exception)}
+    assert found == {1: gallery.items[1], 3: gallery.items[3], 304: gallery.items[2], 306: gallery.items[4]}
+    assert {type(results[place]) for place in range(307) if place not in found} == {UnreadableImage}
+    assert str(results[0]) == f"INVALID_ARGUMENT: '{gone}' can't be read: No such file or directory"
+    assert isinstance(results[0].__cause__, FileNotFoundError)
+    assert isinstance(results[2].__cause__, IsADirectoryError)
+    with pytest.raises(FileNotFoundError):
+        client.search(image=gone)
+
+
+def test_images_none_of_which_can_be_read_are_no_call(client: Any, tmp_path: Path) -> None:
+    """A batch of no query would be refused by the server, and so hide the reasons."""
+    results = client.search_many(images=[tmp_path / "a.png", tmp_path / "b.png"])
+    assert [str(result).partition("can't be read")[0][-7:] for result in results] == ["a.png' ", "b.png' "]
 
 
 @pytest.mark.parametrize("include_payload", [True, False])

@@ -14,6 +14,7 @@ from kinsight_client.errors import (
     PermissionDenied,
     ResourceExhausted,
     Unavailable,
+    UnreadableImage,
 )
 from kinsight_client.messages import (
     Embedding,
@@ -86,6 +87,7 @@ __all__ = [
     "Suspect",
     "TrainResult",
     "Unavailable",
+    "UnreadableImage",
     "Upsert",
     "Version",
 ]

@@ -2,6 +2,7 @@
 
 KinsightError             any failed call; carries the code, the stable reason and the message
 ├── InvalidArgument       the request is wrong in itself: the image, the embedding, the filter, a page, a path
+│   └── UnreadableImage   of many images, the file of this one can't be read here, on the client's machine
 ├── NotFound              no such index, item, version or operation
 ├── AlreadyExists         the file, the directory or the index to make is there already
 ├── PermissionDenied      the path is in no folder that the server was allowed to use
@@ -49,6 +50,14 @@ class KinsightError(Exception):
 
 class InvalidArgument(KinsightError):
     """The request is wrong in itself: the image, the embedding, the filter, a page token or a path."""
+
+
+class UnreadableImage(InvalidArgument):
+    """The file of one of many images can't be read on the client's machine; `__cause__` is what the system said."""
+
+    def __init__(self, path: str, cause: OSError) -> None:
+        super().__init__("INVALID_ARGUMENT", "", f"{path!r} can't be read: {cause.strerror or cause}")
+        self.__cause__ = cause
 
 
 class NotFound(KinsightError):

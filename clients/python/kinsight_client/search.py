@@ -1,22 +1,25 @@
 """The calls of SearchService."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from itertools import chain
 from operator import add, gt
 from pathlib import Path
-from typing import TypedDict, Unpack
+from typing import TypeAlias, TypedDict, Unpack
 
 from kinsight.v1 import search_service_pb2 as pb
 from kinsight.v1.search_service_pb2_grpc import SearchServiceStub
 
 from kinsight_client import messages
 from kinsight_client.calls import Call, Channel
-from kinsight_client.errors import KinsightError
+from kinsight_client.errors import KinsightError, UnreadableImage
 from kinsight_client.messages import Embedding, SearchResult
 
 # Of a batch. The server takes 256 queries, 25,600 hits, 1,000 payloads and messages of 32 MiB; and a processor
 # decodes and embeds some 150 images a second, while a call has timeout_s.
 MAX_QUERIES, MAX_HITS, MAX_PAYLOADS, MAX_BYTES, MAX_IMAGES = 256, 25_600, 1_000, 16 * 2**20, 100
+
+Query: TypeAlias = pb.SearchRequest | UnreadableImage  # one of many, or why there is none to send
 
 
 class SearchOptions(TypedDict, total=False):
@@ -123,7 +126,7 @@ class SearchCalls:
         embeddings: Iterable[Embedding] = (),
         items: Iterable[str] = (),
         **options: Unpack[SearchOptions],
-    ) -> Iterator[Call[list[SearchResult | KinsightError]]]:
+    ) -> Iterator[Call[list[SearchResult | KinsightError]] | list[SearchResult | KinsightError]]:
         """The items nearest to each of many queries, in as few calls as they need; cheaper than a `search` for each.
 
         Args:
@@ -134,19 +137,29 @@ class SearchCalls:
 
         Returns:
             What `search` would return or raise for each query: the images first, then the embeddings, then the items.
+            In the place of an image whose file can't be read, where `search` raises OSError, is an UnreadableImage.
 
         Raises:
             KinsightError: a call failed as a whole; see `kinsight_client.errors`.
             TypeError: `items` is a text, whose letters would be taken for ids.
-            OSError: an image's path can't be read.
         """
-        calls = chain(
-            (self.search(image=image, **options) for image in images),
-            (self.search(embedding=embedding, **options) for embedding in embeddings),
-            (self.search(item=item, **options) for item in messages.item_ids(items)),
+        queries: Iterable[Query] = chain(
+            (self._by_image(image, options) for image in images),
+            (self.search(embedding=embedding, **options).request for embedding in embeddings),
+            (self.search(item=item, **options).request for item in messages.item_ids(items)),
         )
-        for requests in _batches(call.request for call in calls):
-            yield Call(self._stub.BatchSearch, pb.BatchSearchRequest(requests=requests), messages.search_results)
+        for batch in _batches(queries):
+            requests = [query for query in batch if isinstance(query, pb.SearchRequest)]
+            if requests:
+                yield Call(self._stub.BatchSearch, pb.BatchSearchRequest(requests=requests), partial(_results, batch))
+            else:
+                yield _results(batch, pb.BatchSearchResponse())
+
+    def _by_image(self, image: bytes | Path, options: SearchOptions) -> Query:
+        try:
+            return self.search(image=image, **options).request  # type: ignore[no-any-return] # a Call's is Any
+        except OSError as error:  # so it is a path: bytes need no reading
+            return UnreadableImage(str(image), error)
 
     def embed(self, image: bytes | Path, *, index: str = "") -> Call[Embedding]:
         """The embedding of an image under the model of an index, to keep and search with later.
@@ -159,23 +172,31 @@ class SearchCalls:
         return Call(self._stub.Embed, request, messages.embedding_of)
 
 
-def _batches(requests: Iterable[pb.SearchRequest]) -> Iterator[list[pb.SearchRequest]]:
-    """Requests in batches that a server takes."""
-    batch: list[pb.SearchRequest] = []
+def _results(batch: Sequence[Query], response: pb.BatchSearchResponse) -> list[SearchResult | KinsightError]:
+    """The answers to the requests of a batch, and between them, in their places, why the others were not sent."""
+    answers = iter(messages.search_results(response))
+    return [query if isinstance(query, UnreadableImage) else next(answers) for query in batch]
+
+
+def _batches(queries: Iterable[Query]) -> Iterator[list[Query]]:
+    """Queries in batches that a server takes; only where all are unreadable has one no request."""
+    batch: list[Query] = []
     used: tuple[int, ...] = (0, 0, 0, 0, 0)
-    for request in requests:
-        share = _share(request)
+    for query in queries:
+        share = _share(query)
         total = tuple(map(add, used, share))
         if batch and any(map(gt, total, (MAX_QUERIES, MAX_HITS, MAX_PAYLOADS, MAX_BYTES, MAX_IMAGES))):
             yield batch
             batch, total = [], share
-        batch.append(request)
+        batch.append(query)
         used = total
     if batch:
         yield batch
 
 
-def _share(request: pb.SearchRequest) -> tuple[int, ...]:
-    """What a request takes of the limits of a batch: queries, hits, payloads, bytes and images."""
-    payloads = request.top_k if request.include_payload else 0
-    return 1, request.top_k, payloads, request.ByteSize(), int(request.HasField("image"))
+def _share(query: Query) -> tuple[int, ...]:
+    """What a query takes of the limits of a batch: queries, hits, payloads, bytes and images."""
+    if isinstance(query, UnreadableImage):
+        return 0, 0, 0, 0, 0
+    payloads = query.top_k if query.include_payload else 0
+    return 1, query.top_k, payloads, query.ByteSize(), int(query.HasField("image"))

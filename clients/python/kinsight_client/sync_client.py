@@ -50,13 +50,17 @@ def _answered(make: Callable[Concatenate[C, P], Call[T]]) -> Callable[Concatenat
 
 
 def _gathered(
-    make: Callable[Concatenate[C, P], Iterator[Call[list[T]]]],
+    make: Callable[Concatenate[C, P], Iterator[Call[list[T]] | list[T]]],
 ) -> Callable[Concatenate[Service[C], P], list[T]]:
-    """The method that makes several calls, one after the other, and returns all their answers."""
+    """The method that makes several calls, one after the other, and returns all answers and what needed no call."""
 
     @wraps(make)
     def method(self: Service[C], /, *args: P.args, **kwargs: P.kwargs) -> list[T]:
-        return [result for call in make(self._calls, *args, **kwargs) for result in self._answer(call)]
+        results: list[T] = []
+        for part in make(self._calls, *args, **kwargs):
+            answer = part if isinstance(part, list) else self._answer(part)
+            results += answer
+        return results
 
     return method
 
