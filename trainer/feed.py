@@ -10,11 +10,10 @@ from torch.nn import functional as F
 
 from trainer.distributed import gather, own_share, world_size
 from trainer.images import ImageCache, Progress
+from trainer.memory import images_at_once
 from trainer.objective import Batch, View
 from trainer.profiling import part
 from trainer.views import draw_view
-
-_EMBED_BATCH = 256
 
 
 class Feed:
@@ -81,7 +80,7 @@ class Feed:
         # Equal parts, as `gather` needs them: the last ones repeat the last image, and are cut off again.
         rows = own_share(torch.arange(equal * world_size()).clamp_max(count - 1))
         found = torch.empty(0)
-        for batch in torch.split(rows, max(1, _EMBED_BATCH * self._size**2 // side**2)):  # as many pixels as else
+        for batch in torch.split(rows, images_at_once(side, self._device)):
             embedded = embed(self._squashed(batch, side)).float()
             if not done:  # one place for all: batches joined in the end would be there twice
                 found = embedded.new_empty(len(rows), embedded.shape[1])

@@ -17,10 +17,10 @@ from trainer.environment import choose_device
 from trainer.evaluate import RECALL_AT, Metrics, retrieval_metrics
 from trainer.images import ImageCache, Progress, cache_images
 from trainer.labels import Labels, read_labels
+from trainer.memory import images_at_once
 from trainer.recipe import Recipe
 from trainer.start import Start, pretrained
 
-_EMBED_BATCH = 128
 _SAMPLE = 500  # images of the training set: seconds to embed, enough to compare epochs and to draw a map
 _NEIGHBOURS = 5
 _LEAST_SPREAD = 1e-4  # of embeddings, as a share of their length; float32 networks round at about 1e-6
@@ -145,9 +145,10 @@ def runtime_embed(runtime: RuntimeEncoder) -> Embed:
 def embed_images(cache: ImageCache, embed: Embed, progress: Progress) -> Tensor:
     """Embeddings (N, D) of decoded images, on the CPU."""
     parts, total = [], len(cache)
-    for pixels in torch.split(cache.pixels, _EMBED_BATCH):
+    batch = images_at_once(cache.pixels.shape[1], cache.pixels.device)
+    for pixels in torch.split(cache.pixels, batch):
         parts.append(embed(pixels).cpu())
-        progress("judge", min(len(parts) * _EMBED_BATCH, total), total)
+        progress("judge", min(len(parts) * batch, total), total)
     return torch.cat(parts)
 
 
@@ -161,13 +162,14 @@ def embed_sources(
     """
     embeddings, items, skipped = [torch.empty(0, runtime.dim)], [], []
     batch: list[Pixels] = []
+    most = images_at_once(runtime.pixels.size, torch.device("cpu"))
     for decoded in decode_all(sources, runtime.pixels):
         if decoded.pixels is None:
             skipped.append((decoded.source.item, str(decoded.error)))
         else:
             batch.append(decoded.pixels)
             items.append(decoded.source.item)
-        if len(batch) == _EMBED_BATCH or (batch and decoded.row + 1 == len(sources)):
+        if len(batch) == most or (batch and decoded.row + 1 == len(sources)):
             embeddings.append(torch.from_numpy(runtime.embed(np.stack(batch))))
             batch.clear()
         progress("judge", decoded.row + 1, len(sources))

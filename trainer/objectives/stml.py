@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from trainer.distributed import gather
 from trainer.encoders import Encoder
+from trainer.memory import images_at_once
 from trainer.objective import Batch, EmbedAll, Objective
 from trainer.parts.distances import relative_distances, squared_distances
 from trainer.parts.ema import update_teacher
@@ -232,7 +233,8 @@ class STML(Objective):
         with part("backbone"):
             features = self.encoder.backbone(images)
         with torch.no_grad(), part("teacher"):
-            taught = self.pretrained(large)
+            at_once = images_at_once(large.shape[-1], large.device)
+            taught = torch.cat([self.pretrained(some) for some in torch.split(large, at_once)])
         with torch.autocast(images.device.type, enabled=False):
             return 1 - F.cosine_similarity(features.float(), taught.float()).mean()
 
