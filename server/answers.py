@@ -1,10 +1,13 @@
 """What a client gets for an error: one table from exception to gRPC code and stable reason.
 
 It has the errors of this room and those of the indexer (undecodable image, unknown item, corrupt version, full disk).
-Whatever it lacks is INTERNAL: logged with its stack, answered without.
+Where the disk itself refuses, the system's error says why. Whatever else it lacks is INTERNAL: logged with its stack,
+answered without.
 """
 
+import errno
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
@@ -79,6 +82,7 @@ from server.errors import (
 DOMAIN = "kinsight"
 MAX_TEXT_BYTES = 800  # an error travels in HTTP/2 headers, up to four times over; gRPC drops calls above 8 KiB there
 RETRY_DELAY_S = 0.5  # long enough for a full queue to empty, short enough that nobody notices
+TELL_EVERY_S = 60.0  # the operator, of one trouble that fails request after request, perhaps on the disk of the log
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +97,7 @@ class Answer:
         field: the request's field at fault, for BadRequest.
         retry: whether the same request may succeed in a moment, for RetryInfo.
         subject: what is not as the request needs it, for PreconditionFailure.
+        operator: whether only who runs the server can help, so that the log says it too.
     """
 
     code: grpc.StatusCode
@@ -100,6 +105,7 @@ class Answer:
     field: str = ""
     retry: bool = False
     subject: str = ""
+    operator: bool = False
 
 
 _INVALID = grpc.StatusCode.INVALID_ARGUMENT
@@ -108,6 +114,7 @@ _EXISTS = grpc.StatusCode.ALREADY_EXISTS
 _UNMET = grpc.StatusCode.FAILED_PRECONDITION
 _ABORTED = grpc.StatusCode.ABORTED
 _LOST = grpc.StatusCode.DATA_LOSS
+_EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
 
 TABLE: Mapping[type[Exception], Answer] = {
     UndecodableImage: Answer(_INVALID, "IMAGE_DECODE_FAILED", field="image"),
@@ -173,11 +180,11 @@ TABLE: Mapping[type[Exception], Answer] = {
     OperationRunning: Answer(_UNMET, "OPERATION_RUNNING", subject="operation"),
     OperationFailed: Answer(grpc.StatusCode.INTERNAL, "OPERATION_FAILED"),
     NoIndex: Answer(grpc.StatusCode.UNAVAILABLE, "NO_INDEX", retry=True),
-    Overloaded: Answer(grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED", retry=True),
+    Overloaded: Answer(_EXHAUSTED, "OVERLOADED", retry=True),
     Draining: Answer(grpc.StatusCode.UNAVAILABLE, "DRAINING", retry=True),
-    CatalogWriteFailed: Answer(grpc.StatusCode.RESOURCE_EXHAUSTED, "CATALOG_NOT_WRITABLE"),
+    CatalogWriteFailed: Answer(_EXHAUSTED, "CATALOG_NOT_WRITABLE", operator=True),
     CatalogBusy: Answer(grpc.StatusCode.UNAVAILABLE, "CATALOG_BUSY", retry=True),
-    CatalogCorrupt: Answer(_LOST, "CATALOG_CORRUPT"),
+    CatalogCorrupt: Answer(_LOST, "CATALOG_CORRUPT", operator=True),
     ManifestError: Answer(_LOST, "INDEX_CORRUPT"),
     VersionError: Answer(_LOST, "INDEX_CORRUPT"),
     NotFound: Answer(_LOST, "MODEL_MISSING"),
@@ -191,15 +198,16 @@ _BY_NAME = {kind.__name__: answer for kind, answer in TABLE.items()} | {
     "StartError": Answer(_UNMET, "MODEL_NOT_LEARNABLE", subject="model"),
 }
 _INTERNAL = Answer(grpc.StatusCode.INTERNAL, "INTERNAL")
+_DISK = Answer(_EXHAUSTED, "STORE_NOT_ACCESSIBLE", operator=True)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+
+_told_at_s: dict[str, float] = {}  # by reason, on time.monotonic()
 
 
 def status_of(error: Exception) -> status_pb2.Status:
     """The google.rpc.Status that answers an exception, with ErrorInfo and what else fits its code."""
-    answer = _answer(error)
-    text = (
-        _shortened(str(error)) if answer is not _INTERNAL else "the server failed on this request; its log says why"
-    )
-    return _status(answer, text, getattr(error, "metadata", {}))
+    return _status(_answer(error), _text(error), getattr(error, "metadata", {}))
 
 
 def status_by_name(types: Sequence[str], text: str) -> status_pb2.Status:
@@ -227,14 +235,13 @@ def _status(answer: Answer, text: str, more: Mapping[str, str]) -> status_pb2.St
 
 
 def foreseen(error: Exception) -> bool:
-    """Whether the table says how to answer it: its message tells all, and a stack would say nothing more."""
+    """Whether it is answered as what it is: its message tells all, and a stack would say nothing more."""
     return _answer(error) is not _INTERNAL
 
 
 async def abort(context: grpc.aio.ServicerContext[object, object], error: Exception) -> NoReturn:
-    """End a call with the answer to `error`; one that the table lacks is logged with its stack."""
-    if not foreseen(error):
-        log.error("a request failed", exc_info=error)
+    """End a call with the answer to `error`; one that nobody foresaw is logged with its stack."""
+    _tell_operator(error)
     status = rpc_status.to_status(status_of(error))
     await context.abort(status.code, status.details, status.trailing_metadata)
 
@@ -243,7 +250,28 @@ def _answer(error: Exception) -> Answer:
     for kind in type(error).__mro__:
         if kind in TABLE:
             return TABLE[kind]
-    return _INTERNAL
+    # One that the indexer worded anew has the system's as its cause.
+    refusal = error.__cause__ if isinstance(error, OSError) and error.errno is None else error
+    return _DISK if isinstance(refusal, OSError) and refusal.errno in (*_FULL, *_REFUSED) else _INTERNAL
+
+
+def _text(error: Exception) -> str:
+    answer = _answer(error)
+    if answer is _INTERNAL:
+        return "the server failed on this request; its log says why"
+    if isinstance(error, OSError) and error.errno is not None and answer is _DISK:
+        remedy = "free some space" if error.errno in _FULL else "check the disk and its permissions"
+        return _shortened(f"{error.filename or 'the store'}: {error.strerror}; {remedy} and try again")
+    return _shortened(str(error))
+
+
+def _tell_operator(error: Exception) -> None:
+    answer, now = _answer(error), time.monotonic()
+    if answer is _INTERNAL:
+        log.error("a request failed", exc_info=error)
+    elif answer.operator and now - _told_at_s.get(answer.reason, -TELL_EVERY_S) >= TELL_EVERY_S:
+        _told_at_s[answer.reason] = now
+        log.error("requests fail: %s: %s", answer.reason, _text(error))
 
 
 def _shortened(text: str) -> str:
