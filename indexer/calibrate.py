@@ -12,7 +12,8 @@ from indexer.embedding import BATCH, Progress
 from indexer.encoder import Device, Encoder
 from indexer.pairs import PAIR_COLUMNS, PairsError, pairs_of
 from indexer.rows import Embeddings
-from indexer.sources import Collection, Source, decode_all, open_collection, read_table
+from indexer.sources import Collection, Source, decode_all, open_collection
+from indexer.tables import Table, read_table
 
 MAX_IMAGES = 5_000  # 12 million pairs: more of them move the curve by less than other classes would
 
@@ -35,7 +36,7 @@ class Calibrated:
 
 
 @dataclass(frozen=True)
-class _Table:
+class _Labelled:
     """Labels of one of two kinds.
 
     Attributes:
@@ -103,7 +104,7 @@ def calibrate(
     return Calibrated(fitted, skipped, table.unknown, (*collection.warnings, *table.warnings, *warnings))
 
 
-def _read(labels: Path, collection: Collection) -> _Table:
+def _read(labels: Path, collection: Collection) -> _Labelled:
     by_path = {source.path.resolve(): source.item for source in collection.sources}
 
     def find(cell: str) -> str | None:
@@ -124,34 +125,33 @@ def _read(labels: Path, collection: Collection) -> _Table:
             f"{len(cells[0]):,} rows, {len(unknown):,} paths are not there{example}; paths are relative to that "
             f"folder or to the table's, and a class_id must be filled in"
         )
-    return _Table(table.class_of, table.pairs, unknown, table.warnings)
+    return _Labelled(table.class_of, table.pairs, unknown, table.warnings)
 
 
-def _classes(labels: Path, columns: dict[str, list[str]], items: dict[str, str | None]) -> _Table:
+def _classes(labels: Path, columns: Table, items: dict[str, str | None]) -> _Labelled:
     splits = columns.get("split", [""] * len(columns["path"]))
     learned = "train" in splits and any(split != "train" for split in splits)
     class_of: dict[str, str] = {}
-    for line, (cell, name, split) in enumerate(
-        zip(columns["path"], columns["class_id"], splits, strict=True), start=2
-    ):
+    for row, (cell, name, split) in enumerate(zip(columns["path"], columns["class_id"], splits, strict=True)):
         item = items[cell]
         if item is None or not name.strip() or (learned and split == "train"):
             continue
         if class_of.setdefault(item, name) != name:
             raise CalibrationError(
-                f"{labels}, line {line}: {cell!r} has two classes, {class_of[item]!r} and {name!r}; an image has one"
+                f"{labels}, {columns.place(row)}: {cell!r} has two classes, {class_of[item]!r} and {name!r}; "
+                "an image has one"
             )
     only_train = f"{labels} has no split but train: if the model learned these classes, the curve promises too much"
-    return _Table(class_of, {}, (), (only_train,) if "train" in splits and not learned else ())
+    return _Labelled(class_of, {}, (), (only_train,) if "train" in splits and not learned else ())
 
 
-def _pairs(labels: Path, columns: dict[str, list[str]], items: dict[str, str | None]) -> _Table:
+def _pairs(labels: Path, columns: Table, items: dict[str, str | None]) -> _Labelled:
     try:
         pairs = pairs_of(labels, columns, items.__getitem__)
     except PairsError as error:
         raise CalibrationError(str(error)) from error
     class_of = {item: str(thing) for item, thing in pairs.thing_of.items()}
-    return _Table(class_of, {**dict.fromkeys(pairs.same, True), **dict.fromkeys(pairs.different, False)}, (), ())
+    return _Labelled(class_of, {**dict.fromkeys(pairs.same, True), **dict.fromkeys(pairs.different, False)}, (), ())
 
 
 def _sampled(items: Sequence[str], seed: int) -> tuple[Sequence[str], tuple[str, ...]]:
@@ -183,7 +183,7 @@ def _embed(
     return row_of, np.concatenate(parts), tuple(skipped)
 
 
-def _evidence(table: _Table, row_of: dict[str, int], embeddings: Embeddings, seed: int) -> Evidence:
+def _evidence(table: _Labelled, row_of: dict[str, int], embeddings: Embeddings, seed: int) -> Evidence:
     classes = np.unique([table.class_of[item] for item in row_of], return_inverse=True)[1].astype(np.int64)
     if not table.pairs:
         return calibration.of_classes(embeddings, classes, seed)

@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+from indexer.tables import Table
+
 PAIR_COLUMNS = ("path_a", "path_b", "relation")
 _RELATIONS = ("same", "different")
 _NAMED = 5  # of the contradictions of a table: enough to see what is wrong
 
 
 class PairsError(ValueError):
-    """A table of pairs can't be used; the message names it and the lines."""
+    """A table of pairs can't be used; the message names it and where in it."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Pairs:
     """What a table of pairs says of items that are there.
 
     Attributes:
-        same, different: pairs of items, each in order, with the first line that has them.
+        same, different: pairs of items, each in order, with the first row that has them, from 0.
         thing_of: the number of the thing that each item shows: items linked by `same` share one.
         unknown: paths that are no item's, as often as they stand in the table.
         repeated: rows that say what an earlier one said.
@@ -36,48 +38,47 @@ class Pairs:
     repeated: int
 
 
-def pairs_of(table: Path, columns: Mapping[str, Sequence[str]], find: Callable[[str], str | None]) -> Pairs:
+def pairs_of(table: Path, columns: Table, find: Callable[[str], str | None]) -> Pairs:
     """The pairs of a table that was read.
 
     Args:
         table: for messages.
-        columns: by the names of PAIR_COLUMNS.
+        columns: what it has of PAIR_COLUMNS.
         find: the item of a path; None where there is none.
 
     Raises:
         PairsError: see the module's outline.
     """
     same, different, unknown, repeated = _Links(), _Links(), list[str](), 0
-    for line, (path_a, path_b, relation) in enumerate(
-        zip(*(columns[name] for name in PAIR_COLUMNS), strict=True), start=2
-    ):
+    for row, (path_a, path_b, relation) in enumerate(zip(*(columns[name] for name in PAIR_COLUMNS), strict=True)):
         if relation not in _RELATIONS:
-            raise PairsError(f"{table}, line {line}: relation is {relation!r}; it must be same or different")
+            raise PairsError(f"{table}, {columns.place(row)}: relation is {relation!r}; it must be same or different")
         a, b = find(path_a), find(path_b)
         unknown += [path for path, item in ((path_a, a), (path_b, b)) if item is None]
         if a is None or b is None:
             continue
         if a == b:
-            raise PairsError(f"{table}, line {line}: {path_a!r} and {path_b!r} are one image; a pair has two")
-        repeated += not (same if relation == "same" else different).add(a, b, line)
+            where = f"{table}, {columns.place(row)}"
+            raise PairsError(f"{where}: {path_a!r} and {path_b!r} are one image; a pair has two")
+        repeated += not (same if relation == "same" else different).add(a, b, row)
     thing_of = same.components(different.items())
-    _check_consistent(table, same, different, thing_of)
-    return Pairs(same.line_of, different.line_of, thing_of, tuple(unknown), repeated)
+    _check_consistent(table, columns, same, different, thing_of)
+    return Pairs(same.row_of, different.row_of, thing_of, tuple(unknown), repeated)
 
 
 class _Links:
-    """Pairs of items that are linked, each with its line; a graph."""
+    """Pairs of items that are linked, each with its row; a graph."""
 
     def __init__(self) -> None:
-        self.line_of: dict[tuple[str, str], int] = {}
+        self.row_of: dict[tuple[str, str], int] = {}
         self._linked: dict[str, list[str]] = defaultdict(list)
 
-    def add(self, a: str, b: str, line: int) -> bool:
+    def add(self, a: str, b: str, row: int) -> bool:
         """Link two items; False where they are already."""
         key = (min(a, b), max(a, b))
-        if key in self.line_of:
+        if key in self.row_of:
             return False
-        self.line_of[key] = line
+        self.row_of[key] = row
         self._linked[a].append(b)
         self._linked[b].append(a)
         return True
@@ -117,14 +118,16 @@ class _Links:
         return towards
 
 
-def _check_consistent(table: Path, same: _Links, different: _Links, thing_of: Mapping[str, int]) -> None:
-    wrong = [(a, b) for a, b in different.line_of if thing_of[a] == thing_of[b]]
+def _check_consistent(
+    table: Path, columns: Table, same: _Links, different: _Links, thing_of: Mapping[str, int]
+) -> None:
+    wrong = [(a, b) for a, b in different.row_of if thing_of[a] == thing_of[b]]
     if not wrong:
         return
     told = []
     for a, b in wrong[:_NAMED]:
         links = same.chain(a, b)
-        chain = ", ".join(f"{x} = {y} (line {same.line_of[min(x, y), max(x, y)]})" for x, y in links)
-        told.append(f"{chain}, but {a} ≠ {b} (line {different.line_of[a, b]})")
+        chain = ", ".join(f"{x} = {y} ({columns.place(same.row_of[min(x, y), max(x, y)])})" for x, y in links)
+        told.append(f"{chain}, but {a} ≠ {b} ({columns.place(different.row_of[a, b])})")
     more = f"; and {len(wrong) - _NAMED:,} more" if len(wrong) > _NAMED else ""
     raise PairsError(f"{table} contradicts itself: {'; '.join(told)}{more}; correct or remove one row of each chain")

@@ -1,9 +1,11 @@
 """CSV and Parquet tables of text: paths of images, labels."""
 
 import csv
-from collections.abc import Iterable, Iterator
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TextIO
 
 from indexer.source import SourceError, shown
 
@@ -11,7 +13,33 @@ _DELIMITERS = (",", ";", "\t")  # spreadsheets write semicolons where the comma 
 _PATHS = ("path", "path_a", "path_b")  # whose spaces may be those of a file's name
 
 
-def read_table(path: Path, columns: Iterable[str], optional: Iterable[str] = ()) -> dict[str, list[str]]:
+@dataclass(frozen=True, eq=False)
+class Table(Mapping[str, list[str]]):
+    """Columns by their names, as long as each other.
+
+    Attributes:
+        columns: as the mapping has them.
+        lines: of each row, the one of the file that it begins in, from 1; None where the file has no lines.
+    """
+
+    columns: Mapping[str, list[str]]
+    lines: Sequence[int] | None
+
+    def place(self, row: int) -> str:
+        """Where a row, counted from 0, stands in the file, for messages: its line, or its number from 1."""
+        return f"row {row + 1}" if self.lines is None else f"line {self.lines[row]}"
+
+    def __getitem__(self, name: str) -> list[str]:
+        return self.columns[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.columns)
+
+    def __len__(self) -> int:
+        return len(self.columns)
+
+
+def read_table(path: Path, columns: Iterable[str], optional: Iterable[str] = ()) -> Table:
     """Columns of a CSV (UTF-8, header line) or Parquet table as text, `optional` ones where they exist.
 
     Cells of a CSV are parted by commas, or by semicolons or tabs where its header is. Spaces around names of columns
@@ -38,28 +66,31 @@ def read_table(path: Path, columns: Iterable[str], optional: Iterable[str] = ())
         if name in table
     }
     for name, cells in chosen.items():
-        for row, cell in enumerate(cells, start=1):
+        for row, cell in enumerate(cells):
             if "\0" in cell:
-                raise SourceError(f"{shown(path)}, row {row}: {name} {cell!r} holds a NUL; save it as UTF-8 text")
-    return chosen
+                where = f"{shown(path)}, {table.place(row)}"
+                raise SourceError(f"{where}: {name} {cell!r} holds a NUL; save it as UTF-8 text")
+    return Table(chosen, table.lines)
 
 
-def _read_csv(path: Path) -> tuple[str, dict[str, list[str]]]:
+def _read_csv(path: Path) -> tuple[str, Table]:
     with path.open(newline="", encoding="utf-8-sig") as file:
         delimiter = _delimiter(file.readline())
         file.seek(0)
-        rows = csv.DictReader(file, delimiter=delimiter, strict=True)
-        rows.fieldnames = [name.strip() for name in rows.fieldnames or ()]
-        table: dict[str, list[str]] = {name: [] for name in rows.fieldnames or ()}
-        for row in _each(rows):
-            # DictReader files surplus cells under None and fills missing ones with None.
-            if None in row or None in row.values():
-                raise csv.Error(f"line {rows.line_num} has not the header's {len(table)} cells")
-            if not any(row.values()):  # as spreadsheets leave below a table
+        rows = _numbered(file, delimiter)
+        _, header = next(rows, (1, []))
+        names = [name.strip() for name in header]
+        columns: dict[str, list[str]] = {name: [] for name in names}
+        lines = array("q")
+        for line, cells in rows:
+            if cells and len(cells) != len(names):
+                raise csv.Error(f"line {line} has not the header's {len(names)} cells")
+            if not any(cells):  # as spreadsheets leave below a table
                 continue
-            for name, cell in row.items():
-                table[name].append(cell)
-    return ", ".join(table), table
+            lines.append(line)
+            for name, cell in dict(zip(names, cells, strict=True)).items():
+                columns[name].append(cell)
+    return ", ".join(columns), Table(columns, lines)
 
 
 def _delimiter(header: str) -> str:
@@ -71,15 +102,18 @@ def _delimiter(header: str) -> str:
     return _DELIMITERS[0]
 
 
-def _each(rows: "csv.DictReader[str]") -> Iterator[dict[str | Any, str | Any]]:
-    """The rows; raises csv.Error with the line of the first that can't be read."""
+def _numbered(file: TextIO, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """The rows, each with the line that it begins in; raises csv.Error with that of the first that can't be read."""
+    rows, line = csv.reader(file, delimiter=delimiter, strict=True), 1
     try:
-        yield from rows
+        for cells in rows:
+            yield line, cells
+            line = rows.line_num + 1  # a cell in quotes may go over several lines
     except csv.Error as error:
-        raise csv.Error(f"line {rows.line_num + 1}: {error}; is a quote there not closed?") from error
+        raise csv.Error(f"line {line}: {error}; is a quote there not closed?") from error
 
 
-def _read_parquet(path: Path, wanted: tuple[str, ...]) -> tuple[str, dict[str, list[str]]]:
+def _read_parquet(path: Path, wanted: tuple[str, ...]) -> tuple[str, Table]:
     import pyarrow
     import pyarrow.parquet
 
@@ -90,7 +124,8 @@ def _read_parquet(path: Path, wanted: tuple[str, ...]) -> tuple[str, dict[str, l
             table = file.read(columns=[name for name in wanted if name in names])
     except pyarrow.ArrowException as error:
         raise OSError(str(error)) from error
-    return ", ".join(names), {
+    columns = {
         name: ["" if cell is None else str(cell) for cell in table.column(name).to_pylist()]
         for name in table.column_names
     }
+    return ", ".join(names), Table(columns, None)

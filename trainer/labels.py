@@ -118,9 +118,7 @@ def read_labels(table: Path, collection: Collection, *, to_teach: bool = False) 
     split_of: dict[str, str] = {}
     unknown: dict[str, str] = {}
     blank = repeated = 0
-    for line, (path, name, split) in enumerate(
-        zip(columns["path"], columns["class_id"], splits, strict=True), start=2
-    ):
+    for row, (path, name, split) in enumerate(zip(columns["path"], columns["class_id"], splits, strict=True)):
         if not name:
             blank += 1
             continue
@@ -131,22 +129,23 @@ def read_labels(table: Path, collection: Collection, *, to_teach: bool = False) 
         repeated += item in class_of
         number = numbers.setdefault(name, len(numbers))
         if class_of.setdefault(item, number) != number:
-            raise LabelsError(f"{table}, line {line}: {path!r} has two classes; an image has one")
-        if "split" in columns:
-            split_of[item] = _split(table, line, path, split, split_of.get(item))
+            raise LabelsError(f"{table}, {columns.place(row)}: {path!r} has two classes; an image has one")
+        if "split" not in columns:
+            continue
+        if problem := _split_problem(path, split, split_of.get(item)):
+            raise LabelsError(f"{table}, {columns.place(row)}: {problem}")
+        split_of[item] = split
     if not class_of:
         raise LabelsError(_without_any(table, collection, tuple(unknown), blank))
     _check_judged(table, split_of, to_teach)
     return Labels(class_of, tuple(numbers), split_of, unknown, _left_out(table, blank, repeated))
 
 
-def _split(table: Path, line: int, path: str, split: str, earlier: str | None) -> str:
-    """The split of a row, whose image may have had one in an earlier row."""
+def _split_problem(path: str, split: str, earlier: str | None) -> str | None:
+    """What is wrong with the split of a row, whose image may have had one in an earlier row."""
     if split not in SPLITS:
-        raise LabelsError(f"{table}, line {line}: split is {split!r}; it must be one of {', '.join(SPLITS)}")
-    if earlier not in (None, split):
-        raise LabelsError(f"{table}, line {line}: {path!r} has two splits; an image has one")
-    return split
+        return f"split is {split!r}; it must be one of {', '.join(SPLITS)}"
+    return None if earlier in (None, split) else f"{path!r} has two splits; an image has one"
 
 
 def _check_judged(table: Path, split_of: Mapping[str, str], to_teach: bool) -> None:

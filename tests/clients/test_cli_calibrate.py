@@ -145,7 +145,7 @@ def test_pairs_are_enough(calibrate: Run) -> None:
         ("path,class_id\ngone.png,1\nlost.png,1\n", "2 paths are not there, for example 'gone.png'"),
         ("path,colour\n00.png,red\n", "has no column class_id"),
         ("path_a,path_b\n00.png,01.png\n", "has no column relation"),
-        ("path,class_id\n00.png,1\n00.png,2\n", "line 3: '00.png' has two classes"),
+        ("path,class_id\n00.png,1\n\n,\n00.png,2\n", "line 5: '00.png' has two classes"),
         ("path,class_id\n" + "".join(f"equal{n}.png,{n % 5}\n" for n in range(10)), "same embedding"),
         (
             "path_a,path_b,relation\n00.png,06.png,same\n06.png,12.png,same\n12.png,00.png,different\n",

@@ -122,6 +122,17 @@ def test_tables_as_spreadsheets_write_them(tmp_path: Path, text: str) -> None:
     assert read_table(tmp_path / "t.csv", [], optional=["path_a"]) == {}
 
 
+def test_a_row_of_a_table_knows_its_place_in_the_file(tmp_path: Path) -> None:
+    """The line that it begins in, blank ones and those in quotes counted; a Parquet table has rows alone."""
+    (tmp_path / "t.csv").write_text('path\n\na.png\n""\n"b\n\n.png"\nc.png')
+    table = read_table(tmp_path / "t.csv", ["path"])
+    places = dict(zip(table["path"], map(table.place, range(3)), strict=True))
+    assert places == {"a.png": "line 3", "b\n\n.png": "line 5", "c.png": "line 8"}
+    pyarrow.parquet.write_table(pa.table({"path": ["a", "b\0"]}), tmp_path / "t.parquet")
+    with pytest.raises(SourceError, match=r"t\.parquet, row 2: path .* holds a NUL"):
+        read_table(tmp_path / "t.parquet", ["path"])
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -131,7 +142,10 @@ def test_tables_as_spreadsheets_write_them(tmp_path: Path, text: str) -> None:
         (b"path\n\xff.png\n", "save it as UTF-8"),
         (b'path\n"a.png\n', "can't be read"),
         (b"", "no column path; its columns are: none"),
-        (b"path\na.png\nb\0.png\n", "row 2: path .* holds a NUL"),
+        (b"path\na.png\nb\0.png\n", "line 3: path .* holds a NUL"),
+        (b'path\n\n"a\n.png"\n""\nb\0.png\n', "line 6: path .* holds a NUL"),
+        (b'path,note\n\n"a\n.png",x\n,\n"b\n.png"\n', "line 6 has not the header's 2 cells"),
+        (b'path\r\n\r\na.png\r\n\r\n"b.png\r\nc.png\r\n', "line 5: .*; is a quote there not closed"),
     ],
 )
 def test_a_broken_csv_is_refused(tmp_path: Path, text: bytes, message: str) -> None:

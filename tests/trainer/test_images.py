@@ -137,6 +137,9 @@ def test_unknown_paths_of_the_training_split_are_not_missing(collection: Collect
         ("path,klass\na.png,1\n", "has no column class_id; its columns are: path, klass"),
         ("path,class_id\nx.png,1\n", "none of its 1 paths is in"),
         ("path,class_id\na.png,1\na.png,2\n", r"line 3: 'a\.png' has two classes"),
+        ('path,class_id\n\na.png,1\n,\n"x\ny",1\na.png,2\n', r"line 7: 'a\.png' has two classes"),
+        ("path,class_id,split\n\na.png,1,valid\n", "line 3: split is 'valid'"),
+        ("path,class_id,split\na.png,1,train\n,,\n\na.png,1,test\n", r"line 5: 'a\.png' has two splits"),
         (
             "path,class_id,split\na.png,1,valid\n",
             "split is 'valid'; it must be one of train, rest, test, query, gallery",

@@ -88,12 +88,12 @@ def test_unlabelled_images_are_neither_same_nor_different() -> None:
 
 def test_pairs_that_contradict_each_other_are_named_with_their_lines(collection: Collection) -> None:
     """The shortest chain of what is the same is told, and the pair that says otherwise."""
-    rows = "a.png,b.png,same\nc.png,b.png,same\nd.png,e.png,different\nc.png,a.png,different\n"
+    rows = 'a.png,b.png,same\n\nc.png,b.png,same\n"d\n.png",e.png,different\n,,\nc.png,a.png,different\n'
     with pytest.raises(LabelsError) as raised:
         taught(collection, f"path_a,path_b,relation\n{rows}")
     assert str(raised.value) == (
-        f"{collection.root / 'few.csv'} contradicts itself: a.png = b.png (line 2), b.png = c.png (line 3), "
-        "but a.png ≠ c.png (line 5); correct or remove one row of each chain"
+        f"{collection.root / 'few.csv'} contradicts itself: a.png = b.png (line 2), b.png = c.png (line 4), "
+        "but a.png ≠ c.png (line 8); correct or remove one row of each chain"
     )
 
 
@@ -125,6 +125,8 @@ def test_of_many_contradictions_five_are_named_and_the_rest_counted(collection: 
         ("path_a,path_b,relation\na.png,b.png,alike\n", "line 2: relation is 'alike'; it must be same or different"),
         ("path_a,path_b,relation\na.png,b.png,same\n", "none of its 1 pairs of images that are there is 'different'"),
         ("path_a,path_b,relation\na.png,a.png,same\n", "line 2: 'a.png' and 'a.png' are one image"),
+        ("path_a,path_b,relation\n\n,,\na.png,a.png,same\n", "line 4: 'a.png' and 'a.png' are one image"),
+        ("path_a,path_b,relation\n\na.png,b.png,alike\n", "line 3: relation is 'alike'"),
         ("path_a,path_b,relation\nx.png,y.png,different\n", "none of its 1 pairs"),
     ],
 )
