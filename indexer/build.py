@@ -289,7 +289,7 @@ def _draft(job: Job, embedded: Embedded, indexed: Indexed, sequence: int) -> Ver
     return VersionManifest(
         index=job.index_dir.name,
         # Only the sole builder publishes, so the next number stays free.
-        version=max(version.list_versions(job.index_dir), default=0) + 1,
+        version=version.next_number(job.index_dir),
         model=job.encoder.model,
         dim=job.encoder.dim,
         count=embedded.count,

@@ -28,6 +28,7 @@ __all__ = [
     "active_version",
     "delete_version",
     "list_versions",
+    "next_number",
     "open_version",
     "previous_version",
     "version_dir",
@@ -177,6 +178,14 @@ def open_version(directory: Path, *, verify: bool = True) -> Version:
     return Version(directory, version, index, items)
 
 
+def next_number(index_dir: Path) -> int:
+    """The number of the version that is built next: one that neither a directory nor the pointer has.
+
+    Servers take a number that they serve already for the version that they know, also where its directory is lost.
+    """
+    return max((*list_versions(index_dir), *pointed(index_dir)), default=0) + 1
+
+
 def list_versions(index_dir: Path) -> list[int]:
     """The numbers of an index's versions, ascending; empty where there is no index."""
     return sorted(
@@ -202,7 +211,12 @@ def active_version(index_dir: Path) -> int | None:
         NoSuchVersion: it points to a version that is not there.
     """
     numbers = _pointed(index_dir)
-    return _existing(index_dir, numbers[0]) if numbers else None
+    if not numbers:
+        return None
+    try:
+        return _existing(index_dir, numbers[0])
+    except NoSuchVersion as error:
+        raise NoSuchVersion(f"{error}; it is the active one: restore its directory, or activate another") from None
 
 
 def previous_version(index_dir: Path) -> int | None:
@@ -244,7 +258,7 @@ def delete_version(index_dir: Path, version: int) -> None:
         VersionError: it is the active one, or there is no such version.
         OSError: it can't be removed.
     """
-    if _existing(index_dir, version) == active_version(index_dir):
+    if _existing(index_dir, version) in _pointed(index_dir)[:1]:
         raise VersionError(f"version {version} of {index_dir.name} is active; activate another one first")
     directory = version_dir(index_dir, version)
     # Away in one step: what was removed by half must not be taken for a damaged version.

@@ -231,8 +231,8 @@ class Indexes:
             if failure is None or str(failure.error) != str(error):
                 kept = f"version {index.number} is served on" if index is not None else "nothing is served of it"
                 stack = None if foreseen(error) else error
-                told = (name, number, kept, error)
-                log.error("index %s: the activated version %s can't be opened; %s: %s", *told, exc_info=stack)
+                what = "the activated version" if number is None else f"the activated version {number}"
+                log.error("index %s: %s can't be opened; %s: %s", name, what, kept, error, exc_info=stack)
             return Failure(number, error, time.monotonic() + RETRY_S)
 
     def _open(self, name: str, number: int) -> ActiveIndex:

@@ -88,15 +88,17 @@ def build(
 def list_(store: Path, as_json: bool) -> None:
     """List the indexes of a store, with their versions.
 
+    One whose active version is not there is named on stderr, with what to do.
+
     \b
-    JSON keys: indexes[].index, indexes[].versions[], indexes[].active
+    JSON keys: indexes[].index, indexes[].versions[], indexes[].active (or null)
     """
     from indexer.store import Store
-    from indexer.version import active_version, list_versions
+    from indexer.version import list_versions
 
     place = Store(store)
     found = [
-        {"index": name, "versions": list_versions(place.index(name)), "active": active_version(place.index(name))}
+        {"index": name, "versions": list_versions(place.index(name)), "active": _active(place, name)}
         for name in place.index_names()
     ]
     if as_json:
@@ -172,7 +174,7 @@ def rollback(name: str, store: Path, as_json: bool) -> None:
     from indexer.store import Store
 
     place = Store(store)
-    _number(place, name, None)
+    _known(place, name)
     _tell_active(name, run(place.index(name)), as_json)
 
 
@@ -323,14 +325,34 @@ def _tell_active(name: str, version: int, as_json: bool) -> None:
         click.echo(f"{name}: version {version} is active")
 
 
-def _number(place: "Store", name: str, version: int | None) -> int:
-    """The version that is meant, the active one where none is given; raises NotFound, naming what there is."""
+def _active(place: "Store", name: str) -> int | None:
+    """The version of an index that can be searched; what is wrong is said, as the other indexes are fine."""
+    from indexer.version import VersionError, active_version
+
+    try:
+        return active_version(place.index(name))
+    except VersionError as error:
+        click.echo(f"{name}: {error}", err=True)
+        return None
+
+
+def _known(place: "Store", name: str) -> list[int]:
+    """The versions of an index; raises NotFound, naming the indexes that there are."""
     from indexer.store import NotFound
-    from indexer.version import active_version, list_versions
+    from indexer.version import list_versions
 
     known = list_versions(place.index(name))
     if not known:
         raise NotFound(f"no index {name!r} in {place.indexes}; it has: {', '.join(place.index_names()) or 'none'}")
+    return known
+
+
+def _number(place: "Store", name: str, version: int | None) -> int:
+    """The version that is meant, the active one where none is given; raises NotFound, naming what there is."""
+    from indexer.store import NotFound
+    from indexer.version import active_version
+
+    known = _known(place, name)
     number = active_version(place.index(name)) if version is None else version
     if number not in known:
         raise NotFound(f"index {name!r} has no version {number}; it has: {', '.join(map(str, known))}")

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -212,6 +213,27 @@ def test_versions_are_listed_inspected_and_rolled_back(run: Run, photos: Path, t
     inspected = json.loads(run("index", "inspect", "photos", "--json").stdout)
     assert (inspected["version"], inspected["model"], inspected["count"]) == (1, tiny_model, 60)
     assert inspected["recall_at_10"] == 1.0
+
+
+def test_an_index_whose_active_version_is_lost_is_told_and_rolled_back(
+    run: Run, store: Store, photos: Path, tiny_model: str
+) -> None:
+    """The other indexes are listed all the same, and no later version gets the lost one's number."""
+    for name in ("photos", "photos", "prints"):
+        run("index", "build", name, photos, "--model", tiny_model)
+    shutil.rmtree(store.index("photos") / "versions" / "2")
+
+    listed = run("index", "list", "--json")
+    assert json.loads(listed.stdout)["indexes"] == [
+        {"index": "photos", "versions": [1], "active": None},
+        {"index": "prints", "versions": [1], "active": 1},
+    ]
+    remedy = "has no version 2; it has: 1; it is the active one: restore its directory, or activate another"
+    assert remedy in listed.stderr
+    assert remedy in error_line(run("index", "stats", "photos"))
+    assert json.loads(run("index", "rollback", "photos", "--json").stdout)["version"] == 1
+    built = run("index", "build", "photos", photos, "--model", tiny_model, "--json")
+    assert json.loads(built.stdout)["version"] == 3
 
 
 def test_a_tampered_version_is_refused_by_name(run: Run, store: Store, photos: Path, tiny_model: str) -> None:
