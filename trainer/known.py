@@ -29,6 +29,14 @@ class Known:
         """The classes that there are images of, in order."""
         return sorted(set(self.label[self.label >= 0].tolist()))
 
+    @property
+    def paired(self) -> "Known":
+        """The same without the classes that have a single image, whose labels say what it is not and nothing else."""
+        labelled = self.label >= 0
+        count_of = torch.bincount(self.label[labelled], minlength=1)
+        single = labelled & (count_of[self.label.clamp_min(0)] == 1)
+        return replace(self, label=self.label.masked_fill(single, -1))
+
     def relations(self, of: Tensor, to: Tensor) -> tuple[Tensor, Tensor]:
         """Which pairs of images are known to show the same thing, and which different ones.
 

@@ -111,6 +111,19 @@ def test_labelled_images_join_each_batch() -> None:
     assert not torch.equal(first, second)
 
 
+def test_classes_with_one_labelled_image_do_not_join() -> None:
+    """Batches have images of the other classes alone; where there are not two of these, they are STML's."""
+    label = torch.full((40,), -1)
+    label[:7] = torch.tensor([0, 0, 1, 1, 2, 3, 4])
+    for known, joining in ((label, {0, 1}), (label.masked_fill(label == 1, -1), set())):
+        objective = semi(known)
+        features = torch.randn(40, objective.encoder.backbone.channels)
+        order = objective.before_epoch(lambda _, __=0, features=features: features, 20)
+        assert order is not None
+        assert order.shape == (2, 20 + 2 * len(joining))
+        assert set(known[order[:, 20:]].flatten().tolist()) == joining
+
+
 def test_one_labelled_class_in_few_images_joins_as_often_as_there_are_classes() -> None:
     """Fewer classes than a batch would have: all that there are."""
     objective = STMLSemi(encoder(), background_dim=16, classes=8, images=3)

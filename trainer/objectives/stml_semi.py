@@ -40,7 +40,9 @@ class STMLSemi(STML):
 
     The batches of STML, of nearest neighbours among all images, labelled or not; where both images of a pair are
     labelled, what is known replaces the pseudo-label. Labelled images, as many of each class, join each batch: they
-    learn by the multi-similarity or the Proxy-Anchor loss on head f. Without any label this is STML.
+    learn by the multi-similarity or the Proxy-Anchor loss on head f. Classes with one labelled image don't join,
+    unless they come from pairs: all that they could learn is to lie far from each other, which costs what STML has
+    learned. Without any label this is STML.
 
     Source:
         The authors have published neither code nor formulas of their variant; how the two losses are joined here is
@@ -62,7 +64,7 @@ class STMLSemi(STML):
         Args:
             encoder: as STML's.
             classes: whose labelled images join a batch; at most as many as there are.
-            images: labelled ones of each class; a class that has fewer repeats them, in other views.
+            images: labelled ones of each class; a class that has only two repeats one, in other views.
             supervised_weight: of the supervised loss beside STML's total.
             supervised_loss: `multi_similarity`, or `proxy_anchor`, which has a proxy for each class and so needs
                 classes: pairs alone don't tell them.
@@ -93,7 +95,9 @@ class STMLSemi(STML):
         self.known = known
         if self.supervised_loss == "proxy_anchor" and known.classes:
             self._place_proxies(known)
-        self.joined = self.images * min(self.classes, len(known.classes))
+        self.joining = known.paired if known.apart is None else known
+        count = len(self.joining.classes)
+        self.joined = self.images * min(self.classes, count) if count > 1 else 0
 
     def _place_proxies(self, known: Known) -> None:
         if known.apart is not None:
@@ -151,5 +155,5 @@ class STMLSemi(STML):
         if order is None or not self.joined:
             return order
         draw = random.Random(int(torch.randint(2**62, ())))  # noqa: S311  # of the loop's seeded generator
-        labelled = balanced_batches(self.known, len(order), self.joined // self.images, self.images, draw)
+        labelled = balanced_batches(self.joining, len(order), self.joined // self.images, self.images, draw)
         return torch.cat([order, labelled], 1)
