@@ -251,6 +251,20 @@ def verify(directory: Path, manifest: Manifest) -> None:
             )
 
 
+def listed(directory: Path) -> list[str]:
+    """The names in a directory, sorted; none where it does not exist.
+
+    `Path.glob` finds nothing in one that can't be read, and what is there would be taken for gone.
+
+    Raises:
+        OSError: it can't be read.
+    """
+    try:
+        return sorted(path.name for path in directory.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
 def discard(directory: Path) -> None:
     """Remove a staging directory with all it holds; one that is not there is fine."""
     shutil.rmtree(directory, ignore_errors=True)

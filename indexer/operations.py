@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from indexer.locks import Held, hold, is_held
-from indexer.manifest import write_atomically
+from indexer.manifest import listed, write_atomically
 
 State = Literal["queued", "running", "interrupted", "done", "failed", "cancelled"]
 UNFINISHED: tuple[State, ...] = ("queued", "running", "interrupted")
@@ -202,11 +202,17 @@ def find(directory: Path, identity: str) -> Operation:
 
 
 def list_operations(directory: Path) -> list[Operation]:
-    """Every operation of a store, oldest first; damaged records are left out."""
+    """Every operation of a store, oldest first; damaged records are left out.
+
+    Raises:
+        OSError: the directory can't be read.
+    """
     found = []
-    for path in sorted(directory.glob("*.json")):
+    for name in listed(directory):
+        if not name.endswith(".json"):
+            continue
         try:
-            found.append(find(directory, path.stem))
+            found.append(find(directory, name.removesuffix(".json")))
         except NoSuchOperation:  # removed meanwhile, or damaged: `find` of it says so
             continue
     return found

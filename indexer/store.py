@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from indexer.manifest import MANIFEST
+from indexer.manifest import MANIFEST, listed
 from indexer.source import shown
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
@@ -90,8 +90,12 @@ class Store:
         return self.models / fitting[0]
 
     def index_names(self) -> list[str]:
-        """The names of all indexes that have at least one version, sorted."""
-        return sorted({path.parents[2].name for path in self.indexes.glob(f"*/versions/*/{MANIFEST}")})
+        """The names of all indexes that have at least one version, sorted; of those that can't be read too.
+
+        Raises:
+            OSError: the directory of the indexes can't be read.
+        """
+        return [name for name in listed(self.indexes) if _has_version(self.indexes / name)]
 
     def index(self, name: str) -> Path:
         """The directory of an index, whether it exists yet or not.
@@ -104,3 +108,11 @@ class Store:
                 f"{name!r} can't name an index; 1 to 63 of a-z, 0-9, _ and -, beginning with a letter or digit"
             )
         return self.indexes / name
+
+
+def _has_version(index_dir: Path) -> bool:
+    versions = index_dir / "versions"
+    try:
+        return any((versions / name / MANIFEST).exists() for name in listed(versions))
+    except OSError:  # not to be taken for gone; whoever opens it is told why
+        return True

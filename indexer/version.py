@@ -187,9 +187,14 @@ def next_number(index_dir: Path) -> int:
 
 
 def list_versions(index_dir: Path) -> list[int]:
-    """The numbers of an index's versions, ascending; empty where there is no index."""
+    """The numbers of an index's versions, ascending; empty where there is no index.
+
+    Raises:
+        OSError: its directory can't be read.
+    """
+    versions = index_dir / "versions"
     return sorted(
-        int(path.parent.name) for path in index_dir.glob(f"versions/*/{MANIFEST}") if path.parent.name.isdecimal()
+        int(name) for name in manifest.listed(versions) if name.isdecimal() and (versions / name / MANIFEST).exists()
     )
 
 

@@ -224,12 +224,18 @@ async def drain(running: Running) -> None:
 
 
 async def _watch(indexes: Indexes, checks: health.aio.HealthServicer) -> None:
+    told = ""
     while True:
         await asyncio.sleep(WATCH_INTERVAL_S)
         try:
             await asyncio.to_thread(indexes.refresh)
-        except OSError:  # the store itself, a network disk say: what is open is served on
-            log.exception("the store can't be read; trying again in %g s", WATCH_INTERVAL_S)
+            if told:
+                log.info("the store can be read again")
+            told = ""
+        except OSError as error:  # the store itself, a network disk say: what is open is served on
+            if told != str(error):
+                log.error("the store can't be read; what is open is served on: %s", error)
+            told = str(error)
         await _tell(checks, indexes)
 
 

@@ -1,9 +1,12 @@
 """What happens to a store while it is served: its disk fills or refuses, and what lies in it goes."""
 
+import ctypes
 import logging
 import shutil
 import subprocess
-from contextlib import suppress
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +14,9 @@ import grpc
 import pytest
 from kinsight.v1.index_service_pb2 import ActivateVersionRequest, EvaluateVersionRequest
 
+from indexer import operations
 from indexer.version import next_number
-from server import answers
+from server import answers, app
 from server.indexes import Indexes
 from tests.serving import Stubs, build_photos, make_gallery, make_version, reason_of, serving
 
@@ -59,6 +63,86 @@ def test_a_read_only_disk_is_told(small_disk: Path) -> None:
         assert reason == ("RESOURCE_EXHAUSTED", "STORE_NOT_ACCESSIBLE")
         pointer = store.index("photos") / "active"
         assert text == f"{pointer}: Read-only file system; check the disk and its permissions and try again"
+
+
+@pytest.fixture
+def permissions_hold() -> Iterator[None]:
+    """For this thread, also where root runs the tests: it gives up leave to read and write everything."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # version 3 of the interface; this thread
+    held = (ctypes.c_uint32 * 6)()
+    assert libc.capget(header, held) == 0
+    without = (ctypes.c_uint32 * 6)(held[0] & ~0b110, *held[1:])  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+    assert libc.capset(header, without) == 0
+    yield
+    assert libc.capset(header, held) == 0
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    mode = path.stat().st_mode
+    path.chmod(0)
+    try:
+        yield
+    finally:
+        path.chmod(mode)
+
+
+@pytest.mark.usefixtures("permissions_hold")
+@pytest.mark.parametrize("part", ["indexes/photos", "indexes/photos/versions", "indexes/photos/active"])
+def test_an_index_that_can_not_be_read_is_not_taken_for_gone(
+    part: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A slip of permissions is told once, searches go on, and what comes later is taken in without a restart."""
+    own = make_gallery(tmp_path, count=6)
+    indexes = Indexes(own.store)
+    indexes.refresh()
+    with _locked(own.store.root / part), caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            indexes.refresh()
+        assert own.store.index_names() == ["photos"]
+        assert indexes.get("photos").snapshot.search(own.embeddings[:1], 1)[1].tolist() == [[0]]
+    (record,) = caplog.records
+    assert "version 1 is served on" in record.message
+    assert str(own.store.root / part) in record.message
+    assert record.exc_info is None
+    make_version(own.store, "photos", 2, own.model, own.items[:3], own.embeddings[:3])
+    indexes.refresh()
+    assert indexes.get("photos").number == 2
+
+
+@pytest.mark.usefixtures("permissions_hold")
+def test_a_store_that_can_not_be_read_is_told_once_and_when_it_is_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A server looks every second: its log is not to fill with the same stack."""
+    monkeypatch.setattr(app, "WATCH_INTERVAL_S", 0.02)
+    own = make_gallery(tmp_path, count=6)
+    with caplog.at_level(logging.INFO, "server.app"), serving(own.store) as served, Stubs(served.target) as stubs:
+        with _locked(own.store.indexes):
+            time.sleep(0.3)
+            assert stubs.found(item=own.items[2], top_k=1) == [own.items[2]]
+        time.sleep(0.3)
+    told = [record.message for record in caplog.records if "can" in record.message]
+    assert told == [
+        f"the store can't be read; what is open is served on: [Errno 13] Permission denied: '{own.store.indexes}'",
+        "the store can be read again",
+    ]
+    assert "Traceback" not in caplog.text
+
+
+@pytest.mark.usefixtures("permissions_hold")
+def test_directories_that_can_not_be_read_are_not_taken_for_empty(tmp_path: Path) -> None:
+    """Neither by a server, which would let go of all indexes, nor by who lists its long work."""
+    own = make_gallery(tmp_path, count=6)
+    indexes = Indexes(own.store)
+    indexes.refresh()
+    operations.queue(own.store.operations, "build", "photos", ())
+    with _locked(own.store.indexes), pytest.raises(PermissionError, match="indexes"):
+        indexes.refresh()
+    assert indexes.ready
+    with _locked(own.store.operations), pytest.raises(PermissionError, match="operations"):
+        operations.list_operations(own.store.operations)
 
 
 def test_a_version_that_replaces_a_lost_one_is_swapped_in(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
