@@ -10,6 +10,7 @@ import os
 import shutil
 import sqlite3
 import threading
+import weakref
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -95,6 +96,10 @@ class CatalogFile:
             if path.stat().st_size == 0:  # SQLite would take it for a new one
                 raise self.corrupt("it is empty")
             self._reader, self._writer = _connect(path), _connect(path)
+            for connection in (self._reader, self._writer):
+                # A connection is in a cycle with its own statements: without this, the space of a catalogue that was
+                # removed would be free only after some late garbage collection.
+                weakref.finalize(self, connection.close)
             self._check()
             if (last := self.counted(self._reader)) < noted:
                 raise self._behind(f"it ends at change {last:,}", noted)

@@ -7,6 +7,7 @@ import json
 import os
 import sqlite3
 import threading
+import weakref
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Self
@@ -95,6 +96,7 @@ class ItemTable:
         # `immutable` needs no locks and no journal, so a read-only file system serves too.
         uri = f"{path.resolve().as_uri()}?mode=ro&immutable=1"
         self._connection = sqlite3.connect(uri, uri=True, check_same_thread=False)
+        weakref.finalize(self, self._connection.close)  # as for a catalogue: the connection is in a cycle
         self._lock = threading.Lock()
 
     def close(self) -> None:

@@ -2,7 +2,9 @@
 
 import gc
 import logging
+import shutil
 import weakref
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +76,31 @@ def test_a_version_that_was_swapped_out_is_let_go_of_at_once(own: Gallery) -> No
         assert old() is None
     finally:
         gc.enable()
+
+
+def test_the_files_of_an_index_that_left_the_store_are_closed_at_once(own: Gallery) -> None:
+    """Who removes an index wants its space, and open files keep theirs; other versions' files go in the same way."""
+    indexes = Indexes(own.store)
+    indexes.refresh()
+    indexes.get("photos").snapshot.items([0])
+    gc.disable()
+    try:
+        _next_version(own, 2)
+        indexes.refresh()
+        assert not [path for path in _open_files() if "/versions/1/items.sqlite" in path]
+        shutil.rmtree(own.store.index("photos"))
+        indexes.refresh()
+        assert not [path for path in _open_files() if str(own.store.index("photos")) in path]
+    finally:
+        gc.enable()
+
+
+def _open_files() -> list[str]:
+    found = []
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # of the listing itself
+            found.append(str(descriptor.readlink()))
+    return found
 
 
 def test_a_version_that_is_not_activated_is_not_served(own: Gallery) -> None:
