@@ -13,6 +13,7 @@ from pathlib import Path
 from indexer import manifest, version
 from indexer.catalog import Catalog, CatalogBusy, CatalogWriteFailed
 from indexer.records import Mirrored
+from indexer.store import Store
 from indexer.version import Version
 
 # The number of the version that lets go of what it does not have of earlier collections, once it is active.
@@ -89,18 +90,22 @@ def forget(index_dir: Path) -> None:
     (index_dir / _LETTING_GO).unlink(missing_ok=True)
 
 
-def activate(index_dir: Path, number: int) -> None:
+def activate(store: Store, name: str, number: int) -> None:
     """Make any version of an index active, also one that was refused, or built without being activated.
 
     What it has of a collection is searched again, also what a later build let go of; what users deleted is not.
 
     Raises:
         NoSuchVersion: there is none of this number.
-        ManifestError: it is damaged.
+        NotFound: its model was removed; servers could not open it, and would serve nothing after a restart.
+        ManifestError: it or its model is damaged.
         CatalogError: the catalogue is damaged or can't be written.
         OSError: the pointer can't be written; the old one stays.
     """
+    index_dir = store.index(name)
     wanted = version.open_version(version.existing_dir(index_dir, number))
+    model_dir = store.model(wanted.manifest.model)
+    manifest.verify(model_dir, manifest.read_model(model_dir))
     with closing(open_catalog(index_dir)) as catalog:
         if wanted.manifest.refused or number > max(version.pointed(index_dir), default=0):  # it was never active
             adopt(catalog, wanted)
@@ -109,7 +114,7 @@ def activate(index_dir: Path, number: int) -> None:
     version.activate(index_dir, number)
 
 
-def rollback(index_dir: Path) -> int:
+def rollback(store: Store, name: str) -> int:
     """Make the version that was active before the present one active again; a second time, the present one.
 
     Returns:
@@ -118,13 +123,14 @@ def rollback(index_dir: Path) -> int:
     Raises:
         NoSuchVersion: there was none, or it is removed.
         VersionError: the pointer is damaged.
-        ManifestError, CatalogError, OSError: as of `activate`.
+        NotFound, ManifestError, CatalogError, OSError: as of `activate`.
     """
+    index_dir = store.index(name)
     number = version.previous_version(index_dir)
     if number is None:
         known = ", ".join(map(str, version.list_versions(index_dir))) or "none"
         raise version.NoSuchVersion(f"{index_dir} has no version that was active before; activate one of: {known}")
-    activate(index_dir, number)
+    activate(store, name, number)
     return number
 
 

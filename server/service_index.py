@@ -120,7 +120,7 @@ class IndexService(index_service_pb2_grpc.IndexServiceServicer):
         descriptions.one_version(self._store, name, request.version)
         with self._pointing:
             self._check_etag(name, request.etag)
-            adopt.activate(self._store.index(name), request.version)
+            adopt.activate(self._store, name, request.version)
         self._indexes.serve(name)
         return self._index(name)
 
@@ -130,7 +130,7 @@ class IndexService(index_service_pb2_grpc.IndexServiceServicer):
             self._check_etag(name, request.etag)
             if version.previous_version(self._store.index(name)) is None:
                 raise NothingToRollBack(f"index {name} has no version that was active before; activate one by number")
-            adopt.rollback(self._store.index(name))
+            adopt.rollback(self._store, name)
         self._indexes.serve(name)
         return self._index(name)
 

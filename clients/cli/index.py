@@ -153,7 +153,7 @@ def activate(name: str, version: int, store: Path, as_json: bool) -> None:
     from indexer.store import Store
 
     place = Store(store)
-    run(place.index(name), _number(place, name, version))
+    run(place, name, _number(place, name, version))
     _tell_active(name, version, as_json)
 
 
@@ -175,7 +175,7 @@ def rollback(name: str, store: Path, as_json: bool) -> None:
 
     place = Store(store)
     _known(place, name)
-    _tell_active(name, run(place.index(name)), as_json)
+    _tell_active(name, run(place, name), as_json)
 
 
 @index.command(name="delete-version")

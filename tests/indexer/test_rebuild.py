@@ -215,7 +215,7 @@ def test_another_model_embeds_everything_anew(
     assert item == "only"
     assert "only an embedding of another model" in reason
     assert len(searched(index_dir)) == 61
-    assert adopt.rollback(index_dir) == 1
+    assert adopt.rollback(store, NAME) == 1
     assert len(searched(index_dir)) == 62
 
 
@@ -297,7 +297,7 @@ def test_too_low_a_recall_is_refused(store: Store, make_model: Callable[..., str
     assert "recall@10 is 0.9" in report.refused
     kept = version.open_version(version.version_dir(index_dir, 2)).manifest
     assert (version.active_version(index_dir), kept.refused) == (1, report.refused)
-    adopt.activate(index_dir, 2)
+    adopt.activate(store, NAME, 2)
     assert version.active_version(index_dir) == 2
 
 
@@ -332,7 +332,7 @@ def test_a_worse_metric_is_refused(store: Store, clusters: tuple[str, Path], tin
     assert labelled.comparison is not None
     assert labelled.comparison.recall_at_1 is not None
     assert labelled.comparison.recall_at_1.active == 1.0
-    adopt.activate(store.index(NAME), labelled.version)
+    adopt.activate(store, NAME, labelled.version)
     better = rebuild(NAME, store=store, model=tiny_model, labels=labels, progress=quiet)
     assert (better.refused, better.activated) == ("", True)
 
@@ -379,18 +379,18 @@ def test_rolling_back_a_build_of_the_wrong_folder_finds_everything_again(
     delete(index, "garden/01.jpg")
     build(NAME, more, model=tiny_model, store=store, progress=quiet)
     for number, items in ((1, items_of(photos) - {"garden/01.jpg"}), (2, items_of(more))) * 2:
-        assert (adopt.rollback(index), searched(index)) == (number, items)
+        assert (adopt.rollback(store, NAME), searched(index)) == (number, items)
 
 
 def test_rolling_back_goes_to_the_version_before_and_forth(store: Store, index: Path, more: Path) -> None:
     """Rollback swaps the two last active versions; deletions hold in both; the active one can't be removed."""
     rebuild(NAME, more, store=store, progress=quiet)
     delete(index, "garden/01.jpg")
-    assert (adopt.rollback(index), len(searched(index))) == (1, 59)
-    assert (adopt.rollback(index), len(searched(index))) == (2, 79)
+    assert (adopt.rollback(store, NAME), len(searched(index))) == (1, 59)
+    assert (adopt.rollback(store, NAME), len(searched(index))) == (2, 79)
     with pytest.raises(version.VersionError, match="version 2 of street is active"):
         version.delete_version(index, 2)
     version.delete_version(index, 1)
     with pytest.raises(version.NoSuchVersion, match="no version that was active before"):
-        adopt.rollback(index)
+        adopt.rollback(store, NAME)
     assert (version.list_versions(index), version.active_version(index)) == ([2], 2)

@@ -15,10 +15,10 @@ import pytest
 from kinsight.v1.index_service_pb2 import ActivateVersionRequest, EvaluateVersionRequest
 
 from indexer import operations
-from indexer.version import next_number
+from indexer.version import active_version, next_number
 from server import answers, app
 from server.indexes import Indexes
-from tests.serving import Stubs, build_photos, make_gallery, make_version, reason_of, serving
+from tests.serving import Stubs, build_photos, make_gallery, make_model, make_version, reason_of, serving
 
 
 def _refusal(call: Any, request: Any) -> tuple[tuple[str, str], str]:
@@ -164,3 +164,18 @@ def test_a_version_that_replaces_a_lost_one_is_swapped_in(tmp_path: Path, caplog
     make_version(own.store, "photos", number, own.model, own.items[:3], own.embeddings[:3])
     indexes.refresh()
     assert (indexes.get("photos").number, indexes.get("photos").snapshot.count) == (2, 3)
+
+
+def test_a_version_whose_model_is_gone_is_not_activated(tmp_path: Path) -> None:
+    """The server could not open it, and after a restart nothing would be served."""
+    own = make_gallery(tmp_path, count=6)
+    other = make_model(own.store, seed=1)
+    make_version(own.store, "photos", 2, other, own.items[:3], own.embeddings[:3], activated=False)
+    with serving(own.store) as served, Stubs(served.target) as stubs:
+        own.store.model(other).rename(tmp_path / "away")
+        reason, text = _refusal(stubs.indexes.ActivateVersion, ActivateVersionRequest(version=2))
+        assert reason == ("DATA_LOSS", "MODEL_MISSING")
+        assert other in text
+        assert active_version(own.store.index("photos")) == 1
+        (tmp_path / "away").rename(own.store.models / other)
+        assert stubs.indexes.ActivateVersion(ActivateVersionRequest(version=2)).active_version == 2
