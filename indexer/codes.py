@@ -83,7 +83,7 @@ def index_rows(
     with clock.stage("measure"):
         progress("measure", 0, 1)
         index = ivfpq.Index(ivfpq.load(staging / ROWS, mapped=True), codes)
-        points = evaluate.measure(index, take(rows, held), held, chosen.nlist)
+        points = evaluate.measure(index, take(rows, held), held, chosen)
         progress("measure", 1, 1)
     ivfpq.save(codes, staging / CODES)
     point = evaluate.choose(points)

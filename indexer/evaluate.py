@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from indexer.ivfpq import Index, Neighbours, Rows
-from indexer.plan import LADDER
+from indexer.plan import Plan, more_thorough
 from indexer.rows import Embeddings
 
 K = 10
@@ -45,21 +45,29 @@ class OperatingPoint:
     recall: Recall
 
 
-def measure(index: Index, queries: Embeddings, held: Rows, nlist: int) -> list[OperatingPoint]:
-    """The recall@10 of the operating points of `plan.LADDER`, up to the first that finds at least 0.999.
+def measure(index: Index, queries: Embeddings, held: Rows, start: Plan) -> list[OperatingPoint]:
+    """The recall@10 of operating points, each more thorough than the one before, up to one that finds 0.999.
+
+    From each point, more lists and more candidates are both tried, and what finds more is the next.
 
     Args:
         index: with codes.
         queries: (Q, D) float32, the embeddings of the rows `held`.
         held: (Q,) rows that are in the index but were not in its training sample.
-        nlist: of the index.
+        start: of the index; its operating point is the first.
     """
-    exact, points = index.search_exact(queries, K + 1), list[OperatingPoint]()
-    for nprobe, k_factor in LADDER:
-        found = index.search(queries, K + 1, min(nprobe, nlist), k_factor)
-        points.append(OperatingPoint(min(nprobe, nlist), k_factor, recall(exact, found, held)))
-        if points[-1].recall.recall_at_10 >= BEST_RECALL:
+    exact = index.search_exact(queries, K + 1)
+
+    def at(nprobe: int, k_factor: int) -> OperatingPoint:
+        found = index.search(queries, K + 1, nprobe, k_factor)
+        return OperatingPoint(nprobe, k_factor, recall(exact, found, held))
+
+    points = [at(start.nprobe, start.k_factor)]
+    while (last := points[-1]).recall.recall_at_10 < BEST_RECALL:
+        tried = [at(*point) for point in more_thorough(last.nprobe, last.k_factor, start.nlist)]
+        if not tried:
             break
+        points.append(max(tried, key=lambda point: point.recall.recall_at_10))
     return points
 
 

@@ -15,8 +15,8 @@ from typing import Literal
 #    16,000     8,600 / 13,200
 FLAT_BELOW = 4_000
 HELD_OUT = 1_000  # rows that only measure recall; their 95 % interval at recall 0.99 is then 0.012 wide
-# Training rows per list, of which FAISS asks for 39 to 256. On 100,000 rows at LADDER[0], recall@10 is 0.746 with 39,
-# 0.782 with 64 and 0.763 with 96 (python tests/benchmarks/bench_plan.py).
+# Training rows per list, of which FAISS asks for 39 to 256. On 100,000 rows at nprobe 16 and k_factor 10 recall@10
+# is 0.746 with 39, 0.782 with 64 and 0.763 with 96 (python tests/benchmarks/bench_plan.py).
 TRAIN_PER_LIST = 64
 MIN_PER_LIST = 39
 # Rounds of the k-means of the lists, which is most of a build; FAISS does 10. On the same rows recall@10 at the first
@@ -24,10 +24,14 @@ MIN_PER_LIST = 39
 # with 4 (python tests/benchmarks/bench_plan.py, table `training_rounds`).
 TRAIN_ROUNDS = 6
 
-# Operating points (nprobe, k_factor) in the order of their cost. On 100,000 rows of 128 dimensions, few of them
-# strong, recall@10 is 0.782, 0.892, 0.951, 0.986 and 0.997, at 19,600 to 2,300 queries per CPU second of one thread
-# (python tests/benchmarks/bench_plan.py). A build climbs until its measured recall is high enough.
-LADDER = ((16, 10), (32, 20), (64, 40), (128, 100), (128, 200))
+# How thoroughly a search can go: lists that it scans, and candidates for each neighbour that it compares in full
+# precision. A build begins with the least of both and goes on with more of whichever finds more, because collections
+# differ in what they lack. 100,000 rows of 128 dimensions, few of them strong, need candidates: recall@10 is 0.782
+# at (16, 10), 0.907 at (16, 40), 0.977 at (32, 100) and 0.995 at (64, 200), at 18,600 to 2,700 queries per CPU second
+# of one thread (python tests/benchmarks/bench_plan.py). Five million in clusters need lists: 0.934 at (16, 10), no
+# more at (16, 200), and 0.992 at (256, 10) (python tests/benchmarks/bench_scale.py 5000000).
+NPROBES = (16, 32, 64, 128, 256)
+K_FACTORS = (10, 20, 40, 100, 200)
 ADD_CHUNK = 16_384  # rows encoded at a time
 
 # CPU seconds of one thread (AMD EPYC, AVX-512), fitted to what python tests/benchmarks/bench_scale.py measured.
@@ -119,6 +123,13 @@ def plan(count: int, dim: int, *, memory_budget_bytes: int | None = None) -> Pla
     return chosen
 
 
+def more_thorough(nprobe: int, k_factor: int, nlist: int) -> list[tuple[int, int]]:
+    """The operating points (nprobe, k_factor) with the next more lists, and with the next more candidates."""
+    lists = next((min(more, nlist) for more in NPROBES if more > nprobe), nprobe)
+    candidates = next((more for more in K_FACTORS if more > k_factor), k_factor)
+    return [point for point in ((lists, k_factor), (nprobe, candidates)) if point != (nprobe, k_factor)]
+
+
 def held_out(count: int) -> int:
     """How many rows of `count` stay out of the training to measure recall."""
     return min(HELD_OUT, count // 4)
@@ -156,13 +167,12 @@ def _ivfpq(count: int, dim: int, budget: int | None) -> Plan:
         train_rows = max(nlist * MIN_PER_LIST, min(train_rows, affordable))
     training_bytes = train_rows * row_bytes * _TRAIN_COPIES + _TRAIN_ROOM_BYTES
     adding_bytes = 2 * lists_bytes + 2 * ADD_CHUNK * row_bytes  # a list doubles its room when it is full
-    nprobe, k_factor = LADDER[0]
     return Plan(
         kind="ivfpq",
         factory=f"IVF{nlist},PQ{dim // 2}x4fs",
         nlist=nlist,
-        nprobe=min(nprobe, nlist),
-        k_factor=k_factor,
+        nprobe=min(NPROBES[0], nlist),
+        k_factor=K_FACTORS[0],
         train_rows=train_rows,
         reason=f"{count:,} rows: {nlist:,} lists, {train_rows / nlist:.0f} training rows each, 2 bits a dimension",
         serving_bytes=lists_bytes + tables_bytes,

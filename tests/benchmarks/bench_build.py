@@ -44,7 +44,7 @@ def _ours(rows: np.ndarray, folder: Path) -> tuple[float, float]:
     codes = ivfpq.train(chosen, sample, use_gpu=False)
     ivfpq.add(codes, mapped, lambda done: None)
     index = ivfpq.Index(ivfpq.load(folder / "rows.faiss", mapped=True), codes)
-    point = evaluate.choose(evaluate.measure(index, take(mapped, held), held, chosen.nlist))
+    point = evaluate.choose(evaluate.measure(index, take(mapped, held), held, chosen))
     ivfpq.save(codes, folder / "index.faiss")
     return time.process_time() - start, point.recall.recall_at_10
 

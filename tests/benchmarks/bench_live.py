@@ -19,7 +19,6 @@ import numpy as np
 
 from indexer.catalog import Catalog
 from indexer.live import QUIET_S, LiveIndex, Snapshot
-from indexer.plan import LADDER
 from indexer.records import Mirrored, Upsert
 from indexer.rows import Embeddings
 from indexer.store import Store
@@ -29,7 +28,7 @@ from tests.serving import make_version
 DIM, CLUSTERS, QUERIES, TOP_K = 128, 1_000, 1_000, 10
 MODEL, SHARE, BATCH = "model", 0.05, 100
 ROUNDS, TURN_S, UPSERTING_S = 5, 0.2, 6.0
-POINTS = (LADDER[0], LADDER[2])
+POINTS = ((16, 10), (64, 40))  # nprobe, k_factor
 
 
 def main(count: int) -> None:

@@ -13,12 +13,13 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from indexer import ivfpq
+from indexer import evaluate, ivfpq
 from indexer.ivfpq import SMALL_QUERIES, Index
-from indexer.plan import FLAT_BELOW, LADDER, MIN_PER_LIST, TRAIN_PER_LIST, Plan, plan
+from indexer.plan import FLAT_BELOW, MIN_PER_LIST, TRAIN_PER_LIST, Plan, plan
 from indexer.rows import Embeddings
 
 COUNT, DIM, QUERIES, TOP_K = 100_000, 128, 1_000, 10
+POINTS = ((16, 10), (32, 20), (64, 40), (128, 100), (128, 200))  # nprobe and k_factor, in the order of their cost
 DECAY = 0.8  # the standard deviation along the i-th axis is proportional to 1 / i^0.8
 
 Figures = dict[str, str | int | float]
@@ -33,7 +34,7 @@ def main() -> None:
 
 def flat_or_ivfpq() -> Iterator[Figures]:
     """Single queries a second of one thread, at, above and far above `FLAT_BELOW` rows."""
-    nprobe, k_factor = LADDER[1]
+    nprobe, k_factor = POINTS[1]
     for dim in (128, 512):
         for count in (FLAT_BELOW, 2 * FLAT_BELOW, 4 * FLAT_BELOW):
             rows = unit(np.random.default_rng(0).standard_normal((count, dim)))
@@ -45,27 +46,33 @@ def flat_or_ivfpq() -> Iterator[Figures]:
 
 
 def operating_points() -> Iterator[Figures]:
-    """Recall@10 and queries a second of one thread, in batches of 16, at each point of `LADDER`."""
+    """Recall@10 and queries a second of one thread, in batches of 16, at each point that a build measures."""
     rows, queries = decaying()
-    index = make_index(rows, plan(COUNT, DIM))
+    chosen = plan(COUNT, DIM)
+    index, held = make_index(rows, chosen), np.arange(COUNT - QUERIES, COUNT)
     batches = np.array_split(queries, len(queries) // SMALL_QUERIES + 1)
-    for nprobe, k_factor in LADDER:
-        speed = queries_per_s(partial(index.search, k=TOP_K, nprobe=nprobe, k_factor=k_factor), batches)
-        recall = recall_at_10(index, queries, nprobe, k_factor)
-        yield {"nprobe": nprobe, "k_factor": k_factor, "recall_at_10": recall, "queries_per_s": round(speed)}
+    for point in evaluate.measure(index, rows[held], held, chosen):
+        search = partial(index.search, k=TOP_K, nprobe=point.nprobe, k_factor=point.k_factor)
+        recall = recall_at_10(index, queries, point.nprobe, point.k_factor)
+        yield {
+            "nprobe": point.nprobe,
+            "k_factor": point.k_factor,
+            "recall_at_10": recall,
+            "queries_per_s": round(queries_per_s(search, batches)),
+        }
 
 
 def training_rows() -> Iterator[Figures]:
-    """Recall@10 at the first point of `LADDER`, by training rows per list."""
+    """Recall@10 at the first point of `POINTS`, by training rows per list."""
     rows, queries = decaying()
     nlist = plan(COUNT, DIM).nlist
     for per_list in (MIN_PER_LIST, TRAIN_PER_LIST, 96):
         index = make_index(rows, ivf_plan(DIM, nlist=nlist, train_rows=per_list * nlist))
-        yield {"train_per_list": per_list, "recall_at_10": recall_at_10(index, queries, *LADDER[0])}
+        yield {"train_per_list": per_list, "recall_at_10": recall_at_10(index, queries, *POINTS[0])}
 
 
 def training_rounds() -> Iterator[Figures]:
-    """Recall@10 at the first three points of `LADDER`, and CPU seconds of training, by rounds of the k-means."""
+    """Recall@10 at the first three points of `POINTS`, and CPU seconds of training, by rounds of the k-means."""
     rows, queries = decaying()
     chosen = plan(COUNT, DIM)
     exact = faiss.IndexFlatIP(DIM)
@@ -75,21 +82,21 @@ def training_rounds() -> Iterator[Figures]:
         codes = ivfpq.train(chosen, rows[: chosen.train_rows], use_gpu=False, rounds=rounds)
         train_s = time.process_time() - started
         ivfpq.add(codes, rows, lambda done: None)
-        recalls = [recall_at_10(Index(exact, codes), queries, *point) for point in LADDER[:3]]
+        recalls = [recall_at_10(Index(exact, codes), queries, *point) for point in POINTS[:3]]
         yield {"rounds": rounds, "train_cpu_s": round(train_s, 2), "recalls_at_10": str(recalls)}
 
 
 def rotations() -> Iterator[Figures]:
-    """Recall@10 at the third point of `LADDER`, with and without the rotation."""
+    """Recall@10 at the third point of `POINTS`, with and without the rotation."""
     rows, queries = decaying()
     chosen = plan(COUNT, DIM)
     for name, rotation in {"none": identity(DIM), "balancing": None}.items():
         index = make_index(rows, chosen, rotation)
-        yield {"rotation": name, "recall_at_10": recall_at_10(index, queries, *LADDER[2])}
+        yield {"rotation": name, "recall_at_10": recall_at_10(index, queries, *POINTS[2])}
 
 
 def row_types() -> Iterator[Figures]:
-    """Recall@10 at the last point of `LADDER`, and single queries a second, by the type of the full rows."""
+    """Recall@10 at the last point of `POINTS`, and single queries a second, by the type of the full rows."""
     rows, queries = decaying()
     index = make_index(rows, plan(COUNT, DIM))
     half = faiss.IndexScalarQuantizer(DIM, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
@@ -97,7 +104,7 @@ def row_types() -> Iterator[Figures]:
     half.add(rows)
     truth = index.search_exact(queries, TOP_K)[1]
     for name, refining, bytes_each in (("float32", index, 4 * DIM), ("float16", Index(half, index.codes), 2 * DIM)):
-        search = partial(refining.search, k=TOP_K, nprobe=LADDER[-1][0], k_factor=LADDER[-1][1])
+        search = partial(refining.search, k=TOP_K, nprobe=POINTS[-1][0], k_factor=POINTS[-1][1])
         found = search(queries)[1]
         recall = np.mean([np.isin(a, b).mean() for a, b in zip(truth, found, strict=True)])
         speed = queries_per_s(search, np.split(queries[:200], 200))

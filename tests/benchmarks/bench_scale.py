@@ -132,6 +132,7 @@ def build(staging: Path, count: int) -> Figures:
     return {
         "factory": chosen.factory,
         "point": [chosen.nprobe, chosen.k_factor],
+        "measured": [(point.nprobe, point.k_factor, point.recall_at_10) for point in chosen.measured],
         "recall_at_10": indexed.recall.recall_at_10,
         "build_s": build_s,
         "predicted_s": chosen.build_cpu_s,

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 
 import faiss
@@ -13,7 +14,17 @@ from indexer import evaluate, ivfpq
 from indexer.evaluate import OperatingPoint, Recall
 from indexer.ivfpq import Index
 from indexer.manifest import CorruptFile
-from indexer.plan import FLAT_BELOW, LADDER, MIN_PER_LIST, BudgetTooSmall, Plan, held_out, plan
+from indexer.plan import (
+    FLAT_BELOW,
+    K_FACTORS,
+    MIN_PER_LIST,
+    NPROBES,
+    BudgetTooSmall,
+    Plan,
+    held_out,
+    more_thorough,
+    plan,
+)
 from indexer.rows import RowWriter, map_rows
 
 
@@ -69,7 +80,7 @@ def test_recall_is_measured_and_high_enough(searched: tuple[Plan, Index], hard: 
     """The chosen operating point finds 99 % of the neighbours of rows that it was not trained on."""
     chosen, index = searched
     held = np.arange(held_out(len(hard)))
-    points = evaluate.measure(index, hard[held], held, chosen.nlist)
+    points = evaluate.measure(index, hard[held], held, chosen)
     point = evaluate.choose(points)
     assert point.recall.low < point.recall.recall_at_10 <= point.recall.high
     assert point.recall.recall_at_10 >= 0.99
@@ -93,11 +104,37 @@ def test_points_are_measured_until_nearly_all_is_found(searched: tuple[Plan, Ind
     """A set that is hard to search is measured at points of rising recall, beyond the default's."""
     chosen, index = searched
     held = np.arange(held_out(len(hard)))
-    points = evaluate.measure(index, hard[held], held, chosen.nlist)
+    points = evaluate.measure(index, hard[held], held, chosen)
     found = [point.recall.recall_at_10 for point in points]
     assert sorted(found) == found
     assert all(value < evaluate.BEST_RECALL for value in found[:-1])
-    assert found[-1] >= evaluate.BEST_RECALL or len(points) == len(LADDER)
+    assert found[-1] >= evaluate.BEST_RECALL or (points[-1].nprobe, points[-1].k_factor) == (
+        NPROBES[-1],
+        K_FACTORS[-1],
+    )
+    for one, other in pairwise(points):
+        assert (other.nprobe, other.k_factor) in more_thorough(one.nprobe, one.k_factor, chosen.nlist)
+
+
+def test_a_build_takes_more_of_what_a_collection_lacks(searched: tuple[Plan, Index], hard: np.ndarray) -> None:
+    """Each point finds as much as the one with more lists and the one with more candidates, whichever is better."""
+    chosen, index = searched
+    held = np.arange(held_out(len(hard)))
+    exact = index.search_exact(hard[held], evaluate.K + 1)
+    for one, other in pairwise(evaluate.measure(index, hard[held], held, chosen)):
+        best = max(
+            evaluate.recall(exact, index.search(hard[held], evaluate.K + 1, *point), held).recall_at_10
+            for point in more_thorough(one.nprobe, one.k_factor, chosen.nlist)
+        )
+        assert other.recall.recall_at_10 == best
+
+
+def test_what_is_more_thorough_ends_at_the_lists_there_are() -> None:
+    """More lists up to all of them, more candidates up to 200 for a neighbour; from there nothing."""
+    assert more_thorough(16, 10, 4_096) == [(32, 10), (16, 20)]
+    assert more_thorough(16, 200, 20) == [(20, 200)]
+    assert more_thorough(20, 200, 20) == []
+    assert more_thorough(NPROBES[-1], 100, 4_096) == [(NPROBES[-1], 200)]
 
 
 def test_the_rotation_earns_its_place(searched: tuple[Plan, Index], hard: np.ndarray) -> None:
