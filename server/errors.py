@@ -20,6 +20,7 @@
     ├── InvalidLabels, InvalidLearning, BudgetOutOfRange
     ├── InvalidPath, PathNotAllowed, PathNotFound, PathExists
     ├── OperationFailed           the process of an operation was killed
+    ├── TooManyOperations         as many are at work as the server lets
     ├── Overloaded
     └── Draining                  the server is shutting down
 
@@ -205,6 +206,10 @@ class PathExists(RequestError):
 
 class OperationFailed(RequestError):
     """The process of an operation ended without saying why."""
+
+
+class TooManyOperations(RequestError):
+    """As many operations are at work as the server starts at a time."""
 
 
 class Overloaded(RequestError):

@@ -23,9 +23,10 @@ from indexer.catalog import RequestReused
 from indexer.locks import is_held
 from indexer.operations import Operation, OperationError
 from indexer.store import Store
-from server.errors import BuildInProgress, LearningInProgress, OperationFailed
+from server.errors import BuildInProgress, LearningInProgress, OperationFailed, TooManyOperations
 
 NICENESS = 10  # of children: searches come first
+MAX_AT_WORK = 8  # operations; each is a process with an index or a model in its memory
 END_TIMEOUT_S = 5.0  # until a child that was asked to end is killed
 BUILDS = ("build", "rebuild")
 LEARNING = ("train", "finetune")
@@ -73,6 +74,7 @@ class Jobs:
             RequestReused: the request id came with another job before.
             BuildInProgress: a version of that index is being built.
             LearningInProgress: a model is being trained.
+            TooManyOperations: as many are at work as may be.
         """
         return await asyncio.to_thread(self._start, job, request_id)
 
@@ -110,7 +112,7 @@ class Jobs:
             for operation in known:
                 if request_id and operation.request_id == request_id:
                     return _same(operation, arguments)
-            self._check_alone(job, known)
+            self._check_room(job, known)
             asked = request_id or str(uuid.uuid4())
             operation = operations.queue(self.directory, job.kind, job.index, arguments, request_id=asked)
             self._spawn(operation)
@@ -128,10 +130,9 @@ class Jobs:
                 process = self._spawn(operation)
             process.wait()
 
-    def _check_alone(self, job: Job, known: Sequence[Operation]) -> None:
+    def _check_room(self, job: Job, known: Sequence[Operation]) -> None:
         ours = {*self._processes, *self._waiting}
-        begun = [one for one in known if _is_unfinished(one) and one.id in ours]
-        at_work = [one for one in known if one.state == "running"] + begun
+        at_work = [one for one in known if one.state == "running" or (_is_unfinished(one) and one.id in ours)]
         if job.kind in BUILDS:
             busy = [one.id for one in at_work if one.kind in BUILDS and one.index == job.index]
             if busy or is_held(self.store.index(job.index) / ".builder"):
@@ -142,6 +143,12 @@ class Jobs:
             if busy or is_held(self.store.root / ".learner"):
                 doing = f"operations/{busy[0]}" if busy else "another process"
                 raise LearningInProgress(f"{doing} is learning in this store already; wait for it or cancel it")
+        begun = [one for one in at_work if one.id not in self._waiting]
+        if len(begun) >= MAX_AT_WORK:
+            raise TooManyOperations(
+                f"{len(begun)} operations are at work, the most at a time, the oldest being operations/{begun[0].id}"
+                "; wait for one or cancel one"
+            )
 
     def _spawn(self, operation: Operation) -> subprocess.Popen[bytes]:
         words = [sys.executable, "-m", "clients.cli", *operation.words(self.store.root)]
