@@ -61,6 +61,13 @@ def test_a_server_with_an_index_is_healthy(service: str, served: Served) -> None
     assert _health(served.target, service) == SERVING
 
 
+def test_the_health_of_all_services_is_listed(served: Served) -> None:
+    """As gRPC's health protocol has it, and reflection says."""
+    with grpc.insecure_channel(served.target) as channel:
+        listed = health_pb2_grpc.HealthStub(channel).List(health_pb2.HealthListRequest(), timeout=5)
+    assert {name: one.status for name, one in listed.statuses.items()} == dict.fromkeys(("", *app.SERVICES), SERVING)
+
+
 def test_a_server_without_an_index_is_not_healthy_until_one_appears(tmp_path: Path) -> None:
     """And answers as soon as there is one, without a restart."""
     with serving(Store(tmp_path / "store")) as served:
