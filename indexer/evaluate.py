@@ -48,7 +48,8 @@ class OperatingPoint:
 def measure(index: Index, queries: Embeddings, held: Rows, start: Plan) -> list[OperatingPoint]:
     """The recall@10 of operating points, each more thorough than the one before, up to one that finds 0.999.
 
-    From each point, more lists and more candidates are both tried, and what finds more is the next.
+    From each point, more lists and more candidates are both tried, and what finds more is the next; where neither
+    does, the last point is all that can be found.
 
     Args:
         index: with codes.
@@ -65,9 +66,10 @@ def measure(index: Index, queries: Embeddings, held: Rows, start: Plan) -> list[
     points = [at(start.nprobe, start.k_factor)]
     while (last := points[-1]).recall.recall_at_10 < BEST_RECALL:
         tried = [at(*point) for point in more_thorough(last.nprobe, last.k_factor, start.nlist)]
-        if not tried:
+        best = max(tried, key=lambda point: point.recall.recall_at_10, default=last)
+        if best.recall.recall_at_10 <= last.recall.recall_at_10:
             break
-        points.append(max(tried, key=lambda point: point.recall.recall_at_10))
+        points.append(best)
     return points
 
 
