@@ -246,7 +246,8 @@ def test_an_activation_on_a_failing_disk_moves_the_pointer_or_says_that_it_did_n
         return *disk.run(copy.root, at, *words), copy
 
     calls = run(0)[1]
-    assert [call.split()[0] for call in calls] == ["write", "fsync", "rename", "fsync"]
+    assert all("catalog.sqlite" in call for call in calls[:-4])  # opened to see what the version would bring back
+    assert [call.split()[0] for call in calls[-4:]] == ["write", "fsync", "rename", "fsync"]
     for number in range(1, len(calls) + 1):
         ran, failed, copy = run(number)
         assert_told(ran, failed)
