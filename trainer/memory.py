@@ -10,8 +10,8 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
 _NEVER = 2**31 - 1  # mallopt takes an int: the heap is trimmed only when 2 GiB at its top are free
 _PAD_BYTES = 2**28  # the heap grows in steps of 256 MiB, not of 128 KiB
 
-# Of the images of one pass without gradients. A CPU is as fast an image with 16 of 224 pixels as with 128, whose
-# features take 3.8 GB in a MobileNet instead of 1.2; a GPU is to have work until the next pass is launched.
+# Of the images of one pass without gradients: more of them take more memory, and make a CPU no faster an image; a GPU
+# is to have work until the next pass is launched.
 _PIXELS_AT_ONCE = {"cpu": 16 * 224**2, "cuda": 256 * 224**2}
 
 

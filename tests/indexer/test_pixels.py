@@ -164,6 +164,24 @@ def test_damaged_heic_is_refused_or_whole() -> None:
     assert refused > 50
 
 
+@pytest.mark.slow
+def test_no_damaged_heic_ends_the_process() -> None:
+    """Thousands of files with some bytes changed are refused or decoded, by a process that lives on."""
+    script = (
+        "import random, sys; from pathlib import Path; from indexer.pixels import PixelSpec, PixelsError, decode\n"
+        "whole, draw, refused = Path(sys.argv[1]).read_bytes(), random.Random(0), 0\n"
+        "for _ in range(20_000):\n"
+        "    data = bytearray(whole)\n"
+        "    for _ in range(draw.choice([1, 1, 2, 5, 30])): data[draw.randrange(len(data))] = draw.randrange(256)\n"
+        "    try: decode(bytes(data), PixelSpec(size=8))\n"
+        "    except PixelsError: refused += 1\n"
+        "print(refused)"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", script, str(PORTRAIT)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert 10_000 < int(done.stdout) < 20_000
+
+
 def test_heic_without_its_decoder_names_the_remedy() -> None:
     """Where the extra is not installed, a HEIC file is refused with what to install, and everything else decodes."""
     script = (

@@ -64,7 +64,7 @@ class STMLSemi(STML):
         Args:
             encoder: as STML's.
             classes: whose labelled images join a batch; at most as many as there are.
-            images: labelled ones of each class; a class that has only two repeats one, in other views.
+            images: labelled ones of each class; a class that has fewer repeats them, in other views.
             supervised_weight: of the supervised loss beside STML's total.
             supervised_loss: `multi_similarity`, or `proxy_anchor`, which has a proxy for each class and so needs
                 classes: pairs alone don't tell them.
