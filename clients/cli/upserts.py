@@ -12,7 +12,7 @@ from clients.cli.output import Progress
 if TYPE_CHECKING:
     from kinsight_client import Client, Upsert
 
-CHUNK = 1000  # items whose images are in memory at a time, and after which progress is told
+CHUNK = 1000  # items after which progress is told
 
 _FIELDS = {"item", "image", "embedding", "model", "payload"}
 
@@ -82,8 +82,6 @@ def _possible(chunk: Iterable[Wanted], done: Upserted) -> Iterator["Upsert"]:
             yield _upsert(fields)
         except (TypeError, ValueError) as error:  # UnicodeEncodeError is a ValueError, as JSON's errors are
             done.errors.append((name, str(error)))
-        except OSError as error:
-            done.errors.append((name, f"{error.filename} can't be read: {error.strerror}"))
 
 
 def _item_of(fields: object) -> str:
@@ -103,6 +101,4 @@ def _upsert(fields: Mapping[str, Any]) -> "Upsert":
     image, embedding = fields.get("image"), None
     if "embedding" in fields:
         embedding = Embedding(fields["model"], np.asarray(fields["embedding"], np.float32))
-    # Read here, so that a file that is gone leaves the others of its batch in.
-    data = None if image is None else Path(image).read_bytes()
-    return Upsert(fields["item"], data, embedding, fields.get("payload"))
+    return Upsert(fields["item"], None if image is None else Path(image), embedding, fields.get("payload"))

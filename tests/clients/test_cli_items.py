@@ -102,6 +102,7 @@ def test_lines_that_can_not_be_taken_are_named_and_the_others_are(run: Run, new:
     lines = [
         {"item": "good", "image": image, "payload": {"year": 2020}},
         {"item": "gone", "image": str(new / "none.png")},
+        {"item": "no name", "image": "a\0b"},
         {"item": "text", "image": str(new / "bad.png")},
         {"item": "digits", "image": image, "payload": {"n": 2**53 + 1}},
         {"item": "field", "picture": image},
@@ -119,14 +120,15 @@ def test_lines_that_can_not_be_taken_are_named_and_the_others_are(run: Run, new:
     said = {error["item"]: error["error"] for error in answer["errors"]}
     expected = {
         "gone": "No such file",
+        "no name": "null byte",
         "text": "IMAGE_DECODE_FAILED",
         "digits": "beyond 2^53",
         "field": "unknown field 'picture'",
         "half": "the model that made it",
         "other": "MODEL_MISMATCH",
-        f"{file}, line 8": '"item"',
+        f"{file}, line 9": '"item"',
         "nobody": "ITEM_NOT_FOUND",
-        f"{file}, line 11": "line 1 column 2",
+        f"{file}, line 12": "line 1 column 2",
     }
     assert said.keys() == expected.keys()
     assert [item for item, reason in expected.items() if reason not in said[item]] == []

@@ -105,6 +105,46 @@ def test_a_bad_item_leaves_the_others_of_its_batch_in(client: Any) -> None:
         client.items.upsert("text", image=b"not an image")
 
 
+def test_an_item_whose_image_can_not_be_read_is_refused_alone(client: Any, tmp_path: Path) -> None:
+    """Its error stands in its place, the others are upserted, in as many batches; a single `upsert` raises."""
+    gone, path = tmp_path / "gone.png", tmp_path / "there.png"
+    path.write_bytes(photo(100))
+    upserts = [Upsert(f"p{row:03}", image=path) for row in range(MAX_IMAGES + 3)]
+    upserts[0] = Upsert("none", image=gone, payload={"a": 1})
+    upserts[50] = Upsert("folder", image=tmp_path)
+    upserts[60] = Upsert("no name", image=Path("a\0b"))
+    upserts[-2] = Upsert("p001", image=gone)  # readable before: that one stays
+    upserts[-1] = Upsert("none", image=photo(101))  # unreadable before: this one is taken
+    results = client.items.upsert_many(upserts)
+    assert [result.item for result in results] == [upsert.item for upsert in upserts]
+    failed = {row: result.error for row, result in enumerate(results) if result.error}
+    assert {type(error) for error in failed.values()} == {kinsight_client.UnreadableImage}
+    assert {row: type(error.__cause__) for row, error in failed.items()} == {
+        0: FileNotFoundError,
+        50: IsADirectoryError,
+        60: OSError,
+        MAX_IMAGES + 1: FileNotFoundError,
+    }
+    assert str(failed[0]) == f"INVALID_ARGUMENT: '{gone}' can't be read: No such file or directory"
+    taken = {upsert.item for row, upsert in enumerate(upserts) if row not in failed}
+    assert taken == {item.item for item in client.items.list() if item.item[:1] in "pfn"}
+    assert client.items.get("none").payload is None
+    with pytest.raises(FileNotFoundError):
+        client.items.upsert("none", image=gone)
+
+
+@KINDS
+def test_items_none_of_which_can_be_read_are_no_call(kind: Any, tmp_path: Path) -> None:
+    """A batch of no item would be refused, or find no server, and so hide the reasons."""
+    with kind(f"127.0.0.1:{free_port()}") as client:
+        results = client.items.upsert_many(Upsert(item, image=tmp_path / item) for item in ("a", "b"))
+        assert client.items.upsert_many([]) == []
+    assert [(one.item, one.sequence, type(one.error)) for one in results] == [
+        ("a", 0, kinsight_client.UnreadableImage),
+        ("b", 0, kinsight_client.UnreadableImage),
+    ]
+
+
 def test_the_same_request_id_does_nothing_twice(client: Any) -> None:
     """Its first answer is given again; other items under it are refused."""
     upserts = [Upsert("a", image=photo(100)), Upsert("b", image=photo(101))]

@@ -1,7 +1,7 @@
 """Calls as values: the same ones are made by the blocking client and by the one for asyncio."""
 
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeAlias, TypeVar
 
@@ -10,6 +10,7 @@ import grpc
 Channel: TypeAlias = grpc.Channel | grpc.aio.Channel
 Progress: TypeAlias = Callable[[str, int, int], None]  # of a stage, so much is done of a total
 
+M = TypeVar("M")
 T = TypeVar("T")
 
 
@@ -26,6 +27,13 @@ class Call(Generic[T]):
     method: Callable[..., Any]
     request: Any
     read: Callable[[Any], T]
+
+
+@dataclass(frozen=True)
+class Unsent(Generic[T]):
+    """One of many that can't be sent, and the answer that stands in its place."""
+
+    answer: T
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,20 @@ class Pages(Generic[T]):
         request.CopyFrom(self.request)
         request.page_token = token
         return Call(self.method, request, lambda response: (list(self.read(response)), response.next_page_token))
+
+
+def call_for(batch: Sequence[M | Unsent[T]], make: Callable[[Sequence[M]], Call[list[T]]]) -> Call[list[T]] | list[T]:
+    """The call for what is sent of a batch, whose results have every answer in its place; no call where none is."""
+    sent = [one for one in batch if not isinstance(one, Unsent)]
+    if not sent:
+        return _in_place(batch, [])
+    call = make(sent)
+    return Call(call.method, call.request, lambda response: _in_place(batch, call.read(response)))
+
+
+def _in_place(batch: Sequence[M | Unsent[T]], answers: Iterable[T]) -> list[T]:
+    rest = iter(answers)
+    return [one.answer if isinstance(one, Unsent) else next(rest) for one in batch]
 
 
 def unique() -> str:

@@ -1,15 +1,18 @@
 """The calls of ItemService."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from os import PathLike, fspath
 from pathlib import Path
+from typing import TypeAlias
 
 from kinsight.v1 import item_service_pb2 as pb
 from kinsight.v1.item_service_pb2_grpc import ItemServiceStub
 
 from kinsight_client import messages
-from kinsight_client.calls import Call, Channel, Pages, unique
+from kinsight_client.calls import Call, Channel, Pages, Unsent, call_for, unique
+from kinsight_client.errors import UnreadableImage
 from kinsight_client.messages import Embedding, ExportResult, ImportResult, Item, ItemResult, Payload, Upsert
 from kinsight_client.operations import Operation, operation_of
 
@@ -17,6 +20,8 @@ MAX_ITEMS = 1000  # of a batch, for the server
 MAX_IMAGES = 100  # of a batch: a processor decodes and embeds some 150 a second, and a call has timeout_s
 MAX_BYTES = 16 * 2**20  # of a batch's images; the server takes messages of 32 MiB
 PAGE_SIZE = 1000
+
+Wanted: TypeAlias = pb.ItemUpsert | Unsent[ItemResult]  # one of many
 
 
 class ItemCalls:
@@ -27,7 +32,7 @@ class ItemCalls:
 
     def upsert_many(
         self, upserts: Iterable[Upsert], *, index: str = "", request_id: str = "", searchable: bool = True
-    ) -> Iterator[Call[list[ItemResult]]]:
+    ) -> Iterator[Call[list[ItemResult]] | list[ItemResult]]:
         """Put items into an index in as many batches as they need; each item is taken or refused on its own.
 
         A batch that meets no server is sent again with its request id, by which nothing is done twice. When the call
@@ -40,21 +45,25 @@ class ItemCalls:
             searchable: wait until searches find the items, not only until they are on the server's disk.
 
         Returns:
-            What became of each item, in their order.
+            What became of each item, in their order; an UnreadableImage is the error of one whose image's path can't
+            be read, where `upsert` raises OSError.
 
         Raises:
             KinsightError: a call failed; see `kinsight_client.errors`.
-            OSError: an image's path can't be read.
         """
         wait_for = pb.BatchUpsertItemsRequest.WaitFor.Value(
             "WAIT_FOR_SEARCHABLE" if searchable else "WAIT_FOR_ACKNOWLEDGED"
         )
         request_id = request_id or unique()
-        for number, batch in enumerate(_batches(map(messages.upsert_message, upserts))):
-            request = pb.BatchUpsertItemsRequest(
-                index=index, request_id=f"{request_id}-{number}", items=batch, wait_for=wait_for
-            )
-            yield Call(self._stub.BatchUpsertItems, request, messages.item_results)
+        for number, batch in enumerate(_batches(map(_wanted, upserts))):
+            request = pb.BatchUpsertItemsRequest(index=index, request_id=f"{request_id}-{number}", wait_for=wait_for)
+            yield call_for(batch, partial(self._batch_upsert, request))
+
+    def _batch_upsert(
+        self, request: pb.BatchUpsertItemsRequest, items: Sequence[pb.ItemUpsert]
+    ) -> Call[list[ItemResult]]:
+        request.items.extend(items)
+        return Call(self._stub.BatchUpsertItems, request, messages.item_results)
 
     def upsert(
         self,
@@ -167,20 +176,32 @@ class ItemCalls:
         return Call(self._stub.ExportItems, request, operation_of)
 
 
-def _batches(upserts: Iterable[pb.ItemUpsert]) -> Iterator[Sequence[pb.ItemUpsert]]:
-    """Upserts in batches that a server takes, with no id twice in one."""
-    batch: dict[str, pb.ItemUpsert] = {}
+def _wanted(upsert: Upsert) -> Wanted:
+    try:
+        return messages.upsert_message(upsert)
+    except OSError as error:  # so its image is a path: nothing else is read
+        return Unsent(ItemResult(upsert.item, 0, UnreadableImage(str(upsert.image), error)))
+
+
+def _batches(upserts: Iterable[Wanted]) -> Iterator[list[Wanted]]:
+    """Upserts in batches that a server takes, with no id twice in what is sent of one."""
+    batch: list[Wanted] = []
+    sent: set[str] = set()
     images = size = 0
     for upsert in upserts:
+        if isinstance(upsert, Unsent):
+            batch.append(upsert)
+            continue
         has_image, image_bytes = upsert.HasField("image"), len(upsert.image)
-        full = len(batch) == MAX_ITEMS or (has_image and images == MAX_IMAGES) or size + image_bytes > MAX_BYTES
-        if batch and (full or upsert.item in batch):
-            yield [*batch.values()]
-            batch, images, size = {}, 0, 0
-        batch[upsert.item] = upsert
+        full = len(sent) == MAX_ITEMS or (has_image and images == MAX_IMAGES) or size + image_bytes > MAX_BYTES
+        if sent and (full or upsert.item in sent):
+            yield batch
+            batch, sent, images, size = [], set(), 0, 0
+        batch.append(upsert)
+        sent.add(upsert.item)
         images, size = images + has_image, size + image_bytes
     if batch:
-        yield [*batch.values()]
+        yield batch
 
 
 def _taken(response: pb.BatchUpsertItemsResponse | pb.BatchDeleteItemsResponse) -> ItemResult:

@@ -1,5 +1,6 @@
 """What searches and items are made of: the typed forms of the messages, and how they are read and written."""
 
+import errno
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -176,7 +177,10 @@ def item_ids(items: Iterable[str]) -> Iterable[str]:
 def image_bytes(image: bytes | Path) -> bytes:
     """The bytes of an image given as such or as the path of a file; raises OSError, and TypeError for others."""
     if isinstance(image, Path):
-        return image.read_bytes()
+        try:
+            return image.read_bytes()
+        except ValueError as error:  # no file can have that name: it has a NUL, or is no text that can be encoded
+            raise OSError(errno.EINVAL, str(error), str(image)) from error
     if not isinstance(image, bytes):
         raise TypeError(f"the image is {type(image).__name__}; give the bytes of an image file, or its pathlib.Path")
     return image

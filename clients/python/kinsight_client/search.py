@@ -1,7 +1,6 @@
 """The calls of SearchService."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
 from itertools import chain
 from operator import add, gt
 from pathlib import Path
@@ -11,7 +10,7 @@ from kinsight.v1 import search_service_pb2 as pb
 from kinsight.v1.search_service_pb2_grpc import SearchServiceStub
 
 from kinsight_client import messages
-from kinsight_client.calls import Call, Channel
+from kinsight_client.calls import Call, Channel, Unsent, call_for
 from kinsight_client.errors import KinsightError, UnreadableImage
 from kinsight_client.messages import Embedding, SearchResult
 
@@ -19,7 +18,7 @@ from kinsight_client.messages import Embedding, SearchResult
 # decodes and embeds some 150 images a second, while a call has timeout_s.
 MAX_QUERIES, MAX_HITS, MAX_PAYLOADS, MAX_BYTES, MAX_IMAGES = 256, 25_600, 1_000, 16 * 2**20, 100
 
-Query: TypeAlias = pb.SearchRequest | UnreadableImage  # one of many, or why there is none to send
+Query: TypeAlias = pb.SearchRequest | Unsent[SearchResult | KinsightError]  # one of many
 
 
 class SearchOptions(TypedDict, total=False):
@@ -149,17 +148,16 @@ class SearchCalls:
             (self.search(item=item, **options).request for item in messages.item_ids(items)),
         )
         for batch in _batches(queries):
-            requests = [query for query in batch if isinstance(query, pb.SearchRequest)]
-            if requests:
-                yield Call(self._stub.BatchSearch, pb.BatchSearchRequest(requests=requests), partial(_results, batch))
-            else:
-                yield _results(batch, pb.BatchSearchResponse())
+            yield call_for(batch, self._batch_search)
+
+    def _batch_search(self, requests: Sequence[pb.SearchRequest]) -> Call[list[SearchResult | KinsightError]]:
+        return Call(self._stub.BatchSearch, pb.BatchSearchRequest(requests=requests), messages.search_results)
 
     def _by_image(self, image: bytes | Path, options: SearchOptions) -> Query:
         try:
             return self.search(image=image, **options).request  # type: ignore[no-any-return] # a Call's is Any
         except OSError as error:  # so it is a path: bytes need no reading
-            return UnreadableImage(str(image), error)
+            return Unsent(UnreadableImage(str(image), error))
 
     def embed(self, image: bytes | Path, *, index: str = "") -> Call[Embedding]:
         """The embedding of an image under the model of an index, to keep and search with later.
@@ -170,12 +168,6 @@ class SearchCalls:
         """
         request = pb.EmbedRequest(index=index, image=messages.image_bytes(image))
         return Call(self._stub.Embed, request, messages.embedding_of)
-
-
-def _results(batch: Sequence[Query], response: pb.BatchSearchResponse) -> list[SearchResult | KinsightError]:
-    """The answers to the requests of a batch, and between them, in their places, why the others were not sent."""
-    answers = iter(messages.search_results(response))
-    return [query if isinstance(query, UnreadableImage) else next(answers) for query in batch]
 
 
 def _batches(queries: Iterable[Query]) -> Iterator[list[Query]]:
@@ -196,7 +188,7 @@ def _batches(queries: Iterable[Query]) -> Iterator[list[Query]]:
 
 def _share(query: Query) -> tuple[int, ...]:
     """What a query takes of the limits of a batch: queries, hits, payloads, bytes and images."""
-    if isinstance(query, UnreadableImage):
+    if isinstance(query, Unsent):
         return 0, 0, 0, 0, 0
     payloads = query.top_k if query.include_payload else 0
     return 1, query.top_k, payloads, query.ByteSize(), int(query.HasField("image"))
