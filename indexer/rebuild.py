@@ -26,7 +26,7 @@ from indexer.manifest import ManifestError
 from indexer.sources import open_collection
 from indexer.staging import sole_builder
 from indexer.store import Store
-from indexer.version import Version
+from indexer.version import NoSuchVersion, Version
 
 
 class RebuildError(Exception):
@@ -63,7 +63,7 @@ def rebuild(
         images: a collection whose images are added; an image takes the place of the one that came from an earlier
             collection under its id. None folds in what was upserted and deleted, and nothing else.
         store: that holds the index.
-        model: id of the model, or its beginning; None for the active version's.
+        model: id of the model, or its beginning; None for the active version's, which must not be lost then.
         min_recall: recall@10 that the candidate needs, in [0, 1].
         labels: CSV or Parquet table of `path,class_id[,split]`, only to judge with.
         memory_budget_bytes: refuse a plan that needs more, to build or to serve.
@@ -119,6 +119,7 @@ def model_of(store: Store, name: str) -> str:
 
     Raises:
         NoActiveVersion: it has none.
+        NoSuchVersion: it is lost, and with it which model it was of.
         ManifestError: its manifest is damaged.
     """
     index_dir = store.index(name)
@@ -187,8 +188,12 @@ def _with_warning(report: BuildReport) -> BuildReport:
 
 
 def _open_active(index_dir: Path) -> tuple[Version | None, tuple[str, ...]]:
-    """The version to compare with; a damaged one is what a rebuild is to replace."""
-    active = version.active_version(index_dir)
+    """The version to compare with; one that is damaged or lost is what a rebuild is to replace."""
+    try:
+        active = version.active_version(index_dir)
+    except NoSuchVersion:
+        lost, *_ = version.pointed(index_dir)
+        return None, (f"nothing was compared with version {lost}, which is lost",)
     if active is None:
         return None, ()
     try:

@@ -221,7 +221,10 @@ def active_version(index_dir: Path) -> int | None:
     try:
         return _existing(index_dir, numbers[0])
     except NoSuchVersion as error:
-        raise NoSuchVersion(f"{error}; it is the active one: restore its directory, or activate another") from None
+        raise NoSuchVersion(
+            f"{error}; it is the active one: restore its directory, activate another, or rebuild the index by "
+            f"`kinsight rebuild {index_dir.name} --model ID`"
+        ) from None
 
 
 def previous_version(index_dir: Path) -> int | None:

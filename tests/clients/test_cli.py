@@ -228,7 +228,10 @@ def test_an_index_whose_active_version_is_lost_is_told_and_rolled_back(
         {"index": "photos", "versions": [1], "active": None},
         {"index": "prints", "versions": [1], "active": 1},
     ]
-    remedy = "has no version 2; it has: 1; it is the active one: restore its directory, or activate another"
+    remedy = (
+        "has no version 2; it has: 1; it is the active one: restore its directory, activate another, or rebuild the "
+        "index by `kinsight rebuild photos --model ID`"
+    )
     assert remedy in listed.stderr
     assert remedy in error_line(run("index", "stats", "photos"))
     assert json.loads(run("index", "rollback", "photos", "--json").stdout)["version"] == 1

@@ -347,12 +347,35 @@ def test_losing_items_is_refused(store: Store, make_model: Callable[..., str], p
     assert len(searched(index)) == 60
 
 
-def test_rows_of_a_damaged_version_are_not_used_again(store: Store, photos: Path, index: Path) -> None:
-    """A changed file of the active version is named, and the embeddings are made from the images again."""
+@pytest.mark.parametrize("gone", ["directory", "manifest"])
+def test_a_lost_version_is_rebuilt_from_the_catalogue_alone(
+    store: Store, tiny_model: str, photos: Path, index: Path, gone: str
+) -> None:
+    """With all that was built, upserted and not deleted, once it is told the model; a warning says what it lacked."""
+    upsert(index, Upsert("embedded", embedding=unit(1), model=tiny_model), Upsert("image", image=picture(1)))
+    delete(index, "garden/01.jpg")
+    lost = version.version_dir(index, 1)
+    if gone == "directory":
+        shutil.rmtree(lost)
+    else:
+        (lost / "manifest.json").unlink()
+    with pytest.raises(version.NoSuchVersion, match=r"or rebuild the index by `kinsight rebuild street --model ID`"):
+        rebuild(NAME, store=store, progress=quiet)
+    report = rebuild(NAME, store=store, model=tiny_model, progress=quiet)
+    assert (report.version, *figures(report)) == (2, 61, 1, 60, True)
+    assert report.warnings == ("nothing was compared with version 1, which is lost",)
+    assert searched(index) == {*items_of(photos), "embedded", "image"} - {"garden/01.jpg"}
+
+
+@pytest.mark.parametrize("damage", ["changed", "truncated", "deleted"])
+def test_rows_of_a_damaged_version_are_not_used_again(store: Store, photos: Path, index: Path, damage: str) -> None:
+    """A bad file of the active version is named, and the embeddings are made from the images again."""
     rows = version.version_dir(index, 1) / "rows.faiss"
-    data = bytearray(rows.read_bytes())
-    data[-1] ^= 1
-    rows.write_bytes(data)
+    data = rows.read_bytes()
+    if damage == "deleted":
+        rows.unlink()
+    else:
+        rows.write_bytes(data[:-1] + (bytes([data[-1] ^ 1]) if damage == "changed" else b""))
     report = rebuild(NAME, store=store, progress=quiet)
     assert figures(report) == (60, 0, 60, True)
     assert [str(rows) in warning for warning in report.warnings] == [True, True]

@@ -158,7 +158,7 @@ def test_a_version_that_replaces_a_lost_one_is_swapped_in(tmp_path: Path, caplog
     (record,) = caplog.records
     what, why = record.message.split("; version 1 is served on: ")
     assert what == "index photos: the activated version can't be opened"
-    assert why.endswith("it has: 7; it is the active one: restore its directory, or activate another")
+    assert "it has: 7; it is the active one: restore its directory, activate another, or rebuild the index" in why
     shutil.rmtree(index_dir / "versions" / "7")
     number = next_number(index_dir)
     make_version(own.store, "photos", number, own.model, own.items[:3], own.embeddings[:3])
