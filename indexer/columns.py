@@ -104,11 +104,9 @@ class Columns:
         held = {field: view.held for field, view in self._views(fields(expression), count).items()}
         for field, there in held.items():
             if not there.types:
-                known = (
-                    ", ".join(shown((name,)) for name in sorted(self._names)[:MAX_NAMED])
-                    or "none, because no item has a payload"
-                )
-                raise UnknownField(f"no item of the index has a field {shown(field)}; fields are: item, {known}")
+                names = [shown((name,)) for name in sorted(self._names)[:MAX_NAMED]]
+                known = ", ".join(["item", *names]) if names else "item alone, as no item has a payload"
+                raise UnknownField(f"no item of the index has a field {shown(field)}; fields are: {known}")
         for comparison in comparisons(expression):
             check_comparable(comparison, held[comparison.field])
 

@@ -21,8 +21,9 @@ def unit(embedding: Embedding, index: ActiveIndex) -> Floats:
         DimensionMismatch, EmbeddingNotFinite, EmbeddingZero: it is not one of that model.
     """
     if embedding.model != index.model:
+        maker = f"was made by model {embedding.model!r}" if embedding.model else "names no model"
         raise ModelMismatch(
-            f"the embedding was made by model {embedding.model!r}; index {index.name} holds embeddings of model "
+            f"the embedding {maker}; index {index.name} holds embeddings of model "
             f"{index.model!r}: embed the image again with the index's model",
             embedding_model=embedding.model,
             index_model=index.model,

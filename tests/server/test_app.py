@@ -1,6 +1,7 @@
 """The server as a whole: health, reflection, watching, shutting down."""
 
 import asyncio
+import contextlib
 import errno
 import json
 import logging
@@ -14,11 +15,16 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import grpc
 import pytest
+from google.protobuf.descriptor_pool import DescriptorPool  # type: ignore[import-untyped]
+from grpc import StatusCode
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
+    ProtoReflectionDescriptorDatabase,
+)
 from kinsight.v1.item_service_pb2 import ItemUpsert
 from kinsight.v1.search_service_pb2 import SearchRequest
 
@@ -228,6 +234,31 @@ def _search_until_refused(target: str, request: SearchRequest, calls: list[Call]
             calls.append(Call(began, time.monotonic(), code))
 
 
+def test_every_method_that_reflection_lists_is_described_and_answered(tmp_path: Path) -> None:
+    """Tools show all of them at once, and end at the first that they are refused; here the store has nothing yet."""
+    with serving(Store(tmp_path / "store")) as served, grpc.insecure_channel(served.target) as channel:
+        database = ProtoReflectionDescriptorDatabase(channel)
+        services = [DescriptorPool(database).FindServiceByName(name) for name in database.get_services()]
+        codes = {
+            f"{service.full_name}/{method.name}": _code_of_nothing(channel, f"/{service.full_name}/{method.name}")
+            for service in services
+            for method in service.methods
+        }
+    assert {"grpc.reflection.v1.ServerReflection/ServerReflectionInfo", "grpc.health.v1.Health/List"} < codes.keys()
+    assert {*codes.values()} & {StatusCode.UNIMPLEMENTED, StatusCode.INTERNAL, StatusCode.UNKNOWN} == set(), codes
+
+
+def _code_of_nothing(channel: grpc.Channel, method: str) -> grpc.StatusCode:
+    """How a method answers an empty request; those that stream take and give one message on the wire, too."""
+    of_bytes: Any = channel.unary_stream(method)  # its types are those of messages that it would make
+    call = of_bytes(b"", timeout=1)
+    with contextlib.suppress(grpc.RpcError):
+        next(call, None)
+        call.cancel()
+    code: grpc.StatusCode = call.code()
+    return code
+
+
 @pytest.mark.skipif(not BUF.exists(), reason="buf is not installed; pip install buf-bin")
 @pytest.mark.parametrize(
     ("method", "request_json", "expected"),
@@ -260,6 +291,23 @@ def test_buf_curl_calls_the_server_through_reflection(
         assert found["hits"][0]["similarity"] == pytest.approx(1, abs=1e-5)
         found["hits"][0]["similarity"] = 1
     assert expected == found
+
+
+@pytest.mark.skipif(not BUF.exists(), reason="buf is not installed; pip install buf-bin")
+@pytest.mark.parametrize("reflection", ["grpc-v1", "grpc-v1alpha"])
+def test_buf_curl_lists_every_method(reflection: str, served: Served) -> None:
+    """It needs the description of each service that is listed, reflection's own too."""
+    command = [str(BUF), "curl", "--protocol", "grpc", "--http2-prior-knowledge", "--reflect-protocol", reflection]
+    result = subprocess.run(
+        [*command, "--list-methods", f"http://{served.target}"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    services = {method.partition("/")[0] for method in result.stdout.split()}
+    assert services > {"grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection", *app.SERVICES}
 
 
 def test_copied_stores_serve_alike(gallery: Gallery, tmp_path: Path) -> None:

@@ -19,6 +19,17 @@ def _sent(index: ActiveIndex, count: int) -> list[Embedding]:
     return [Embedding(model=index.model, values=row) for row in rows.astype(np.float32)]
 
 
+def test_one_without_a_model_is_told_so(gallery: Gallery) -> None:
+    """Who calls by hand forgets the model first."""
+    with closing(Indexes(gallery.store)) as indexes:
+        indexes.refresh()
+        index = indexes.get("")
+        with pytest.raises(
+            ModelMismatch, match=f"names no model; index photos holds embeddings of model '{index.model}'"
+        ):
+            unit(Embedding(values=[1.0]), index)
+
+
 def test_many_are_what_each_is_alone(gallery: Gallery) -> None:
     """Bit by bit; none of them is none."""
     with closing(Indexes(gallery.store)) as indexes:
