@@ -87,8 +87,19 @@ def read_few(labels: Path, paths: Mapping[str, Path | None]) -> FewLabels:
         paths: item to where its image lies.
 
     Raises:
+        LabelsError: it teaches nothing of these items.
         SourceError: it can't be read or lacks a column.
     """
+    few = _few(labels, paths)
+    if not few.learned:
+        raise LabelsError(
+            f"{labels} has no label to learn from of any item of the index; its paths must be item ids, or where the "
+            "images lie, and its class_id filled in"
+        )
+    return few
+
+
+def _few(labels: Path, paths: Mapping[str, Path | None]) -> FewLabels:
     find = item_finder(labels, paths)
     if "path_a" in read_table(labels, [], optional=["path_a"]):
         pairs = read_table(labels, ["path_a", "path_b"])

@@ -21,7 +21,7 @@ from pathlib import Path
 from indexer import adopt, manifest
 from indexer.catalog import Catalog, UnknownContent
 from indexer.entries import Entry, list_entries
-from indexer.labels import write_few
+from indexer.labels import read_few, write_few
 from indexer.source import SourceError
 from indexer.sources import Collection
 
@@ -73,23 +73,26 @@ def lesson(index_dir: Path, start: str, collection: Collection | None, *, few_la
         few_labels: table of classes or pairs to learn from; a lesson of another one is dropped.
 
     Raises:
-        SourceError: the table can't be read.
+        SourceError: the table can't be read or lacks a column.
+        LabelsError: it labels none of the images.
         CatalogError: the catalogue is damaged.
         OSError: the disk is full or fails.
     """
-    directory = index_dir / ".learning"
+    directory = index_dir.absolute() / ".learning"  # a table's relative paths would be meant from its own folder
     root = str(collection.root) if collection else ""
     taught = _digest(few_labels) if few_labels else ""
     found = _read(directory)
     if found is not None and (found.start, found.collection, found.taught) == (start, root, taught):
         return found
     manifest.discard(directory)
-    (directory / _KEPT).mkdir(parents=True)
     with closing(adopt.open_catalog(index_dir)) as catalog:
         listing = list_entries(collection.sources if collection else (), catalog, mirror=False)
+        paths = {entry.item: entry.source.path if entry.source else None for entry in listing.entries}
+        if few_labels:
+            read_few(few_labels, paths)  # what is wrong with it is said of the table itself, not of the copy below
+        (directory / _KEPT).mkdir(parents=True)
         places = _write_images(directory, listing.entries, catalog)
     if few_labels:
-        paths = {entry.item: entry.source.path if entry.source else None for entry in listing.entries}
         write_few(few_labels, directory / _LABELS, paths, places)
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     begun = Lesson(directory, start, root, f"{stamp}-{index_dir.name}-{secrets.token_hex(2)}", taught=taught)

@@ -1,0 +1,68 @@
+"""What a rebuild gives the trainer to learn from."""
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from indexer.labels import LabelsError
+from indexer.learning import Lesson
+from indexer.rebuild import rebuild
+from indexer.records import Upsert
+from indexer.source import SourceError
+from indexer.store import Store
+from tests.indexer.test_rebuild import NAME, index, picture, quiet, upsert
+
+__all__ = ["index"]
+
+
+def _rows(table: Path) -> list[dict[str, str]]:
+    with table.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_image_is_where_the_table_says_though_the_store_is_named_from_the_working_directory(
+    index: Path, store: Store, tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a relative store, as is the default, the images that only the catalogue keeps were not found."""
+    upsert(index, Upsert("kept", image=picture(7)))
+    few = tmp_path / "few.csv"
+    few.write_text("path,class_id\nkept,wren\n")
+    monkeypatch.chdir(store.root.parent)
+    lessons = list[tuple[list[dict[str, str]], list[dict[str, str]]]]()
+
+    def learn(lesson: Lesson) -> str:
+        assert lesson.labels
+        lessons.append((_rows(lesson.images), _rows(lesson.labels)))
+        assert all(Path(row["path"]).is_absolute() and Path(row["path"]).is_file() for row in lessons[0][0])
+        return tiny_model
+
+    rebuild(NAME, store=Store(Path(store.root.name)), learn=learn, few_labels=few, progress=quiet)
+    ((images, labels),) = lessons
+    assert len(images) == 61
+    (label,) = labels
+    assert label["class_id"] == "wren"
+    assert label["path"] in {row["path"] for row in images}
+
+
+@pytest.mark.parametrize(
+    ("table", "error", "message"),
+    [
+        ("path,class_id\nkept,\n", LabelsError, "few.csv has no label to learn from of any item of the index"),
+        ("path,class_id\nnowhere.png,wren\n", LabelsError, "few.csv has no label to learn from of any item"),
+        ("item,class_id\nkept,wren\n", SourceError, "few.csv has no column path"),
+    ],
+)
+def test_labels_that_teach_nothing_are_refused_before_training(
+    table: str, error: type[Exception], message: str, index: Path, store: Store, tmp_path: Path
+) -> None:
+    """By the name of the table that was given, and not of its copy in the store."""
+    upsert(index, Upsert("kept", image=picture(7)))
+    few = tmp_path / "few.csv"
+    few.write_text(table)
+
+    def learn(lesson: Lesson) -> str:
+        raise AssertionError(lesson)
+
+    with pytest.raises(error, match=message):
+        rebuild(NAME, store=store, learn=learn, few_labels=few, progress=quiet)
