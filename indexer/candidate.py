@@ -6,7 +6,8 @@ Both are asked about the same items: a sample of those that are in both, with th
 - Contrast, which needs no labels: how far the nearest ten stand out from the rest (`trainer/choice.py` is its torch
   twin). It tells a metric that improves from one that falls apart, not the better of two good ones, so only a clear
   fall counts.
-- R@1, where labels are given: the share of items whose nearest other labelled item has their class.
+- R@1, where labels are given: the share of items whose nearest other labelled item has their class. Asked are those
+  whose class another labelled item has: the others have nothing right to find.
 """
 
 from collections.abc import Iterator, Mapping
@@ -62,7 +63,7 @@ class Comparison:
         overlap_at_10: share of the ten nearest, among items of both versions, that both found.
         rank_correlation: Spearman's, of an item's similarities to all others compared; the mean.
         contrast: see the module.
-        recall_at_1: see the module; None without labels.
+        recall_at_1: see the module; None without two labelled items of one class.
         labelled: how many labelled items both versions hold.
     """
 
@@ -184,18 +185,19 @@ def rank_correlation(mine: Embeddings, theirs: Embeddings) -> float:
 
 
 def nearest_hits(embeddings: Embeddings, classes: npt.NDArray[np.int64]) -> Floats:
-    """Whether the nearest other item has an item's class, (N,) of 0 and 1.
+    """Whether the nearest other item has an item's class, (Q,) of 0 and 1: of those whose class another item has.
 
     Args:
-        embeddings: (N, D) float32, unit length, N from 2.
-        classes: (N,) numbers.
+        embeddings: (N, D) float32, unit length.
+        classes: (N,) numbers from 0.
     """
-    hits = np.empty(len(classes))
-    for start in range(0, len(classes), _CHUNK):
-        rows = np.arange(start, min(start + _CHUNK, len(classes)))
+    queries = np.flatnonzero(np.bincount(classes)[classes] > 1)
+    hits = np.empty(len(queries))
+    for start in range(0, len(queries), _CHUNK):
+        rows = queries[start : start + _CHUNK]
         similarity = embeddings[rows] @ embeddings.T
         similarity[np.arange(len(rows)), rows] = -np.inf
-        hits[rows] = classes[similarity.argmax(axis=1)] == classes[rows]
+        hits[start : start + _CHUNK] = classes[similarity.argmax(axis=1)] == classes[rows]
     return hits
 
 
@@ -280,14 +282,12 @@ def _labelled_hits(
 ) -> tuple[int, tuple[Floats, Floats] | None]:
     mine, theirs = candidate.rows_of(list(classes)), active.rows_of(list(classes))
     both = [item for item in mine if item in theirs]
-    if len(both) < 2:
-        return len(both), None
     numbers = np.unique([classes[item] for item in both], return_inverse=True)[1].astype(np.int64)
-    hits = (
-        nearest_hits(opened.embeddings(np.array([rows[item] for item in both])), numbers)
+    before, after = (
+        nearest_hits(opened.embeddings(np.array([rows[item] for item in both], np.int64)), numbers)
         for opened, rows in ((active, theirs), (candidate, mine))
     )
-    return len(both), (next(hits), next(hits))
+    return len(both), (before, after) if len(before) else None
 
 
 def _paired(active: Floats, candidate: Floats) -> Paired:

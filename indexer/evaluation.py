@@ -24,7 +24,8 @@ class Evaluation:
         model: its model.
         recall: recall@10 against exact search, as it is searched by default.
         contrast: how far nearest neighbours stand out, see `indexer.candidate`; None below 3 items.
-        recall_at_1: share of the labelled items whose nearest other one has their class; None without labels.
+        recall_at_1: share of the labelled items whose nearest other one has their class, of those whose class another
+            one has; None without any.
         labelled: how many labelled items it holds.
         comparison: with the active version; None where it is that itself, or too few items are in both.
     """
@@ -58,12 +59,13 @@ def evaluate_version(index_dir: Path, number: int, labels: Path | None, progress
     progress("verify", 1, 1)
     progress("measure", 0, 1)
     rows, numbers = labelled_rows(opened, classes)
+    hits = nearest_hits(opened.embeddings(rows), numbers)
     measured = Evaluation(
         version=number,
         model=opened.manifest.model,
         recall=_recall(opened),
         contrast=float(contrasts(opened.embeddings(sampled_rows(opened))).mean()) if opened.count >= 3 else None,
-        recall_at_1=float(nearest_hits(opened.embeddings(rows), numbers).mean()) if len(rows) else None,
+        recall_at_1=float(hits.mean()) if len(hits) else None,
         labelled=len(rows),
         comparison=_comparison(index_dir, opened, classes),
     )

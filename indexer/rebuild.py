@@ -181,8 +181,8 @@ def _with_warning(report: BuildReport) -> BuildReport:
     if report.comparison is None or report.comparison.recall_at_1 is not None:
         return report
     warning = (
-        "all labels were learned from, so none measured what they taught: only contrast decided, which tells a "
-        "metric that fell apart; hold some out by a column split with test, or give --labels of other items"
+        "no label that was held out measured what was learned: only contrast decided, which tells a metric that fell "
+        "apart; hold some out by a column split with test, two or more of a class, or give --labels of other items"
     )
     return dataclasses.replace(report, warnings=(*report.warnings, warning))
 

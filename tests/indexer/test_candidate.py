@@ -75,6 +75,16 @@ def test_r_at_1_takes_the_nearest_other_item() -> None:
     assert nearest_hits(SAMPLE, classes).tolist() == expected
 
 
+def test_an_item_alone_of_its_class_is_searched_but_not_asked() -> None:
+    """It has nothing right to find: asked, it would count as missed under every model, and no learning could help."""
+    axes = np.eye(4, dtype=np.float32)[[0, 1, 0, 2]]
+    assert nearest_hits(axes, np.array([0, 1, 0, 2])).tolist() == [1, 1]
+    near_another = axes[[0, 0, 1, 1]]
+    assert nearest_hits(near_another, np.array([0, 1, 0, 2])).tolist() == [0, 0]
+    assert nearest_hits(axes, np.arange(4)).tolist() == []
+    assert nearest_hits(axes[:0], np.array([], np.int64)).tolist() == []
+
+
 def comparison(contrast: Paired, recall_at_1: Paired | None = None) -> Comparison:
     return Comparison(
         active=1,

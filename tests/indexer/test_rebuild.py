@@ -322,7 +322,10 @@ def clusters(store: Store, tiny_model: str, make_model: Callable[..., str], tmp_
 
 
 def test_a_worse_metric_is_refused(store: Store, clusters: tuple[str, Path], tiny_model: str) -> None:
-    """Where neighbours stand out less under the new model, or share their class less, the old version stays."""
+    """Where neighbours stand out less under the new model, or share their class less, the old version stays.
+
+    Labels of which no two are of one class say nothing of that.
+    """
     other, labels = clusters
     unlabelled = rebuild(NAME, store=store, model=other, progress=quiet)
     assert (unlabelled.activated, version.active_version(store.index(NAME))) == (False, 1)
@@ -332,6 +335,12 @@ def test_a_worse_metric_is_refused(store: Store, clusters: tuple[str, Path], tin
     assert labelled.comparison is not None
     assert labelled.comparison.recall_at_1 is not None
     assert labelled.comparison.recall_at_1.active == 1.0
+    one_each = labels.with_name("one each.csv")
+    one_each.write_text("path,class_id\n" + "".join(f"{row},{row}\n" for row in range(6)))
+    unjudged = rebuild(NAME, store=store, model=other, labels=one_each, progress=quiet)
+    assert unjudged.comparison is not None
+    assert (unjudged.comparison.labelled, unjudged.comparison.recall_at_1) == (6, None)
+    assert "neighbours stand out less: contrast is" in unjudged.refused
     adopt.activate(store, NAME, labelled.version)
     better = rebuild(NAME, store=store, model=tiny_model, labels=labels, progress=quiet)
     assert (better.refused, better.activated) == ("", True)
