@@ -122,7 +122,7 @@ class Comparison:
         overlap_at_10: which part of the 10 nearest items both found, mean, 0 to 1.
         rank_correlation: Spearman's, of an item's similarities to the others, mean, -1 to 1.
         contrast: how far the nearest 10 items stand out from the rest.
-        label_recall_at_1: Recall@1 by labels; None where none were given.
+        label_recall_at_1: Recall@1 by labels; None where none were given, or no two of one class.
         labelled_items: how many labelled items both hold.
     """
 

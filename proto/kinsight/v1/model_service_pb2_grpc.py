@@ -30,10 +30,10 @@ class ModelServiceStub:
     """Learns models from images on the server's machine, and says which images are worth labelling.
 
     A model never changes but for its calibration, and what is searched does not change when one is learned:
-    IndexService.BuildVersion embeds an index by it. Collections are named by absolute paths in the folders that the server was allowed to read, as in
-    ImportItemsRequest.path. Long work runs in processes of its own, behind the searches; only one learns at a time:
-    another one is ABORTED meanwhile. One that was interrupted by a crash goes on from its last checkpoint when the
-    server is back.
+    IndexService.BuildVersion embeds an index by it. Collections are named by absolute paths in the folders that the
+    server was allowed to read, as in ImportItemsRequest.path. Long work runs in processes of its own, behind the
+    searches; only one learns at a time: another one is ABORTED meanwhile. One that was interrupted by a crash goes on
+    from its last checkpoint when the server is back.
     """
 
     def __init__(self, channel):
@@ -78,10 +78,10 @@ class ModelServiceServicer:
     """Learns models from images on the server's machine, and says which images are worth labelling.
 
     A model never changes but for its calibration, and what is searched does not change when one is learned:
-    IndexService.BuildVersion embeds an index by it. Collections are named by absolute paths in the folders that the server was allowed to read, as in
-    ImportItemsRequest.path. Long work runs in processes of its own, behind the searches; only one learns at a time:
-    another one is ABORTED meanwhile. One that was interrupted by a crash goes on from its last checkpoint when the
-    server is back.
+    IndexService.BuildVersion embeds an index by it. Collections are named by absolute paths in the folders that the
+    server was allowed to read, as in ImportItemsRequest.path. Long work runs in processes of its own, behind the
+    searches; only one learns at a time: another one is ABORTED meanwhile. One that was interrupted by a crash goes on
+    from its last checkpoint when the server is back.
     """
 
     def ListModels(self, request, context):
@@ -178,10 +178,10 @@ class ModelService:
     """Learns models from images on the server's machine, and says which images are worth labelling.
 
     A model never changes but for its calibration, and what is searched does not change when one is learned:
-    IndexService.BuildVersion embeds an index by it. Collections are named by absolute paths in the folders that the server was allowed to read, as in
-    ImportItemsRequest.path. Long work runs in processes of its own, behind the searches; only one learns at a time:
-    another one is ABORTED meanwhile. One that was interrupted by a crash goes on from its last checkpoint when the
-    server is back.
+    IndexService.BuildVersion embeds an index by it. Collections are named by absolute paths in the folders that the
+    server was allowed to read, as in ImportItemsRequest.path. Long work runs in processes of its own, behind the
+    searches; only one learns at a time: another one is ABORTED meanwhile. One that was interrupted by a crash goes on
+    from its last checkpoint when the server is back.
     """
 
     @staticmethod
