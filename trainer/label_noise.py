@@ -17,6 +17,7 @@ _BEATEN = 1 / 3  # of all classes: Storey's lambda; the estimate is surer below,
 _HARMLESS = 0.15  # share of random labels up to which none is left out: right ones would be lost for little
 _BLIND = 0.75  # from here on the metric may as well know nothing of what is labelled
 _SURE = 0.9  # estimated share of random labels among those that are left out
+_AT_A_TIME = 1 / 8  # of a class's doubted labels: one by one where they are few, in few rounds where they are many
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,12 +82,12 @@ def label_noise(embeddings: Tensor, items: Sequence[str], label: Tensor) -> Labe
     wrong_share = share * (classes - 1) / classes  # a random class is now and then the right one
     if not _HARMLESS <= share <= _BLIND:
         return LabelNoise(judged=judged, wrong_share=wrong_share)
-    cut = first_random(rank[rows], classes, share)
-    doubted = sorted(rows[rank[rows] >= cut].tolist(), key=lambda row: -int(rank[row]))
+    left_out = surely_wrong(embeddings, label, first_random(rank[rows], classes, share))
     kept = torch.ones(len(label), dtype=torch.bool)
-    kept[doubted] = False
-    if _count(label[kept]) < 2:  # nothing would be left to learn from
-        doubted = []
+    kept[left_out] = False
+    if (torch.bincount(label[kept]) > 1).sum() < 2:  # nothing would be left to learn from
+        left_out = []
+    doubted = sorted(left_out, key=lambda row: -int(rank[row]))
     return LabelNoise(judged=judged, wrong_share=wrong_share, doubted=tuple(items[row] for row in doubted))
 
 
@@ -110,6 +111,43 @@ def class_ranks(embeddings: Tensor, label: Tensor) -> Tensor:
         to_class = (rows @ means.T).scatter(1, own[:, None], -torch.inf)
         ranks.append((to_class > to_own[:, None]).sum(1).masked_fill(others == 0, -1))
     return torch.cat(ranks)
+
+
+def surely_wrong(embeddings: Tensor, label: Tensor, rank: int) -> list[int]:
+    """The rows whose labels are beaten by so many classes, the surest first and the others judged without them.
+
+    A wrong label casts doubt on the right ones of its class, in a small class on all of them. The last label of a
+    class has nothing to be judged by, and stays.
+
+    Args:
+        embeddings: (N, D) float32, unit length.
+        label: (N,) int64.
+        rank: how many classes are enough, at least 1; see `class_ranks`.
+
+    Returns:
+        The rows, in the order in which they were found.
+    """
+    taken: list[int] = []
+    rest = torch.arange(len(label))
+    while True:
+        ranks = class_ranks(embeddings[rest], label[rest])
+        surest = _surest(ranks, label[rest], rank)
+        if not surest.any():
+            return taken
+        taken += rest[surest].tolist()
+        rest = rest[~surest]
+
+
+def _surest(ranks: Tensor, label: Tensor, rank: int) -> Tensor:
+    """(N,) bool: of the rows of each class that reach a rank, the share of `_AT_A_TIME` that ranks highest."""
+    rows = (ranks >= rank).nonzero().flatten()
+    rows = rows[ranks[rows].argsort(descending=True, stable=True)]
+    rows = rows[label[rows].argsort(stable=True)]  # class by class, each from the highest rank on
+    _, own, counts = torch.unique_consecutive(label[rows], return_inverse=True, return_counts=True)
+    place = torch.arange(len(rows)) - (counts.cumsum(0) - counts)[own]
+    surest = torch.zeros(len(label), dtype=torch.bool)
+    surest[rows[place < _AT_A_TIME * counts[own]]] = True
+    return surest
 
 
 def _count(label: Tensor) -> int:
