@@ -45,7 +45,8 @@ def build(
     """Index IMAGES with a model as the next version of NAME, and activate it.
 
     IMAGES is a folder, searched with its subfolders; a CSV or Parquet table with a column path; tar shards; or
-    Parquet tables with the images in a column. `kinsight train --help` says more of each.
+    Parquet tables with the images in a column. `kinsight train --help` says more of each. A table's column payload is
+    not read here, but by `kinsight items import`.
 
     Of what an earlier build put into NAME, the version holds what is in IMAGES still; of what was upserted, all; of
     what was deleted, nothing. `kinsight rebuild` adds images instead, and measures before it activates.
