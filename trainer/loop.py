@@ -171,8 +171,11 @@ class _Training:
     def _epoch(self) -> int:
         """The rest of the current epoch; how many images it drew."""
         first = self.position.step
+        self.objective.eval()
         if self.order is None:
             self.order = self._draw_order()
+        else:  # of a checkpoint from within the epoch
+            self.objective.resume_epoch(self._embed_all)
         steps = len(self.order)
         self.objective.train()
         statistics = _running_statistics(self.objective)
@@ -188,7 +191,6 @@ class _Training:
 
     def _draw_order(self) -> Tensor:
         """Which images each step of the next epoch has, (steps, B), the same in all processes."""
-        self.objective.eval()
         own = self.objective.before_epoch(self._embed_all, self.recipe.run.batch_size)
         # What was drawn at random, heads for example, each process drew otherwise.
         distributed.copy_main(self.objective)

@@ -90,6 +90,7 @@ class Objective(nn.Module):
     """A training method: losses on batches, and what it does between them.
 
     All state that training changes is a parameter or a buffer, so that a checkpoint holds it and resuming is exact.
+    What is only derived from the images may be neither, and is made again by `resume_epoch`.
     Everything trainable that is not in `encoder.backbone` is a head.
 
     Attributes:
@@ -146,3 +147,10 @@ class Objective(nn.Module):
         heads = [p for p in self.parameters() if p.requires_grad and id(p) not in known]
         groups = ({"params": backbone, "lr": lr}, {"params": heads, "lr": lr if head_lr is None else head_lr})
         return [group for group in groups if group["params"]]
+
+    def resume_epoch(self, embed_all: EmbedAll) -> None:
+        """Called in place of `before_epoch` where a run goes on within an epoch; it must draw nothing at random.
+
+        Args:
+            embed_all: embeds the training set with any function of images.
+        """

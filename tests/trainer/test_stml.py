@@ -17,6 +17,8 @@ from trainer.encoders import Encoder, make_backbone
 from trainer.objective import Batch
 from trainer.objectives.stml import STML, contextual_similarity, relaxed_contrastive, self_distillation
 from trainer.parts.distances import relative_distances
+from trainer.parts.heads import set_to_principal_axes
+from trainer.parts.neighbours import nearest
 
 
 def unit(count: int, dim: int, seed: int = 0) -> Tensor:
@@ -306,6 +308,7 @@ def test_pca_heads_keep_the_backbones_distances_and_are_set_once() -> None:
         ({"sigma": 0.0}, "sigma 0.0"),
         ({"head_init": "zero"}, "'zero'"),
         ({"distillation_epochs": 1}, "to distil, 'pca'"),
+        ({"pretrained_share": 1.5}, "pretrained_share is 1.5; it must be 0 to 1"),
     ],
 )
 def test_bad_keywords_are_named(keywords: dict[str, Any], message: str) -> None:
@@ -403,19 +406,54 @@ def test_nothing_is_distilled_where_nothing_can_be(tmp_path: Path, why: str) -> 
     assert objective.large_size == 0
 
 
+def test_what_the_pretrained_network_saw_is_part_of_the_labels(tmp_path: Path) -> None:
+    """Squared distances are the teacher's and those of whitened pretrained features, by share; unit length stays."""
+    objective = distilling(tmp_path, pretrained_share=0.3, whitening=0.5)
+    embed_all = embed_sizes(objective, [])
+    objective.before_epoch(embed_all, 20)
+    features = embed_all(objective.pretrained, 64)
+    head = nn.Linear(features.shape[1], features.shape[1])
+    set_to_principal_axes(head, features, 0.5)
+    with torch.no_grad():
+        seen = F.normalize(head(features)[:, :96], dim=1)
+    z = F.normalize(torch.randn(4, 96, generator=torch.Generator().manual_seed(3)), dim=1)
+    rows = objective._with_seen_large(z, torch.tensor([7, 0, 7, 29]))
+    for a, one in enumerate((7, 0, 7, 29)):
+        assert rows[a].norm().item() == pytest.approx(1, abs=1e-3)
+        for b, other in enumerate((7, 0, 7, 29)):
+            expected = 0.7 * (z[a] - z[b]).square().sum() + 0.3 * (seen[one] - seen[other]).square().sum()
+            assert (rows[a] - rows[b]).square().sum().item() == pytest.approx(expected.item(), abs=2e-3)
+
+
+def test_lists_and_labels_are_of_what_the_pretrained_network_saw(tmp_path: Path) -> None:
+    """With the whole share, a student that has forgotten everything still gets its lists and its pseudo-labels."""
+    objective = distilling(tmp_path, pretrained_share=1.0, distillation_epochs=1)
+    embed_all = embed_sizes(objective, [])
+    objective.before_epoch(embed_all, 20)
+    with torch.no_grad():
+        for parameter in objective.background.parameters():
+            parameter.zero_()
+    order = objective.before_epoch(embed_all, 20)
+    assert order is not None
+    assert objective.seen_large is not None
+    lists = nearest(objective.seen_large.float(), 5)
+    assert all(lists[row[0]].tolist() == row.tolist() for row in order.view(-1, 5))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
 @pytest.mark.parametrize("step", [2, 3, 4, 6])
 def test_a_run_resumes_exactly_from_within_and_after_distillation(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, share: float
 ) -> None:
     """Stopped in any epoch, a fresh object goes on in the same one; rate and optimiser begin anew with STML."""
     monkeypatch.setattr(loop, "LOG_EVERY", 1)
     monkeypatch.setattr(loop, "SAVE_EVERY_S", 0.0)
     rates = ("optimizer.lr=1e-3", "optimizer.warmup_steps=2", "run.schedule=cosine")
     chosen = recipe("run.epochs=2", "data.cache_size=40", *rates)
-    whole, outcome = train(tmp_path / "whole", chosen, distilling(tmp_path))
+    whole, outcome = train(tmp_path / "whole", chosen, distilling(tmp_path, pretrained_share=share))
     with pytest.raises(Stopped):
-        train(tmp_path / "parts", chosen, distilling(tmp_path), progress=stop_at(step))
-    resumed, rest = train(tmp_path / "parts", chosen, distilling(tmp_path))
+        train(tmp_path / "parts", chosen, distilling(tmp_path, pretrained_share=share), progress=stop_at(step))
+    resumed, rest = train(tmp_path / "parts", chosen, distilling(tmp_path, pretrained_share=share))
     assert (outcome.epochs, outcome.steps, rest.steps) == (4, 8, 8 - (step - 1))
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name

@@ -1,6 +1,7 @@
 """STML: a teacher, the moving average of the student, labels each batch with how alike its images are in context."""
 
 import copy
+import math
 import random
 from typing import Literal
 
@@ -14,7 +15,7 @@ from trainer.memory import images_at_once
 from trainer.objective import Batch, EmbedAll, Objective
 from trainer.parts.distances import relative_distances, squared_distances
 from trainer.parts.ema import update_teacher
-from trainer.parts.heads import orthogonal_head, set_to_principal_axes
+from trainer.parts.heads import orthogonal_head, principal_axes, set_to_principal_axes
 from trainer.parts.neighbours import nearest
 from trainer.profiling import part
 
@@ -114,6 +115,9 @@ class STML(Objective):
         that it starts from sees at `distillation_size`, in the same crops (knowledge distillation by features, with a
         teacher that sees what the student sees: Beyer et al., CVPR 2022, arXiv 2106.05237, there by class scores). At
         112 pixels a network that was pretrained at 224 tells much less apart than it could.
+        Where the backbone was distilled, the pretrained network goes on teaching beside the teacher: what it sees in
+        the whole, larger images is part of the embeddings that pseudo-labels and lists of neighbours are made of, by
+        `pretrained_share` of their squared distances. It was seen once, so it costs nothing in the steps.
     """
 
     centred = True
@@ -135,6 +139,7 @@ class STML(Objective):
         whitening: float = 0.0,
         distillation_epochs: int = 0,
         distillation_size: int = 224,
+        pretrained_share: float = 0.0,
     ):
         """Keyword defaults are the paper's for CUB and Cars.
 
@@ -152,6 +157,8 @@ class STML(Objective):
             distillation_epochs: before STML's own, with `head_init="pca"`; none where the backbone has learned since
                 it was pretrained, was not, sees images as large already, or only those of one size.
             distillation_size: side of the images that teach in them, pixels: what the weights were pretrained at.
+            pretrained_share: of the pretrained network in what makes pseudo-labels after distillation, [0, 1]; the
+                rest is the teacher's.
 
         Raises:
             ValueError: a keyword is out of its range, or the encoder's head is not linear.
@@ -175,6 +182,8 @@ class STML(Objective):
                 f"distillation_epochs is {distillation_epochs}, distillation_size {distillation_size} and head_init "
                 f"{head_init!r}; they must be 0 or more, 1 or more and, to distil, 'pca'"
             )
+        if not 0 <= pretrained_share <= 1:
+            raise ValueError(f"pretrained_share is {pretrained_share}; it must be 0 to 1")
         channels = encoder.head.in_features
         if encoder.backbone.tells_more_at(distillation_size) and not encoder.head_is_trained:
             self.first_epochs = distillation_epochs
@@ -192,6 +201,10 @@ class STML(Objective):
         self.pretrained = copy.deepcopy(encoder.backbone).requires_grad_(False) if self.first_epochs else None
         self.neighbours, self.context, self.sigma, self.delta = neighbours, context, sigma, delta
         self.momentum, self.temperature, self.whitening = momentum, temperature, whitening
+        self.pretrained_share = pretrained_share if self.first_epochs else 0.0
+        # (N, C) float16 at unit length: what the pretrained network sees in the whole training set. Not a buffer: it
+        # is as large as the set and never changes, so a run that goes on makes it again.
+        self.seen_large: Tensor | None = None
         self.train()
 
     def train(self, mode: bool = True) -> "STML":
@@ -248,6 +261,7 @@ class STML(Objective):
         with torch.autocast(images.device.type, enabled=False):
             f, g = self.encoder.head(features.float()), self.background(features.float())
             z = F.normalize(self.teacher[1](taught.float()), dim=1)
+            z = self._with_seen_large(z, batch.index.repeat(views))
             return gather(f, views), gather(g, views), gather(z, views)
 
     def _similarity(self, teacher: Tensor, index: Tensor) -> Tensor:
@@ -287,9 +301,12 @@ class STML(Objective):
         self.epochs_begun += 1
         if self.large_size:
             if not self.heads_are_set and self.pretrained is not None:
+                features = embed_all(self.pretrained, self.large_size)
                 # Of the features that the student's are to become: so the heads need not turn when they have.
-                self._set_heads(embed_all(self.pretrained, self.large_size))
+                self._set_heads(features)
+                self._keep_seen_large(features)
             return None
+        self.resume_epoch(embed_all)
         features = embed_all(self.encoder.backbone)
         if not self.heads_are_set:
             self._set_heads(features)
@@ -297,10 +314,33 @@ class STML(Objective):
             self._move_teacher(0)  # equal to the student when STML begins
         return self._batches(features, batch_size)
 
+    def resume_epoch(self, embed_all: EmbedAll) -> None:
+        """Let the pretrained network see the training set again, where this process has not done so."""
+        if self.pretrained_share and self.seen_large is None and not self.large_size:
+            assert self.pretrained is not None  # noqa: S101  # there is no share without it
+            self._keep_seen_large(embed_all(self.pretrained, self.distillation_size))
+
+    @torch.no_grad()
+    def _keep_seen_large(self, features: Tensor) -> None:
+        if self.pretrained_share:
+            axes = principal_axes(features, self.whitening)[: self.background.out_features]
+            rows = (features - features.mean(0)) @ axes.T
+            self.seen_large = F.normalize(rows, dim=1).half()
+
+    def _with_seen_large(self, z: Tensor, index: Tensor) -> Tensor:
+        """Embeddings (M, C) of unit length whose squared distances are, by share, the pretrained network's too."""
+        if self.seen_large is None:
+            return z
+        share, seen = self.pretrained_share, self.seen_large[index].float()
+        return torch.cat([math.sqrt(1 - share) * z, math.sqrt(share) * seen], 1)
+
     def _batches(self, features: Tensor, batch_size: int) -> Tensor:
         """An epoch's sampling order, of the backbone's (N, C) features of the training set."""
         with torch.no_grad():
-            lists = nearest(self.background(features), self.neighbours).cpu()
+            rows = self.background(features)
+            if self.seen_large is not None:
+                rows = self._with_seen_large(F.normalize(rows, dim=1), torch.arange(len(rows)))
+            lists = nearest(rows, self.neighbours).cpu()
         draw = random.Random(int(torch.randint(2**62, ())))  # noqa: S311  # of the loop's seeded generator
         queries = min(batch_size // self.neighbours, len(lists))
         steps = max(1, len(lists) // batch_size)

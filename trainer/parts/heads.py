@@ -23,9 +23,29 @@ def set_to_principal_axes(head: nn.Linear, features: Tensor, whitening: float = 
 
     Args:
         head: C to D.
+        features: as `principal_axes` takes them.
+        whitening: as `principal_axes` takes it.
+    """
+    axes, channels = principal_axes(features, whitening), features.shape[1]
+    if head.out_features > channels:
+        turn = torch.empty(head.out_features, channels)
+        axes = nn.init.orthogonal_(turn).to(axes) @ axes
+    weight = axes[: head.out_features]
+    head.weight.copy_(weight)
+    head.bias.copy_(-weight @ features.mean(0))
+
+
+@torch.no_grad()
+def principal_axes(features: Tensor, whitening: float = 0.0) -> Tensor:
+    """The axes along which features vary, most variance first.
+
+    Args:
         features: (N, C) float32, any N from 1; axes beyond their rank are arbitrary and orthogonal.
         whitening: how far the axes' variances are evened out, 0 (not at all) to 1 (all equal, but for those that
             hardly vary): the few directions in which pretrained features vary most tell the least of fine classes.
+
+    Returns:
+        (C, C) float32, an axis a row: `(features - mean) @ axes.T` is what a head of C outputs gives.
     """
     mean = features.mean(0)
     channels = features.shape[1]
@@ -38,10 +58,4 @@ def set_to_principal_axes(head: nn.Linear, features: Tensor, whitening: float = 
     if whitening:
         share = variances / variances[0].clamp_min(torch.finfo(variances.dtype).tiny) + _LEAST_SHARE
         axes = axes * share.pow(-whitening / 2)[:, None]
-    axes = axes.to(features.dtype)
-    if head.out_features > channels:
-        turn = torch.empty(head.out_features, channels)
-        axes = nn.init.orthogonal_(turn).to(axes) @ axes
-    weight = axes[: head.out_features]
-    head.weight.copy_(weight)
-    head.bias.copy_(-weight @ mean)
+    return axes.to(features.dtype)
