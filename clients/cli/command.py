@@ -1,6 +1,6 @@
 """The command's frame: its verbs, and how an error becomes one line and an exit code."""
 
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -37,13 +37,24 @@ class _Verbs(click.Group):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            click.echo("interrupted: nothing is left half-written", err=True)
-            ctx.exit(INTERRUPTED)
+            _exit_interrupted(ctx)
         except Exception as error:
+            if _came_of_ctrl_c(error):
+                _exit_interrupted(ctx)
             message = expected_message(error)
             if message is None or ctx.params["traceback"]:
                 raise
             raise Failure(message) from error
+
+
+def _exit_interrupted(ctx: click.Context) -> NoReturn:
+    click.echo("interrupted: nothing is left half-written", err=True)
+    ctx.exit(INTERRUPTED)
+
+
+def _came_of_ctrl_c(error: Exception) -> bool:
+    """Whether a library of C that was just loading made an error of its own of Ctrl-C, as ONNX Runtime does."""
+    return isinstance(error, ImportError) and isinstance(error.__cause__, KeyboardInterrupt)
 
 
 @click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})

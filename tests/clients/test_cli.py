@@ -323,6 +323,27 @@ def test_ctrl_c_while_the_verbs_load_is_no_traceback() -> None:
     assert (done.returncode, done.stderr) == (INTERRUPTED, "interrupted: nothing was begun\n")
 
 
+def test_ctrl_c_while_a_library_of_c_loads_is_no_traceback(tmp_path: Path) -> None:
+    """pybind11 turns what is raised while a module begins into an ImportError with that as its cause."""
+    script = (
+        "import signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "class Loading:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'faiss':\n"
+        "            try:\n"
+        "                signal.raise_signal(signal.SIGINT)\n"
+        "            except KeyboardInterrupt as error:\n"
+        "                raise ImportError('initialization failed') from error\n"
+        "sys.meta_path.insert(0, Loading())\n"
+        "from clients.cli import main\n"
+        "main()\n"
+    )
+    words = ["index", "build", "photos", str(tmp_path), "--model", "any", "--store", str(tmp_path)]
+    done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (INTERRUPTED, "interrupted: nothing is left half-written\n")
+
+
 @pytest.mark.parametrize("name", ["Birds", "two words", "../up"])
 def test_what_can_not_name_an_index_is_said_before_anything_is_recorded(
     name: str, run: Run, photos: Path, tiny_model: str
