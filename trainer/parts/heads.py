@@ -58,4 +58,5 @@ def principal_axes(features: Tensor, whitening: float = 0.0) -> Tensor:
     if whitening:
         share = variances / variances[0].clamp_min(torch.finfo(variances.dtype).tiny) + _LEAST_SHARE
         axes = axes * share.pow(-whitening / 2)[:, None]
-    return axes.to(features.dtype)
+    found: Tensor = axes.to(features.dtype)
+    return found
