@@ -334,13 +334,22 @@ class STML(Objective):
         share, seen = self.pretrained_share, self.seen_large[index].float()
         return torch.cat([math.sqrt(1 - share) * z, math.sqrt(share) * seen], 1)
 
+    def _listed(self, features: Tensor) -> Tensor:
+        """What lists of neighbours are made of: head g's embeddings, and what the pretrained network saw, if it did.
+
+        The latter has unit length, and so head g's get it too. A block at a time: whole sets are large.
+        """
+        if self.seen_large is None:
+            return self.background(features)  # type: ignore[no-any-return]
+        rows = features.new_empty(len(features), self.background.out_features + self.seen_large.shape[1])
+        for index in torch.split(torch.arange(len(features), device=features.device), 8192):
+            rows[index] = self._with_seen_large(F.normalize(self.background(features[index]), dim=1), index)
+        return rows
+
     def _batches(self, features: Tensor, batch_size: int) -> Tensor:
         """An epoch's sampling order, of the backbone's (N, C) features of the training set."""
         with torch.no_grad():
-            rows = self.background(features)
-            if self.seen_large is not None:
-                rows = self._with_seen_large(F.normalize(rows, dim=1), torch.arange(len(rows)))
-            lists = nearest(rows, self.neighbours).cpu()
+            lists = nearest(self._listed(features), self.neighbours).cpu()
         draw = random.Random(int(torch.randint(2**62, ())))  # noqa: S311  # of the loop's seeded generator
         queries = min(batch_size // self.neighbours, len(lists))
         steps = max(1, len(lists) // batch_size)
