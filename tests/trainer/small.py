@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -14,6 +15,7 @@ from trainer.loop import Outcome
 from trainer.loop import train as run_loop
 from trainer.objective import Batch, Objective
 from trainer.objectives import make_objective
+from trainer.objectives.stml import STML
 from trainer.recipe import Recipe, load, override
 
 CPU = torch.device("cpu")
@@ -55,6 +57,17 @@ def encoder(*, freeze_bn: bool = False) -> Encoder:
 
 def build(chosen: Recipe, **options: Any) -> Objective:
     return make_objective(chosen.objective.name, encoder(**options), **chosen.objective.keywords)
+
+
+def distilling(tmp_path: Path, *, background_dim: int = 96, **keywords: Any) -> STML:
+    """A small network with weights from a file, as a pretrained one has them, seeing 32 pixels where 64 teach."""
+    torch.manual_seed(0)
+    tmp_path.mkdir(parents=True, exist_ok=True)
+    file = tmp_path / "published.safetensors"
+    save_file(make_backbone("test_resnet", "none", size=32).named_weights(), file)
+    backbone = make_backbone("test_resnet", str(file), size=32, freeze_bn=True)
+    options = {"head_init": "pca", "distillation_epochs": 2, "distillation_size": 64, **keywords}
+    return STML(Encoder(backbone, nn.Linear(backbone.channels, 8)), background_dim=background_dim, **options)
 
 
 def train(

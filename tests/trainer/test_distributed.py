@@ -15,7 +15,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.trainer.small import CPU, FOUR_STEPS, Queue, Stopped, build, encoder, images, recipe, stop_at, train
+from tests.trainer.small import (
+    CPU,
+    FOUR_STEPS,
+    Queue,
+    Stopped,
+    build,
+    distilling,
+    encoder,
+    images,
+    recipe,
+    stop_at,
+    train,
+)
 from trainer import distributed, loop
 from trainer.feed import Feed
 from trainer.loop import TrainingError
@@ -49,6 +61,22 @@ def learn(directory: Path, objective: Objective, *changes: str) -> dict[str, Any
 
 def train_stml(directory: Path) -> dict[str, Any]:
     return learn(directory, build(recipe("objective.head_init=pca"), freeze_bn=True))
+
+
+def train_distilled(directory: Path) -> dict[str, Any]:
+    """With axes that point the other way in the second process, as another device's eigensolver may have them."""
+    own = directory / str(distributed.rank())
+    # No more axes than 40 images have: the others are arbitrary.
+    objective = distilling(own, background_dim=32, pretrained_share=0.5, distillation_epochs=1)
+    keep = objective._keep_seen_large
+
+    def keep_mirrored(features: Tensor) -> None:
+        keep(features)
+        assert objective.seen_large is not None
+        objective.seen_large *= 1 - 2 * distributed.rank()
+
+    objective._keep_seen_large = keep_mirrored  # type: ignore[method-assign]
+    return learn(directory, objective, "run.epochs=1", "data.cache_size=40")
 
 
 def train_without_frozen_norms(directory: Path) -> dict[str, Any]:
@@ -98,6 +126,7 @@ def values(_: Path) -> dict[str, Any]:
 
 JOBS: list[Callable[[Path], dict[str, Any]]] = [
     train_stml,
+    train_distilled,
     train_without_frozen_norms,
     train_uninterrupted,
     train_interrupted,
@@ -155,14 +184,15 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable
 # ---- what is promised
 
 
-def test_two_processes_learn_what_one_does(found: Any, alone: Any) -> None:
+@pytest.mark.parametrize("job", [train_stml, train_distilled])
+def test_two_processes_learn_what_one_does(found: Any, alone: Any, job: Callable[[Path], dict[str, Any]]) -> None:
     """Losses, gradients and weights of STML after four steps equal those of one process with the whole batches."""
-    expected = alone(train_stml)
+    expected = alone(job)
     for process in found:
         for what in ("losses", "gradients"):
-            torch.testing.assert_close(process["train_stml"][what], expected[what], atol=1e-5, rtol=0)
+            torch.testing.assert_close(process[job.__name__][what], expected[what], atol=1e-5, rtol=0)
         for what in ("weights", "averaged"):  # Adam scales rounding errors of small gradients up
-            torch.testing.assert_close(process["train_stml"][what], expected[what], atol=3e-5, rtol=0)
+            torch.testing.assert_close(process[job.__name__][what], expected[what], atol=3e-5, rtol=0)
 
 
 def test_shares_are_disjoint_and_together_the_batch(found: Any, alone: Any) -> None:

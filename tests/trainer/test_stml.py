@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tests.trainer.small import Stopped, recipe, stop_at, train
+from tests.trainer.small import Stopped, distilling, recipe, stop_at, train
 from trainer import loop
 from trainer.encoders import Encoder, make_backbone
 from trainer.objective import Batch
@@ -322,16 +321,6 @@ def test_batch_smaller_than_a_list_is_an_error() -> None:
     objective = make(neighbours=5)
     with pytest.raises(ValueError, match="batch_size is 4"):
         objective.before_epoch(embed_all_of(objective, 10), 4)
-
-
-def distilling(tmp_path: Path, *, background_dim: int = 96, **keywords: Any) -> STML:
-    """A small network with weights from a file, as a pretrained one has them, seeing 32 pixels where 64 teach."""
-    torch.manual_seed(0)
-    file = tmp_path / "published.safetensors"
-    save_file(make_backbone("test_resnet", "none", size=32).named_weights(), file)
-    backbone = make_backbone("test_resnet", str(file), size=32, freeze_bn=True)
-    options = {"head_init": "pca", "distillation_epochs": 2, "distillation_size": 64, **keywords}
-    return STML(Encoder(backbone, nn.Linear(backbone.channels, 8)), background_dim=background_dim, **options)
 
 
 def embed_sizes(objective: STML, asked: list[int]) -> Any:

@@ -86,7 +86,7 @@ def test_the_terms_are_those_of_the_two_losses_on_their_own_images() -> None:
     found = objective.losses(batch)
 
     near = Batch([view[:6] for view in batch.views], index[:6], LABEL[index[:6]])
-    f, g, z = objective._embedded(near)
+    f, g, z = objective._embedded(near, near.index)
     label = LABEL[index[:6]].repeat(2)
     pseudo = objective._similarity(z, index[:6].repeat(2))
     expected = objective._terms(f, g, naive_override(pseudo, label.tolist()))

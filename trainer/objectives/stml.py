@@ -236,9 +236,10 @@ class STML(Objective):
 
     def _own_losses(self, batch: Batch) -> dict[str, Tensor]:
         """The terms of the epochs that follow distillation."""
-        f, g, z = self._embedded(batch)
+        index = gather(batch.index)
+        f, g, z = self._embedded(batch, index)
         with torch.autocast(f.device.type, enabled=False):
-            return self._terms(f, g, self._similarity(z, gather(batch.index).repeat(len(batch.views))))
+            return self._terms(f, g, self._similarity(z, index.repeat(len(batch.views))))
 
     def _distillation(self, images: Tensor, large: Tensor) -> Tensor:
         """How far the student's features lie from what the pretrained network sees in the same, larger images."""
@@ -251,8 +252,13 @@ class STML(Objective):
         with torch.autocast(images.device.type, enabled=False):
             return 1 - F.cosine_similarity(features.float(), taught.float()).mean()
 
-    def _embedded(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """The whole batch by heads f and g of the student and, at unit length, by the teacher: (V * B, ...) each."""
+    def _embedded(self, batch: Batch, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The whole batch by heads f and g of the student and, at unit length, by the teacher: (V * B, ...) each.
+
+        Args:
+            batch: this process's share of it.
+            index: (B,) of the whole of it.
+        """
         images, views = torch.cat(batch.views), len(batch.views)
         with part("backbone"):
             features = self.encoder.backbone(images)
@@ -260,9 +266,9 @@ class STML(Objective):
             taught = self.teacher[0](images)
         with torch.autocast(images.device.type, enabled=False):
             f, g = self.encoder.head(features.float()), self.background(features.float())
-            z = F.normalize(self.teacher[1](taught.float()), dim=1)
-            z = self._with_seen_large(z, batch.index.repeat(views))
-            return gather(f, views), gather(g, views), gather(z, views)
+            z = gather(F.normalize(self.teacher[1](taught.float()), dim=1), views)
+            # After the exchange, so that all rows are along one process's axes: another's may point the other way.
+            return gather(f, views), gather(g, views), self._with_seen_large(z, index.repeat(views))
 
     def _similarity(self, teacher: Tensor, index: Tensor) -> Tensor:
         """The batch's pseudo-labels, (N, N) in [0, 1]."""

@@ -125,8 +125,8 @@ class STMLSemi(STML):
         The weights of STML's terms are the paper's.
         """
         views = len(batch.views)
-        f, g, z = self._embedded(batch)
         index, label = gather(batch.index), gather(batch.label)
+        f, g, z = self._embedded(batch, index)
         count = len(index) - self.joined
         with torch.autocast(f.device.type, enabled=False):
             near_f, near_g, near_z = (_of_each_view(rows, views, slice(count)) for rows in (f, g, z))
