@@ -95,4 +95,5 @@ class OperationsService(operations_pb2_grpc.OperationsServicer):
 
 def _fields(operation: Operation) -> dict[str, Any]:
     metadata: dict[str, Any] = json_format.MessageToDict(progress.metadata(operation))
-    return metadata | {"done": operation.state not in UNFINISHED}
+    # JSON has 64-bit numbers as texts, which no number could be compared with; `done` is the operation's own.
+    return metadata | {"total": operation.total, "done": operation.state not in UNFINISHED}

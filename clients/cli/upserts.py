@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from clients.cli.output import Progress
 
 if TYPE_CHECKING:
-    from kinsight_client import Client, Upsert
+    from kinsight_client import Client, Embedding, Upsert
 
 CHUNK = 1000  # items after which progress is told
 
@@ -91,14 +91,24 @@ def _item_of(fields: object) -> str:
 
 
 def _upsert(fields: Mapping[str, Any]) -> "Upsert":
-    import numpy as np
-    from kinsight_client import Embedding, Upsert
+    from kinsight_client import Upsert
 
     if unknown := fields.keys() - _FIELDS:
         raise ValueError(f"has the unknown field {min(unknown)!r}; there are: {', '.join(sorted(_FIELDS))}")
     if ("embedding" in fields) != ("model" in fields):
         raise ValueError("needs the embedding and the model that made it, or neither")
-    image, embedding = fields.get("image"), None
-    if "embedding" in fields:
-        embedding = Embedding(fields["model"], np.asarray(fields["embedding"], np.float32))
+    image = fields.get("image")
+    embedding = _embedding(fields["model"], fields["embedding"]) if "embedding" in fields else None
     return Upsert(fields["item"], None if image is None else Path(image), embedding, fields.get("payload"))
+
+
+def _embedding(model: object, values: object) -> "Embedding":
+    import numpy as np
+    from kinsight_client import Embedding
+
+    if not isinstance(model, str):
+        raise ValueError(f"has the model {model!r}; it must be a text, the id of the model that made the embedding")
+    row = np.asarray(values, np.float32)
+    if row.ndim != 1:
+        raise ValueError(f"has an embedding of the shape {row.shape}; it must be one list of numbers")
+    return Embedding(model, row)

@@ -109,6 +109,11 @@ def test_lines_that_can_not_be_taken_are_named_and_the_others_are(run: Run, new:
         {"item": "half", "embedding": [1.0]},
         {"item": "other", "embedding": [1.0], "model": "other"},
         {"image": image},
+        {"item": "number", "embedding": [1.0], "model": 5},
+        {"item": "rows", "embedding": [[1.0]], "model": "other"},
+        {"item": "ragged", "embedding": [[1.0], 2.0], "model": "other"},
+        {"item": "null", "embedding": None, "model": None},
+        {"item": "list", "image": image, "payload": [1]},
         {"item": "nobody", "payload": {}},
         {"item": "good", "payload": {"year": 2021}},
     ]
@@ -127,8 +132,13 @@ def test_lines_that_can_not_be_taken_are_named_and_the_others_are(run: Run, new:
         "half": "the model that made it",
         "other": "MODEL_MISMATCH",
         f"{file}, line 9": '"item"',
+        "number": "has the model 5; it must be a text",
+        "rows": "the shape (1, 1); it must be one list of numbers",
+        "ragged": "inhomogeneous",
+        "null": "has the model None",
+        "list": "payload",
         "nobody": "ITEM_NOT_FOUND",
-        f"{file}, line 12": "line 1 column 2",
+        f"{file}, line 17": "line 1 column 2",
     }
     assert said.keys() == expected.keys()
     assert [item for item, reason in expected.items() if reason not in said[item]] == []

@@ -58,6 +58,12 @@ def stubs(store: Store, tmp_path: Path) -> Iterator[Stubs]:
         yield stubs
 
 
+def _metadata(operation: Any) -> OperationMetadata:
+    metadata = OperationMetadata()
+    assert operation.metadata.Unpack(metadata)
+    return metadata
+
+
 def _response(done: Any, kind: Any) -> Any:
     assert not done.HasField("error"), done.error
     message = kind()
@@ -79,8 +85,7 @@ def test_a_rebuild_folds_in_what_was_upserted_and_deleted(stubs: Stubs) -> None:
     built = _response(done, BuildVersionResponse)
     assert (built.version.version, built.version.state) == (2, Version.STATE_ACTIVE)
     assert (built.version.items, built.reused, built.embedded, built.failed) == (24, 24, 0, 0)
-    metadata = OperationMetadata()
-    assert done.metadata.Unpack(metadata)
+    metadata = _metadata(done)
     assert (metadata.kind, metadata.state) == (OperationMetadata.KIND_BUILD, OperationMetadata.STATE_SUCCEEDED)
     index = stubs.indexes.GetIndex(GetIndexRequest())
     assert (index.active_version, index.previous_version, index.items) == (2, 1, 24)
@@ -226,6 +231,13 @@ def test_operations_are_listed_and_deleted(stubs: Stubs) -> None:
     assert [one.name for one in listed.operations] == [build.name, evaluation.name]
     wanted = operations_pb2.ListOperationsRequest(filter='kind = "KIND_EVALUATE" AND done = true')
     assert [one.name for one in stubs.operations.ListOperations(wanted).operations] == [evaluation.name]
+    totals = [_metadata(one).total for one in listed.operations]
+    for condition, expected in (
+        (f"total >= {max(totals)}", [one == max(totals) for one in totals]),
+        ("total < 0", []),
+    ):
+        wanted = operations_pb2.ListOperationsRequest(filter=condition)
+        assert len(stubs.operations.ListOperations(wanted).operations) == sum(expected)
     stubs.operations.DeleteOperation(delete)
     for name in (build.name, "operations/no-such", "nonsense"):
         get = operations_pb2.GetOperationRequest(name=name)
