@@ -242,8 +242,8 @@ def foreseen(error: Exception) -> bool:
 
 
 async def abort(context: grpc.aio.ServicerContext[object, object], error: Exception) -> NoReturn:
-    """End a call with the answer to `error`; one that nobody foresaw is logged with its stack."""
-    _tell_operator(error)
+    """End a call with the answer to `error`."""
+    tell_operator(error)
     status = rpc_status.to_status(status_of(error))
     await context.abort(status.code, status.details, status.trailing_metadata)
 
@@ -267,7 +267,8 @@ def _text(error: Exception) -> str:
     return _shortened(str(error))
 
 
-def _tell_operator(error: Exception) -> None:
+def tell_operator(error: Exception) -> None:
+    """Log what only who runs the server can help; an error that nobody foresaw with its stack."""
     answer, now = _answer(error), time.monotonic()
     if answer is _INTERNAL:
         log.error("a request failed", exc_info=error)

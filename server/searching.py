@@ -40,6 +40,14 @@ class Condition:
     expression: Expression | None = field(compare=False)
     ranking: Ranking | None
 
+    @property
+    def is_quick(self) -> bool:
+        """Whether hits only have a least similarity, for which neither payloads nor embeddings are read."""
+        ranking = self.ranking
+        if self.filter or ranking is None:
+            return False
+        return ranking == Ranking(min_similarity=ranking.min_similarity)
+
 
 @dataclass(frozen=True)
 class Score:
@@ -96,29 +104,11 @@ def embed(images: Sequence[tuple[Encoder, Pixels]]) -> list[Floats | Exception]:
 
 
 def search(queries: Sequence[Query]) -> list[SearchResponse | Exception]:
-    """The answers to queries; one FAISS call for those that have their group in common."""
+    """The answers to queries; one FAISS call for those that have their group in common, which may fail alone."""
     answers: list[SearchResponse | Exception] = [SearchResponse()] * len(queries)
     for group, places in _places(query.group for query in queries).items():
-        snapshot = group.index.latest()  # one for all of them: what is upserted meanwhile comes with the next
-        found: list[tuple[int, Floats]] = []
-        for place in places:
-            try:
-                found.append((place, _embedding(snapshot, queries[place].embedding)))
-            except UnknownItem as error:
-                answers[place] = error
-        if found:
-            batch = np.array([embedding for _, embedding in found])
-            for (place, _), answer in zip(found, _search_group(group, snapshot, batch), strict=True):
-                answers[place] = answer
-    return answers
-
-
-def choose(queries: Sequence[Query]) -> list[SearchResponse | Exception]:
-    """`search` for queries with conditions, where one that can't be met fails alone."""
-    answers: list[SearchResponse | Exception] = [SearchResponse()] * len(queries)
-    for places in _places(query.group for query in queries).values():
         try:
-            found = search([queries[place] for place in places])
+            found = _search_of_group(group, [queries[place].embedding for place in places])
         except Exception as error:  # belongs to those who asked for it
             found = [error] * len(places)
         for place, answer in zip(places, found, strict=True):
@@ -126,10 +116,21 @@ def choose(queries: Sequence[Query]) -> list[SearchResponse | Exception]:
     return answers
 
 
-def _embedding(snapshot: Snapshot, query: Floats | str) -> Floats:
-    if isinstance(query, str):
+def _search_of_group(group: Group, queries: Sequence[Floats | str]) -> list[SearchResponse | Exception]:
+    snapshot = group.index.latest()  # one for all of them: what is upserted meanwhile comes with the next
+    embeddings = [_embedding(snapshot, query) for query in queries]
+    known = [embedding for embedding in embeddings if not isinstance(embedding, UnknownItem)]
+    found = iter(_search_group(group, snapshot, np.array(known)) if known else ())
+    return [one if isinstance(one, UnknownItem) else next(found) for one in embeddings]
+
+
+def _embedding(snapshot: Snapshot, query: Floats | str) -> Floats | UnknownItem:
+    if not isinstance(query, str):
+        return query
+    try:
         return snapshot.embedding(snapshot.row_of(query))
-    return query
+    except UnknownItem as error:
+        return error
 
 
 def _search_group(group: Group, snapshot: Snapshot, embeddings: Floats) -> Iterable[SearchResponse]:

@@ -71,7 +71,10 @@ class SearchService(search_service_pb2_grpc.SearchServiceServicer):
             *(self._query(request, index_of) for request in requests), return_exceptions=True
         )
         searches = (self._search(query, request) for query, request in zip(queries, requests, strict=True))
-        return [_result(found) for found in await asyncio.gather(*searches, return_exceptions=True)]
+        found = await asyncio.gather(*searches, return_exceptions=True)
+        for error in {one for one in found if isinstance(one, Exception)}:  # many may have failed of the same one
+            answers.tell_operator(error)
+        return [_result(one) for one in found]
 
     async def _search(self, query: Query | BaseException, request: SearchRequest) -> SearchResponse:
         if isinstance(query, BaseException):
@@ -110,9 +113,9 @@ def _check_size(requests: Sequence[SearchRequest]) -> None:
 
 
 def _result(found: SearchResponse | BaseException) -> SearchResult:
-    """What became of a query; raises what is no fault of it."""
+    """What became of a query; raises what every query would meet."""
     if isinstance(found, SearchResponse):
         return SearchResult(status={}, response=found)
-    if not isinstance(found, Exception) or isinstance(found, NoIndex) or not answers.foreseen(found):
+    if not isinstance(found, Exception) or isinstance(found, NoIndex):
         raise found
     return SearchResult(status=answers.status_of(found))

@@ -30,7 +30,7 @@ class Workers:
         embedding: pixels to embeddings.
         searching: queries that take well under a millisecond.
         scanning: queries that are compared with every item, which can take seconds.
-        choosing: queries with conditions, which may read the payloads of all items first.
+        choosing: queries with conditions that are not quick, which may read the payloads of all items first.
         preparing: upserts as they came to upserts as they are stored, but for the embeddings of images.
         writing: upserts and deletions; what waits becomes one transaction.
     """
@@ -53,14 +53,14 @@ class Workers:
             # One worker each: two would take the interpreter from each other and from the event loop.
             searching=Batcher("search", searching.search, workers=1, max_batch=batch),
             scanning=Batcher("scan", searching.search, workers=1, max_batch=batch),
-            choosing=Batcher("choose", searching.choose, workers=1, max_batch=batch),
+            choosing=Batcher("choose", searching.search, workers=1, max_batch=batch),
             preparing=Batcher("prepare", preparing.prepare, workers=1, max_batch=1),
             writing=Batcher("write", Writer(indexes), workers=1, max_batch=MAX_WRITE_BATCH),
         )
 
     def batcher_of(self, group: Group) -> Batcher[Query, SearchResponse]:
         """Where queries of a group belong."""
-        if group.condition is not None:
+        if group.condition is not None and not group.condition.is_quick:
             return self.choosing
         return self.scanning if group.exact else self.searching
 

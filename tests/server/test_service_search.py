@@ -1,7 +1,9 @@
 """SearchService over a real server."""
 
 import asyncio
+import logging
 import re
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +22,7 @@ from kinsight.v1.search_service_pb2 import (
 from kinsight.v1.search_service_pb2 import Embedding as EmbeddingMessage
 
 from indexer import pixels
+from indexer.live import Snapshot
 from indexer.store import Store
 from indexer.version import activate, open_version, version_dir
 from server import searching
@@ -223,6 +226,49 @@ def test_a_batch_to_a_server_without_an_index_fails_as_a_whole(tmp_path: Path) -
         call = stub_of(channel).BatchSearch.future(request)
         caught = call.exception(30)
     assert reason_of(caught) == ("UNAVAILABLE", "NO_INDEX")
+
+
+def test_an_index_that_is_broken_fails_only_its_queries_of_a_batch(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By a failure that nobody foresaw: each as its Search would, and the log says it once."""
+    gallery = make_gallery(tmp_path)
+    make_version(gallery.store, "broken", 1, gallery.model, gallery.items, gallery.embeddings)
+    requests = [
+        SearchRequest(item=gallery.items[1], index=index) for index in ("photos", "broken", "broken", "photos")
+    ]
+    with serving(gallery.store) as served, grpc.insecure_channel(served.target) as channel:
+        served.running.indexes.get("broken").version._items._connection.close()
+        with caplog.at_level(logging.ERROR, "server.answers"):
+            results = stub_of(channel).BatchSearch(BatchSearchRequest(requests=requests)).results
+    assert [reason_of(result.status)[1] for result in results] == ["", "INTERNAL", "INTERNAL", ""]
+    assert {len(result.response.hits) for result in (results[0], results[3])} == {10}
+    assert [record.message for record in caplog.records] == ["a request failed"]
+
+
+def test_a_least_similarity_does_not_wait_for_filters(
+    gallery: Gallery, monkeypatch: pytest.MonkeyPatch, served: Served
+) -> None:
+    """Which may read the payloads of all items first; a search with it is as quick as one without."""
+    reads, may_read = threading.Event(), threading.Event()
+    matching = Snapshot.matching
+
+    def slow(snapshot: Snapshot, expression: Any) -> Any:
+        reads.set()
+        assert may_read.wait(20)
+        return matching(snapshot, expression)
+
+    monkeypatch.setattr(Snapshot, "matching", slow)
+    with grpc.insecure_channel(served.target) as channel:
+        stub = stub_of(channel)
+        filtered = stub.Search.future(SearchRequest(item=gallery.items[1], filter="item:*"), timeout=30)
+        assert reads.wait(20)
+        try:
+            near = SearchRequest(item=gallery.items[1], min_similarity=0.999)
+            assert _hits(stub.Search(near, timeout=10)) == [gallery.items[1]]
+        finally:
+            may_read.set()
+        assert gallery.items[1] in _hits(filtered.result())
 
 
 def test_a_batch_is_answered_by_one_version_while_others_are_swapped_in(tmp_path: Path) -> None:
