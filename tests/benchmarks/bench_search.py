@@ -4,22 +4,28 @@
 their own, on the same machine as the server: ours, one query after the other and in batches of 100, and h2load (of
 Debian's nghttp2-client) where it is installed, which stands for clients in C, Go or Rust, that take less of the cores
 they share with the server. An echo, a gRPC server that answers the same message without looking at the query, is the
-ceiling of any Python server of one process there. Prints a table and one JSON line; takes two minutes.
+ceiling of any Python server of one process there. A process of 8 threads or 8 tasks is measured with one client for
+all, which sends their searches together, and with a client for each, which does not; in turns, and its rows are
+medians. Prints a table and one JSON line; takes three minutes.
 """
 
+import asyncio
 import json
 import logging
 import multiprocessing
 import os
 import re
 import shutil
+import statistics
 import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
+from itertools import chain, cycle
 from multiprocessing.connection import Connection
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -31,7 +37,7 @@ import numpy.typing as npt
 import uvloop
 from kinsight.v1.search_service_pb2 import SearchRequest, SearchResponse
 from kinsight.v1.search_service_pb2_grpc import SearchServiceServicer, add_SearchServiceServicer_to_server
-from kinsight_client import Client, Embedding, KinsightError
+from kinsight_client import AsyncClient, Client, Embedding, KinsightError, SearchResult
 from kinsight_client.search import SearchCalls
 
 from indexer.store import Store
@@ -45,6 +51,7 @@ COUNT, DIM, CLUSTERS, QUERIES, TOP_K, BATCH = 100_000, 128, 1_000, 2_000, 10, 10
 RECALL = 0.99
 SETTING = "GRPC_EXPERIMENTS"  # of the environment, see server/__init__.py
 PROCESSES = os.cpu_count() or 1
+AT_ONCE, TURNS = 8, 3  # threads or tasks of a process, and how often each way is measured
 H2LOAD = shutil.which("h2load")
 SECONDS = float(os.environ.get("BENCH_SECONDS", "5"))  # of each measurement
 
@@ -67,7 +74,7 @@ def main() -> None:
         searches = [{"embedding": Embedding(model, query), "top_k": TOP_K, "nprobe": nprobe} for query in queries]
         served = {
             "echo": measure_served(run_echo, model, searches),
-            "Search": measure_served(run_server, root, searches, batches=True),
+            "Search": measure_served(run_server, root, searches, batches=True, shared=True),
             f"Search, {PROCESSES} processes": measure_served(run_fleet, root, searches, batches=True),
         }
     print(f"{COUNT:,} x {DIM}, top_k {TOP_K}, nprobe {nprobe}, recall@10 {recall:.4f}, {os.cpu_count()} cores")
@@ -163,7 +170,12 @@ def server_setting() -> str:
 
 
 def measure_served(
-    target: Callable[[str, Connection], None], subject: str, queries: Sequence[Query], *, batches: bool = False
+    target: Callable[[str, Connection], None],
+    subject: str,
+    queries: Sequence[Query],
+    *,
+    batches: bool = False,
+    shared: bool = False,
 ) -> dict[str, Row]:
     """Start a server process, and measure it with 1 and with 8 clients of each kind."""
     context = multiprocessing.get_context("spawn")
@@ -182,6 +194,8 @@ def measure_served(
             )
         if H2LOAD:
             served[f"{clients} clients in C"] = measure_h2load(address, queries[0], clients)
+    if shared:
+        served |= measure_shared(address, server.pid or 0, queries)
     server.terminate()
     server.join()
     return served
@@ -198,6 +212,41 @@ def measure_clients(client: Callable[..., list[float]], target: str, queries: Se
         "p50_ms": float(np.percentile(latencies, 50)) * 1000,
         "p99_ms": float(np.percentile(latencies, 99)) * 1000,
     }
+
+
+def measure_shared(target: str, server: int, queries: Sequence[Query]) -> dict[str, Row]:
+    """As `measure_clients`, with the processor time of a query, of a process with 8 threads or tasks; medians."""
+    rows: dict[str, list[Row]] = {}
+    for _ in range(TURNS):
+        for run, name in ((run_threads, "threads"), (run_tasks, "tasks")):
+            for clients, what in ((AT_ONCE, ", a client each"), (1, " of one client")):
+                row = measure_process(run, target, server, queries, clients)
+                rows.setdefault(f"{AT_ONCE} {name}{what}", []).append(row)
+    return {
+        name: {key: statistics.median(row[key] for row in turns) for key in turns[0]} for name, turns in rows.items()
+    }
+
+
+def measure_process(run: Callable[..., Any], target: str, server: int, queries: Sequence[Query], clients: int) -> Row:
+    """One turn of a process that shares so many clients."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        pool.apply(int)  # the process has started, which is none of what it does
+        before_s = cpu_s(server)
+        latencies, client_s = pool.apply(run, (target, queries, clients))
+        server_s = cpu_s(server) - before_s
+    return {
+        "queries_per_s": len(latencies) / SECONDS,
+        "p50_ms": float(np.percentile(latencies, 50)) * 1000,
+        "p99_ms": float(np.percentile(latencies, 99)) * 1000,
+        "client_cpu_us": client_s / len(latencies) * 1e6,
+        "server_cpu_us": server_s / len(latencies) * 1e6,
+    }
+
+
+def cpu_s(process: int) -> float:
+    """The processor time that a process has taken."""
+    user, system = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 def measure_h2load(target: str, query: Query, clients: int) -> Row:
@@ -236,9 +285,66 @@ def run_client(target: str, queries: Sequence[Query]) -> list[float]:
         while (start := time.perf_counter()) < end:
             result = client.search(**queries[len(latencies) % len(queries)])
             latencies.append(time.perf_counter() - start)
-            if len(result.hits) != TOP_K:
-                raise SystemExit(f"{len(result.hits)} hits instead of {TOP_K}")
+            check(result)
     return latencies
+
+
+def run_threads(target: str, queries: Sequence[Query], clients: int) -> tuple[list[float], float]:
+    """The process of 8 threads that search for SECONDS with so many clients; each search's seconds, and the CPU's."""
+    made = [Client(target) for _ in range(clients)]
+    latencies: list[list[float]] = [[] for _ in range(AT_ONCE)]
+
+    def search(number: int, client: Client) -> None:
+        for query in cycle(queries[number::AT_ONCE]):
+            if (start := time.perf_counter()) >= end:
+                return
+            check(client.search(**query))
+            latencies[number].append(time.perf_counter() - start)
+
+    for client in made:
+        client.search(**queries[0])
+    began_s, end = time.process_time(), time.perf_counter() + SECONDS
+    threads = [threading.Thread(target=search, args=one) for one in zip(range(AT_ONCE), cycle(made), strict=False)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return _gathered(latencies, began_s)
+
+
+def run_tasks(target: str, queries: Sequence[Query], clients: int) -> tuple[list[float], float]:
+    """As `run_threads`, with tasks."""
+    return asyncio.run(_run_tasks(target, queries, clients))
+
+
+async def _run_tasks(target: str, queries: Sequence[Query], clients: int) -> tuple[list[float], float]:
+    made = [AsyncClient(target) for _ in range(clients)]
+    latencies: list[list[float]] = [[] for _ in range(AT_ONCE)]
+
+    async def search(number: int, client: AsyncClient) -> None:
+        for query in cycle(queries[number::AT_ONCE]):
+            if (start := time.perf_counter()) >= end:
+                return
+            check(await client.search(**query))
+            latencies[number].append(time.perf_counter() - start)
+
+    for client in made:
+        await client.search(**queries[0])
+    began_s, end = time.process_time(), time.perf_counter() + SECONDS
+    await asyncio.gather(*(search(*one) for one in zip(range(AT_ONCE), cycle(made), strict=False)))
+    for client in made:
+        await client.close()
+    return _gathered(latencies, began_s)
+
+
+def _gathered(latencies: Iterable[list[float]], began_s: float) -> tuple[list[float], float]:
+    return [*chain.from_iterable(latencies)], time.process_time() - began_s
+
+
+def check(result: SearchResult) -> None:
+    """End the process unless all hits are there."""
+    if len(result.hits) != TOP_K:
+        raise SystemExit(f"{len(result.hits)} hits instead of {TOP_K}")
 
 
 def run_batch_client(target: str, queries: Sequence[Query]) -> list[float]:
@@ -268,7 +374,9 @@ def print_rows(in_process: dict[str, float], served: dict[str, dict[str, Row]]) 
         for clients, row in rows.items():
             rate, label = row["queries_per_s"], f"gRPC {name}, {clients}"
             times = ", ".join(
-                f"{key.removesuffix('_ms')} {value:.2f} ms" for key, value in row.items() if "_ms" in key
+                f"{key[:-3].replace('_', ' ')} {value:.{'2f' if unit == 'ms' else '0f'}} {unit}"
+                for key, value in row.items()
+                if (unit := key[-2:]) in ("ms", "us")
             )
             print(f"{label:56}{rate:10,.0f}{rate / base:15.2f}  {times}")
 

@@ -1,22 +1,25 @@
 """The client for asyncio."""
 
+import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from functools import wraps
 from types import TracebackType
 from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 
 import grpc
 
-from kinsight_client import channel
+from kinsight_client import channel, together
 from kinsight_client.calls import Call, Pages, Progress
-from kinsight_client.errors import from_rpc
+from kinsight_client.errors import Unavailable, closed, from_rpc, too_late
 from kinsight_client.indexes import IndexCalls
 from kinsight_client.items import ItemCalls
 from kinsight_client.learning import ModelCalls
+from kinsight_client.messages import SearchResult
 from kinsight_client.operations import Operation, OperationCalls, out_of_time, result_of
 from kinsight_client.search import SearchCalls
+from kinsight_client.together import Line, Outcome, Waiting
 
 C = TypeVar("C")
 P = ParamSpec("P")
@@ -31,12 +34,22 @@ class Service(Generic[C]):
         self._calls = calls
         self._timeout_s = timeout_s
 
-    async def _answer(self, call: Call[T]) -> T:
+    async def _answer(self, call: Call[T], left_s: float | None = None) -> T:
         try:
-            response = await call.method(call.request, timeout=self._timeout_s)
+            response = await call.method(call.request, timeout=self._timeout_s if left_s is None else left_s)
         except grpc.RpcError as error:
             raise from_rpc(error) from error
+        except asyncio.CancelledError:
+            if _is_cancelled():
+                raise
+            raise closed() from None  # gRPC's way to end calls in progress, which would pass for the task's own end
         return call.read(response)
+
+
+def _is_cancelled() -> bool:
+    """Whether somebody cancelled the task that runs."""
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
 
 
 def _answered(
@@ -79,6 +92,88 @@ def _paged(make: Callable[Concatenate[C, P], Pages[T]]) -> Callable[Concatenate[
                 yield result
             if not token:
                 return
+
+    return method
+
+
+class _Search(Waiting):
+    """A search that a task waits for; the outcome is never set as an exception, so that nobody has to retrieve it."""
+
+    def __init__(self, call: Call[SearchResult], timeout_s: float) -> None:
+        super().__init__(call, timeout_s)
+        self.outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+
+    def end(self, outcome: Outcome) -> None:
+        """Give its outcome, if it is still waited for."""
+        if not self.outcome.done():
+            self.outcome.set_result(outcome)
+
+
+class AsyncSearches(Service[SearchCalls]):
+    """Searches; those that tasks make at the same time are sent together, by a task of their own."""
+
+    def __init__(self, calls: SearchCalls, timeout_s: float) -> None:
+        super().__init__(calls, timeout_s)
+        self._line: Line[_Search] = Line()
+        self._sending: set[asyncio.Task[None]] = set()
+
+    async def _answer_together(self, call: Call[SearchResult]) -> SearchResult:
+        if not together.may_join(call.request):
+            return await self._answer(call)
+        search = _Search(call, self._timeout_s)
+        if self._line.enter(search):
+            try:
+                return await self._answer(call)
+            finally:
+                self._send_next()
+        outcome = await self._outcome(search)
+        if isinstance(outcome, Unavailable):  # said of it alone; gRPC retries a call, and not a part of one
+            return await self._answer(call, search.left_s)
+        return together.result_of(outcome)
+
+    async def _outcome(self, search: _Search) -> Outcome:
+        try:
+            async with asyncio.timeout(search.left_s):
+                return await search.outcome
+        except TimeoutError:
+            raise too_late() from None
+        finally:
+            self._line.leave(search)
+
+    def _send_next(self) -> None:
+        if batch := self._line.next():
+            task = asyncio.create_task(self._send(batch))
+            self._sending.add(task)
+            task.add_done_callback(self._sending.discard)
+
+    async def _send(self, batch: Sequence[_Search]) -> None:
+        call, outcomes = together.joint_call(self._calls, batch), list[Outcome]()
+        try:
+            # All the time of the youngest: the others leave when theirs is up.
+            outcomes += call.read(await call.method(call.request, timeout=batch[-1].left_s))
+        except grpc.RpcError as error:
+            outcomes += [error] * len(batch)
+        except (asyncio.CancelledError, grpc.aio.UsageError):  # how gRPC says that the channel is closed
+            outcomes += [closed() for _ in batch]
+        finally:
+            self._send_next()
+        for search, outcome in zip(batch, outcomes, strict=True):
+            search.end(outcome)
+
+    async def _all_sent(self) -> None:
+        """Return once no task sends any more: nobody else knows of them, where all their searches were cancelled."""
+        while self._sending:
+            await asyncio.wait(self._sending)
+
+
+def _answered_together(
+    make: Callable[Concatenate[SearchCalls, P], Call[SearchResult]],
+) -> Callable[Concatenate[AsyncSearches, P], Coroutine[Any, Any, SearchResult]]:
+    """The method that makes a search, alone or with others, and returns its result."""
+
+    @wraps(make)
+    async def method(self: AsyncSearches, /, *args: P.args, **kwargs: P.kwargs) -> SearchResult:
+        return await self._answer_together(make(self._calls, *args, **kwargs))
 
     return method
 
@@ -157,8 +252,10 @@ class AsyncOperations(Service[OperationCalls]):
         return result_of(operation)
 
 
-class AsyncClient(Service[SearchCalls]):
+class AsyncClient(AsyncSearches):
     """A Kinsight server, on one event loop; every method is that of `Client`, to be awaited.
+
+    Quick searches that its tasks make at the same time are sent together.
 
     async with AsyncClient("127.0.0.1:50051") as client:
         await client.items.upsert("shoe", image=Path("shoe.jpg"))
@@ -186,7 +283,7 @@ class AsyncClient(Service[SearchCalls]):
         self.operations = AsyncOperations(OperationCalls(self._channel), timeout_s)
         self._health: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(channel.HEALTH_CHECK)
 
-    search = _answered(SearchCalls.search)
+    search = _answered_together(SearchCalls.search)
     search_many = _gathered(SearchCalls.search_many)
     embed = _answered(SearchCalls.embed)
 
@@ -201,6 +298,7 @@ class AsyncClient(Service[SearchCalls]):
     async def close(self) -> None:
         """Close the connection; calls in progress end."""
         await self._channel.close()
+        await self._all_sent()
 
     async def __aenter__(self) -> Self:
         return self

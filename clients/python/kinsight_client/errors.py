@@ -8,7 +8,7 @@ KinsightError             any failed call; carries the code, the stable reason a
 ├── PermissionDenied      the path is in no folder that the server was allowed to use
 ├── FailedPrecondition    the embedding was made by another model than the index's, or a version is in use
 ├── Aborted               the index was changed since its etag was read, or is being built by someone else
-├── Cancelled             the operation was cancelled
+├── Cancelled             the operation was cancelled, or the client was closed during the call
 ├── DataLoss              a file of the server is damaged; the message names it
 ├── ResourceExhausted     the server is busy, or the message is too large
 ├── Unavailable           no server there, or one that starts, stops or has no index yet; retries were made
@@ -25,6 +25,7 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 _DETAILS_KEY = "grpc-status-details-bin"
 # gRPC's own words, its server's or its client's, with no code or reason of their own to know them by.
 _TOO_LATE = "Deadline Exceeded"
+_NO_ANSWER = "no answer within timeout_s: the server is busy, or not there; send less in a call, or raise timeout_s"
 _REQUEST_TOO_LARGE = re.compile(r"(?:SERVER: Received|CLIENT: Sent) message larger than max \((\d+) vs\. (\d+)\)")
 
 
@@ -81,7 +82,7 @@ class Aborted(KinsightError):
 
 
 class Cancelled(KinsightError):
-    """The operation was cancelled."""
+    """The operation was cancelled, or the client was closed during the call."""
 
 
 class DataLoss(KinsightError):
@@ -131,10 +132,20 @@ def from_status(status: status_pb2.Status) -> KinsightError | None:
     return _error(code_pb2.Code.Name(status.code), status.message, status)
 
 
+def too_late() -> DeadlineExceeded:
+    """The error of a search whose time was up before a call with it ended."""
+    return DeadlineExceeded("DEADLINE_EXCEEDED", "", _NO_ANSWER)
+
+
+def closed() -> Cancelled:
+    """The error of a search that was still to be answered when its client was closed."""
+    return Cancelled("CANCELLED", "", "the client was closed before the search was answered")
+
+
 def _with_remedy(message: str) -> str:
     """The message, except those of gRPC's own that say nothing of what to do."""
     if message == _TOO_LATE:
-        return "no answer within timeout_s: the server is busy, or not there; send less in a call, or raise timeout_s"
+        return _NO_ANSWER
     found = _REQUEST_TOO_LARGE.fullmatch(message)
     if found is None:
         return message

@@ -67,6 +67,9 @@ class SearchCalls:
     ) -> Call[SearchResult]:
         """The items nearest to exactly one of an image, an embedding and an item.
 
+        Quick searches that threads or tasks make at the same time through one client are sent together: by embedding
+        or item, without exact, filter, near_duplicate_threshold, group_by, diversity and include_payload.
+
         Args:
             image: the bytes of an image file, or its path.
             embedding: made by the model of the index.
@@ -147,10 +150,11 @@ class SearchCalls:
             (self.search(embedding=embedding, **options).request for embedding in embeddings),
             (self.search(item=item, **options).request for item in messages.item_ids(items)),
         )
-        for batch in _batches(queries):
-            yield call_for(batch, self._batch_search)
+        for batch in batches(queries):
+            yield call_for(batch, self.batch_search)
 
-    def _batch_search(self, requests: Sequence[pb.SearchRequest]) -> Call[list[SearchResult | KinsightError]]:
+    def batch_search(self, requests: Sequence[pb.SearchRequest]) -> Call[list[SearchResult | KinsightError]]:
+        """The one call for several searches."""
         return Call(self._stub.BatchSearch, pb.BatchSearchRequest(requests=requests), messages.search_results)
 
     def _by_image(self, image: bytes | Path, options: SearchOptions) -> Query:
@@ -170,7 +174,7 @@ class SearchCalls:
         return Call(self._stub.Embed, request, messages.embedding_of)
 
 
-def _batches(queries: Iterable[Query]) -> Iterator[list[Query]]:
+def batches(queries: Iterable[Query]) -> Iterator[list[Query]]:
     """Queries in batches that a server takes; only where all are unreadable has one no request."""
     batch: list[Query] = []
     used: tuple[int, ...] = (0, 0, 0, 0, 0)
@@ -191,4 +195,4 @@ def _share(query: Query) -> tuple[int, ...]:
     if isinstance(query, Unsent):
         return 0, 0, 0, 0, 0
     payloads = query.top_k if query.include_payload else 0
-    return 1, query.top_k, payloads, query.ByteSize(), int(query.HasField("image"))
+    return 1, max(query.top_k, 0), payloads, query.ByteSize(), int(query.HasField("image"))

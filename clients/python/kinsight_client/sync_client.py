@@ -1,22 +1,25 @@
 """The client for ordinary, blocking code."""
 
 import math
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
 from types import TracebackType
 from typing import Concatenate, Generic, ParamSpec, Self, TypeVar
 
 import grpc
 
-from kinsight_client import channel
+from kinsight_client import channel, together
 from kinsight_client.calls import Call, Pages, Progress
-from kinsight_client.errors import from_rpc
+from kinsight_client.errors import Unavailable, closed, from_rpc, too_late
 from kinsight_client.indexes import IndexCalls
 from kinsight_client.items import ItemCalls
 from kinsight_client.learning import ModelCalls
+from kinsight_client.messages import SearchResult
 from kinsight_client.operations import Operation, OperationCalls, out_of_time, result_of
 from kinsight_client.search import SearchCalls
+from kinsight_client.together import Line, Outcome, Waiting
 
 C = TypeVar("C")
 P = ParamSpec("P")
@@ -31,9 +34,9 @@ class Service(Generic[C]):
         self._calls = calls
         self._timeout_s = timeout_s
 
-    def _answer(self, call: Call[T]) -> T:
+    def _answer(self, call: Call[T], left_s: float | None = None) -> T:
         try:
-            response = call.method(call.request, timeout=self._timeout_s)
+            response = call.method(call.request, timeout=self._timeout_s if left_s is None else left_s)
         except grpc.RpcError as error:
             raise from_rpc(error) from error
         return call.read(response)
@@ -76,6 +79,110 @@ def _paged(make: Callable[Concatenate[C, P], Pages[T]]) -> Callable[Concatenate[
             yield from results
             if not token:
                 return
+
+    return method
+
+
+class _Search(Waiting):
+    """A search that waits in a thread of its own.
+
+    Attributes:
+        led: the searches that this one's thread is to send a call for, oldest first; empty where another thread is.
+        outcome: None until a call has ended.
+        is_over: whether its thread waits no longer.
+    """
+
+    def __init__(self, call: Call[SearchResult], timeout_s: float) -> None:
+        super().__init__(call, timeout_s)
+        self.led: Sequence[_Search] = ()
+        self.outcome: Outcome | None = None
+        self.is_over = False
+        self._asleep = threading.Lock()
+        self._asleep.acquire()
+
+    def sleep(self) -> bool:
+        """Wait to lead or for the outcome; False where its time is up before."""
+        return self._asleep.acquire(timeout=min(max(self.left_s, 0), threading.TIMEOUT_MAX))
+
+    def wake(self) -> None:
+        """Let it go on."""
+        self._asleep.release()
+
+
+class Searches(Service[SearchCalls]):
+    """Searches; those that threads make at the same time are sent together, by one of these threads."""
+
+    def __init__(self, calls: SearchCalls, timeout_s: float) -> None:
+        super().__init__(calls, timeout_s)
+        self._line: Line[_Search] = Line()
+        self._line_lock = threading.Lock()
+
+    def _answer_together(self, call: Call[SearchResult]) -> SearchResult:
+        if not together.may_join(call.request):
+            return self._answer(call)
+        search = _Search(call, self._timeout_s)
+        try:
+            if self._begin(search):
+                return self._answer(call)
+            if not search.sleep():
+                raise too_late()
+            if search.led:
+                self._send(search.led)
+        finally:
+            self._end(search)
+        if isinstance(search.outcome, Unavailable):  # said of it alone; gRPC retries a call, and not a part of one
+            return self._answer(call, search.left_s)
+        assert search.outcome is not None  # noqa: S101  # a call with it has ended
+        return together.result_of(search.outcome)
+
+    def _begin(self, search: _Search) -> bool:
+        with self._line_lock:
+            at_once = self._line.enter(search)
+            if at_once:
+                search.led = (search,)
+        return at_once
+
+    def _send(self, batch: Sequence[_Search]) -> None:
+        call, outcomes = together.joint_call(self._calls, batch), list[Outcome]()
+        try:
+            # All the leader's time, who is the youngest: the others leave when theirs is up.
+            response = call.method(call.request, timeout=batch[-1].left_s)
+        except grpc.RpcError as error:
+            outcomes += [error] * len(batch)
+        except ValueError:  # how gRPC says that the channel is closed
+            outcomes += [closed() for _ in batch]
+        else:
+            outcomes += call.read(response)
+        for search, outcome in zip(batch, outcomes, strict=True):
+            search.outcome = outcome
+
+    def _end(self, search: _Search) -> None:
+        """Leave the line; whoever led lets those go on that it led, and another lead, also after Ctrl-C."""
+        with self._line_lock:
+            search.is_over = True
+            self._line.leave(search)
+            if search.led:
+                for one in search.led:
+                    if one.outcome is not None:
+                        one.wake()
+                self._lead([one for one in search.led if one.outcome is None and not one.is_over])
+                search.led = ()
+
+    def _lead(self, back: Sequence[_Search]) -> None:
+        """Let the youngest of the next call's searches send it; those that are `back` in the line come first."""
+        if batch := self._line.next(back):
+            batch[-1].led = batch
+            batch[-1].wake()
+
+
+def _answered_together(
+    make: Callable[Concatenate[SearchCalls, P], Call[SearchResult]],
+) -> Callable[Concatenate[Searches, P], SearchResult]:
+    """The method that makes a search, alone or with others, and returns its result."""
+
+    @wraps(make)
+    def method(self: Searches, /, *args: P.args, **kwargs: P.kwargs) -> SearchResult:
+        return self._answer_together(make(self._calls, *args, **kwargs))
 
     return method
 
@@ -152,8 +259,8 @@ class Operations(Service[OperationCalls]):
         return result_of(operation)
 
 
-class Client(Service[SearchCalls]):
-    """A Kinsight server. Safe to share between threads; not across a fork.
+class Client(Searches):
+    """A Kinsight server. Safe to share between threads, whose quick searches are sent together; not across a fork.
 
     with Client("127.0.0.1:50051") as client:
         client.items.upsert("shoe", image=Path("shoe.jpg"))
@@ -181,7 +288,7 @@ class Client(Service[SearchCalls]):
         self.operations = Operations(OperationCalls(self._channel), timeout_s)
         self._health: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(channel.HEALTH_CHECK)
 
-    search = _answered(SearchCalls.search)
+    search = _answered_together(SearchCalls.search)
     search_many = _gathered(SearchCalls.search_many)
     embed = _answered(SearchCalls.embed)
 
