@@ -147,18 +147,22 @@ class AsyncSearches(Service[SearchCalls]):
             task.add_done_callback(self._sending.discard)
 
     async def _send(self, batch: Sequence[_Search]) -> None:
-        call, outcomes = together.joint_call(self._calls, batch), list[Outcome]()
         try:
-            # All the time of the youngest: the others leave when theirs is up.
-            outcomes += call.read(await call.method(call.request, timeout=batch[-1].left_s))
-        except grpc.RpcError as error:
-            outcomes += [error] * len(batch)
-        except (asyncio.CancelledError, grpc.aio.UsageError):  # how gRPC says that the channel is closed
-            outcomes += [closed() for _ in batch]
+            for search, outcome in zip(batch, await self._outcomes(batch), strict=True):
+                search.end(outcome)
+            await asyncio.sleep(0)  # tasks that are answered and search again at once come along in the next call
         finally:
             self._send_next()
-        for search, outcome in zip(batch, outcomes, strict=True):
-            search.end(outcome)
+
+    async def _outcomes(self, batch: Sequence[_Search]) -> Sequence[Outcome]:
+        call = together.joint_call(self._calls, batch)
+        try:
+            # All the time of the youngest: the others leave when theirs is up.
+            return call.read(await call.method(call.request, timeout=batch[-1].left_s))
+        except grpc.RpcError as error:
+            return [error] * len(batch)
+        except (asyncio.CancelledError, grpc.aio.UsageError):  # how gRPC says that the channel is closed
+            return [closed() for _ in batch]
 
     async def _all_sent(self) -> None:
         """Return once no task sends any more: nobody else knows of them, where all their searches were cancelled."""
