@@ -253,7 +253,7 @@ def _decode(setting: _Setting, given: Given) -> _Decoded:
 
 
 def _labels_alone(setting: _Setting, given: Given, decoded: _Decoded) -> Encoder:
-    """What learns from the same labels alone, from the same start, by the same recipe and for as many steps."""
+    """What learns from the same labels alone, from the same start, by the same recipe and for as many epochs."""
     alone = setting.of_labels_alone()
     objective = _objective(alone.recipe, begin(alone.recipe, alone.models, alone.device).encoder)
     return _train(alone, given, decoded, objective, Choice(alone.run), profile=False).encoder

@@ -124,6 +124,28 @@ def test_classes_with_one_labelled_image_do_not_join() -> None:
         assert set(known[order[:, 20:]].flatten().tolist()) == joining
 
 
+@pytest.mark.parametrize(
+    ("label", "trained", "steps"),
+    [
+        ([0, 0, 1, 1], True, 10),  # four join each step: ten steps draw each ten times
+        ([0, 0, 1, 1], False, 16),  # there is nothing yet that further steps could cost
+        ([0, 1], True, 5),  # none joins, and all the same they are two labels
+        ([0, 0, 0, 1, 1, 1, 2, 2, 2], True, 16),
+        ([], True, 16),
+    ],
+)
+def test_few_labels_make_few_steps_from_a_learned_model(label: list[int], trained: bool, steps: int) -> None:
+    """An epoch ends when each labelled image has been drawn ten times, or when there are no more images."""
+    learner = encoder()
+    learner.head_is_trained = trained
+    objective = STMLSemi(learner, background_dim=16, classes=2, images=2)
+    objective.know(Known(torch.tensor(label + [-1] * (80 - len(label)))))
+    features = torch.randn(80, learner.backbone.channels, generator=torch.Generator().manual_seed(3))
+    order = objective.before_epoch(lambda _, __=0: features, 5)
+    assert order is not None
+    assert len(order) == steps
+
+
 def test_one_labelled_class_in_few_images_joins_as_often_as_there_are_classes() -> None:
     """Fewer classes than a batch would have: all that there are."""
     objective = STMLSemi(encoder(), background_dim=16, classes=8, images=3)

@@ -1,5 +1,6 @@
 """Semi-supervised STML: all images teach as in STML, and the few that people have labelled teach what they show."""
 
+import math
 import random
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from trainer.parts.multi_similarity import multi_similarity
 from trainer.parts.proxy_anchor import proxy_anchor
 
 _PROXY_RATE = 100  # times the heads' learning rate: Proxy-Anchor's paper, section 4.1
+_MOST_DRAWS = 10  # of a labelled image in an epoch that goes on from a learned model
 
 
 def with_known(similarity: Tensor, same: Tensor, different: Tensor) -> Tensor:
@@ -43,6 +45,10 @@ class STMLSemi(STML):
     learn by the multi-similarity or the Proxy-Anchor loss on head f. Classes with one labelled image don't join,
     unless they come from pairs: all that they could learn is to lie far from each other, which costs what STML has
     learned. Without any label this is STML.
+
+    From a model that has learned already, an epoch has no more steps than would draw each labelled image ten times:
+    what STML teaches in them beside the labels, that model was taught before, and on some sets more of it costs more
+    than few labels bring.
 
     Source:
         The authors have published neither code nor formulas of their variant; how the two losses are joined here is
@@ -152,8 +158,18 @@ class STMLSemi(STML):
             (steps, B + L) int64, the L labelled images last; None while the backbone is distilled.
         """
         order = super().before_epoch(embed_all, batch_size)
-        if order is None or not self.joined:
+        if order is None:
+            return order
+        order = order[: self._most_steps()]
+        if not self.joined:
             return order
         draw = random.Random(int(torch.randint(2**62, ())))  # noqa: S311  # of the loop's seeded generator
         labelled = balanced_batches(self.joining, len(order), self.joined // self.images, self.images, draw)
         return torch.cat([order, labelled], 1)
+
+    def _most_steps(self) -> int | None:
+        """Of an epoch; None for as many as there are images for."""
+        labelled = int((self.known.label >= 0).sum())
+        if not labelled or not self.encoder.head_is_trained:
+            return None
+        return math.ceil(_MOST_DRAWS * labelled / (self.joined or self.classes * self.images))
