@@ -29,7 +29,7 @@ class TrainReport:
         frozen: metrics of the backbone as it was before any training; None without labels.
         start: metrics of the model that the run started from; None where it started from pretrained weights.
         trained: metrics of the exported model; None without labels.
-        supervised: metrics of what learned, for as many steps, from the same labels alone; None where that was not
+        supervised: metrics of what learned, for as many epochs, from the same labels alone; None where that was not
             asked for, or is what this run did.
         rest: metrics on the unlabelled images of classes that were learned, by the names of `judged`; empty where the
             labels table marks none as `rest`.

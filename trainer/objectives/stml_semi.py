@@ -18,7 +18,7 @@ from trainer.parts.multi_similarity import multi_similarity
 from trainer.parts.proxy_anchor import proxy_anchor
 
 _PROXY_RATE = 100  # times the heads' learning rate: Proxy-Anchor's paper, section 4.1
-_MOST_DRAWS = 10  # of a labelled image in an epoch that goes on from a learned model
+_MOST_DRAWS = 10  # for each labelled image, joining or not, in an epoch that goes on from a learned model
 
 
 def with_known(similarity: Tensor, same: Tensor, different: Tensor) -> Tensor:
@@ -46,9 +46,9 @@ class STMLSemi(STML):
     unless they come from pairs: all that they could learn is to lie far from each other, which costs what STML has
     learned. Without any label this is STML.
 
-    From a model that has learned already, an epoch has no more steps than would draw each labelled image ten times:
-    what STML teaches in them beside the labels, that model was taught before, and on some sets more of it costs more
-    than few labels bring.
+    From a model that has learned already, an epoch draws ten labelled images for each that there is, and no more,
+    whether all of them join or only some: what STML teaches in them beside the labels, that model was taught before,
+    and on some sets more of it costs more than few labels bring.
 
     Source:
         The authors have published neither code nor formulas of their variant; how the two losses are joined here is
