@@ -1,12 +1,16 @@
 """Which requests are let in: a bound on what waits and runs at once, and none while the server shuts down."""
 
+import asyncio
+from collections.abc import AsyncIterator
 from types import TracebackType
-from typing import Self
+from typing import Any, Self, TypeVar
 
 from server.errors import Draining, Overloaded
 
 MAX_REQUESTS = 256  # a search takes well under a millisecond: a longer queue only adds waiting
 MAX_BYTES = 512 * 2**20  # of all requests together: 16 of the largest, thousands of usual ones
+
+Request = TypeVar("Request")
 
 
 class Admission:
@@ -24,10 +28,31 @@ class Admission:
         self._requests = 0
         self._request_bytes = 0
         self._draining = False
+        self._idle_streams: set[asyncio.Task[Any]] = set()
 
     def drain(self) -> None:
         """Let nobody in any more; who is inside stays."""
         self._draining = True
+        for stream in self._idle_streams:
+            stream.cancel()
+
+    async def until_drained(self, requests: AsyncIterator[Request]) -> AsyncIterator[Request]:
+        """The requests of a stream; they end when the server shuts down, though more might come."""
+        stream = asyncio.current_task()
+        assert stream is not None  # noqa: S101  # a coroutine runs in one
+        while not self._draining:
+            self._idle_streams.add(stream)
+            try:
+                request = await anext(requests)
+            except StopAsyncIteration:
+                return
+            except asyncio.CancelledError:
+                if self._draining:
+                    return
+                raise
+            finally:
+                self._idle_streams.discard(stream)
+            yield request
 
     def admit(self, request_bytes: int) -> "Admitted":
         """A place for one request, to be entered with `with`.

@@ -14,11 +14,13 @@ from kinsight.v1.search_service_pb2 import (
     SearchRequest,
     SearchResponse,
     SearchResult,
+    StreamSearchRequest,
+    StreamSearchResponse,
 )
 
 from server import answers, reading
 from server.admission import Admission
-from server.answered import answered
+from server.answered import answered, answered_in_turn
 from server.embeddings import unit
 from server.errors import NoIndex, QueryCountOutOfRange, QueryMissing
 from server.indexes import ActiveIndex, Indexes
@@ -48,6 +50,11 @@ class SearchService(search_service_pb2_grpc.SearchServiceServicer):
         """Answers SearchService.BatchSearch; see the proto."""
         return BatchSearchResponse(results=await self._results(request.requests))
 
+    @answered_in_turn
+    async def StreamSearch(self, request: StreamSearchRequest) -> StreamSearchResponse:
+        """Answers each message of SearchService.StreamSearch; see the proto."""
+        return StreamSearchResponse(results=await self._results(request.requests))
+
     @answered
     async def Embed(self, request: EmbedRequest) -> EmbedResponse:
         """Answers SearchService.Embed; see the proto."""
@@ -66,15 +73,32 @@ class SearchService(search_service_pb2_grpc.SearchServiceServicer):
     async def _some_results(
         self, requests: Sequence[SearchRequest], index_of: Callable[[str], ActiveIndex]
     ) -> list[SearchResult]:
+        if len(requests) == 1:
+            found = [await self._found(requests[0], index_of)]
+        else:
+            found = await self._all_found(requests, index_of)
+        for error in {one for one in found if isinstance(one, Exception)}:  # many may have failed of the same one
+            answers.tell_operator(error)
+        return [_result(one) for one in found]
+
+    async def _found(
+        self, request: SearchRequest, index_of: Callable[[str], ActiveIndex]
+    ) -> SearchResponse | BaseException:
+        """Of one query, without tasks for it, which would cost as much as a quick search."""
+        try:
+            return await self._search(await self._query(request, index_of), request)
+        except Exception as error:  # belongs to who asked for it
+            return error
+
+    async def _all_found(
+        self, requests: Sequence[SearchRequest], index_of: Callable[[str], ActiveIndex]
+    ) -> list[SearchResponse | BaseException]:
         """All queries before any search: then searches are one batch, and none takes the interpreter meanwhile."""
         queries = await asyncio.gather(
             *(self._query(request, index_of) for request in requests), return_exceptions=True
         )
         searches = (self._search(query, request) for query, request in zip(queries, requests, strict=True))
-        found = await asyncio.gather(*searches, return_exceptions=True)
-        for error in {one for one in found if isinstance(one, Exception)}:  # many may have failed of the same one
-            answers.tell_operator(error)
-        return [_result(one) for one in found]
+        return await asyncio.gather(*searches, return_exceptions=True)
 
     async def _search(self, query: Query | BaseException, request: SearchRequest) -> SearchResponse:
         if isinstance(query, BaseException):

@@ -1,12 +1,13 @@
 """Search by embedding over gRPC against the same search in-process: `python tests/benchmarks/bench_search.py`.
 
 100,000 × 128 clustered embeddings, top_k 10, at the least nprobe with recall@10 >= 0.99. The clients are processes of
-their own, on the same machine as the server: ours, one query after the other and in batches of 100, and h2load (of
-Debian's nghttp2-client) where it is installed, which stands for clients in C, Go or Rust, that take less of the cores
-they share with the server. An echo, a gRPC server that answers the same message without looking at the query, is the
-ceiling of any Python server of one process there. A process of 8 threads or 8 tasks is measured with one client for
-all, which sends their searches together, and with a client for each, which does not; in turns, and its rows are
-medians. Prints a table and one JSON line; takes three minutes.
+their own, on the same machine as the server: ours, one query after the other over a stream, with a call for each, and
+in batches of 100; and h2load (of Debian's nghttp2-client) where it is installed, which stands for clients in C, Go or
+Rust, that take less of the cores they share with the server. An echo, a gRPC server that answers the same message
+without looking at the query, is the ceiling of any Python server of one process there. A process of 8 threads or 8
+tasks is measured with one client for all, which sends their searches together, and with a client for each, which does
+not. All of one server is measured in turns, and the rows are medians. Prints a table and one JSON line; takes eight
+minutes.
 """
 
 import asyncio
@@ -23,7 +24,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from functools import cache
 from itertools import chain, cycle
 from multiprocessing.connection import Connection
@@ -35,7 +36,13 @@ import grpc
 import numpy as np
 import numpy.typing as npt
 import uvloop
-from kinsight.v1.search_service_pb2 import SearchRequest, SearchResponse
+from kinsight.v1.search_service_pb2 import (
+    SearchRequest,
+    SearchResponse,
+    StreamSearchRequest,
+    StreamSearchResponse,
+)
+from kinsight.v1.search_service_pb2 import SearchResult as SearchResultMessage
 from kinsight.v1.search_service_pb2_grpc import SearchServiceServicer, add_SearchServiceServicer_to_server
 from kinsight_client import AsyncClient, Client, Embedding, KinsightError, SearchResult
 from kinsight_client.search import SearchCalls
@@ -51,7 +58,7 @@ COUNT, DIM, CLUSTERS, QUERIES, TOP_K, BATCH = 100_000, 128, 1_000, 2_000, 10, 10
 RECALL = 0.99
 SETTING = "GRPC_EXPERIMENTS"  # of the environment, see server/__init__.py
 PROCESSES = os.cpu_count() or 1
-AT_ONCE, TURNS = 8, 3  # threads or tasks of a process, and how often each way is measured
+AT_ONCE, TURNS = 8, 3  # threads or tasks of a process, and how often each row is measured
 H2LOAD = shutil.which("h2load")
 SECONDS = float(os.environ.get("BENCH_SECONDS", "5"))  # of each measurement
 
@@ -146,6 +153,13 @@ class Echo(SearchServiceServicer):
         """The answer."""
         return self._answer
 
+    async def StreamSearch(  # noqa: N802 - gRPC's name
+        self, requests: AsyncIterator[StreamSearchRequest], context: object
+    ) -> AsyncIterator[StreamSearchResponse]:
+        """The answer to each of a message's queries."""
+        async for message in requests:
+            yield StreamSearchResponse(results=[SearchResultMessage(response=self._answer)] * len(message.requests))
+
 
 def run_echo(model: str, port: Connection) -> None:
     """The echo's process."""
@@ -186,12 +200,16 @@ def measure_served(
     del os.environ[SETTING]
     address = f"127.0.0.1:{mine.recv()}"
     served = {}
+    kinds = {"": run_client, ", a call a search": run_caller}
+    if batches:
+        kinds[f", batches of {BATCH}"] = run_batch_client
     for clients in (1, 8):
-        served[f"{clients} clients"] = measure_clients(run_client, address, queries, clients)
-        if batches:
-            served[f"{clients} clients, batches of {BATCH}"] = measure_clients(
-                run_batch_client, address, queries, clients
-            )
+        turns: dict[str, list[Row]] = {}
+        for _ in range(TURNS):
+            for how, client in kinds.items():
+                row = measure_clients(client, address, server.pid or 0, queries, clients)
+                turns.setdefault(f"{clients} clients{how}", []).append(row)
+        served |= medians(turns)
         if H2LOAD:
             served[f"{clients} clients in C"] = measure_h2load(address, queries[0], clients)
     if shared:
@@ -201,16 +219,23 @@ def measure_served(
     return served
 
 
-def measure_clients(client: Callable[..., list[float]], target: str, queries: Sequence[Query], clients: int) -> Row:
-    """Queries/s of all clients together, and the latency of a query or of its batch that a client sees."""
+def measure_clients(
+    client: Callable[..., list[float]], target: str, server: int, queries: Sequence[Query], clients: int
+) -> Row:
+    """Queries/s of all clients together, the latency of a query or of its batch that a client sees, and the server's
+    processor time of a query.
+    """
     context = multiprocessing.get_context("spawn")
     with context.Pool(clients, _remember, (context.Barrier(clients),)) as pool:
         arguments = [(target, queries[number::clients]) for number in range(clients)]
+        before_s = cpu_s(server)
         latencies = np.concatenate([np.array(found) for found in pool.starmap(client, arguments, chunksize=1)])
+        server_s = cpu_s(server) - before_s
     return {
         "queries_per_s": len(latencies) / SECONDS,
         "p50_ms": float(np.percentile(latencies, 50)) * 1000,
         "p99_ms": float(np.percentile(latencies, 99)) * 1000,
+        "server_cpu_us": server_s / len(latencies) * 1e6,
     }
 
 
@@ -222,8 +247,13 @@ def measure_shared(target: str, server: int, queries: Sequence[Query]) -> dict[s
             for clients, what in ((AT_ONCE, ", a client each"), (1, " of one client")):
                 row = measure_process(run, target, server, queries, clients)
                 rows.setdefault(f"{AT_ONCE} {name}{what}", []).append(row)
+    return medians(rows)
+
+
+def medians(turns: dict[str, list[Row]]) -> dict[str, Row]:
+    """Of each row, of all its turns."""
     return {
-        name: {key: statistics.median(row[key] for row in turns) for key in turns[0]} for name, turns in rows.items()
+        name: {key: statistics.median(row[key] for row in rows) for key in rows[0]} for name, rows in turns.items()
     }
 
 
@@ -244,9 +274,11 @@ def measure_process(run: Callable[..., Any], target: str, server: int, queries: 
 
 
 def cpu_s(process: int) -> float:
-    """The processor time that a process has taken."""
-    user, system = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[11:13]
-    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+    """The processor time that a process and its children have taken."""
+    directory = Path(f"/proc/{process}")
+    user, system = (directory / "stat").read_text().rpartition(")")[2].split()[11:13]
+    children = (directory / f"task/{process}/children").read_text().split()
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK") + sum(cpu_s(int(child)) for child in children)
 
 
 def measure_h2load(target: str, query: Query, clients: int) -> Row:
@@ -284,6 +316,26 @@ def run_client(target: str, queries: Sequence[Query]) -> list[float]:
         end = time.perf_counter() + SECONDS
         while (start := time.perf_counter()) < end:
             result = client.search(**queries[len(latencies) % len(queries)])
+            latencies.append(time.perf_counter() - start)
+            check(result)
+    return latencies
+
+
+def run_caller(target: str, queries: Sequence[Query]) -> list[float]:
+    """As `run_client`, with a call for each search, as clients make them that were not written here."""
+    latencies: list[float] = []
+    with grpc.insecure_channel(target) as channel:
+        calls = SearchCalls(channel)
+
+        def search(query: Query) -> SearchResult:
+            call = calls.search(**query)
+            return call.read(call.method(call.request, timeout=10))
+
+        search(queries[0])
+        wait_for_all()
+        end = time.perf_counter() + SECONDS
+        while (start := time.perf_counter()) < end:
+            result = search(queries[len(latencies) % len(queries)])
             latencies.append(time.perf_counter() - start)
             check(result)
     return latencies

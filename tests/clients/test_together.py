@@ -156,12 +156,13 @@ def assert_same(found: SearchResult | BaseException, alone: SearchResult) -> Non
 
 @pytest.fixture
 def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many queries each BatchSearch that comes to a server of this process holds."""
+    """How many queries each message for several holds that comes to a server of this process."""
     sizes: list[int] = []
     check = service_search._check_size
 
     def counted(requests: Any) -> None:
-        sizes.append(len(requests))
+        if len(requests) > 1:
+            sizes.append(len(requests))
         check(requests)
 
     monkeypatch.setattr(service_search, "_check_size", counted)

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import grpc
@@ -18,6 +19,8 @@ from kinsight.v1.search_service_pb2 import (
     SearchParams,
     SearchRequest,
     SearchResponse,
+    StreamSearchRequest,
+    StreamSearchResponse,
 )
 from kinsight.v1.search_service_pb2 import Embedding as EmbeddingMessage
 
@@ -25,7 +28,8 @@ from indexer import pixels
 from indexer.live import Snapshot
 from indexer.store import Store
 from indexer.version import activate, open_version, version_dir
-from server import searching
+from server import app, searching
+from server.admission import Admission
 from tests.serving import SPEC, Gallery, Served, make_gallery, make_version, photo, reason_of, serving, stub_of
 
 
@@ -288,6 +292,174 @@ def test_a_batch_is_answered_by_one_version_while_others_are_swapped_in(tmp_path
             assert len(versions) == 1
             seen |= versions
     assert len(seen) > 1
+
+
+class Stream:
+    """A StreamSearch, message by message."""
+
+    def __init__(self, channel: grpc.Channel) -> None:
+        self._messages: SimpleQueue[StreamSearchRequest | None] = SimpleQueue()
+        self.call: Any = stub_of(channel).StreamSearch(iter(self._messages.get, None), timeout=60)
+        self.call.add_callback(self.end)
+
+    def send(self, *requests: SearchRequest) -> None:
+        self._messages.put(StreamSearchRequest(requests=requests))
+
+    def answer(self, *requests: SearchRequest) -> StreamSearchResponse:
+        self.send(*requests)
+        response: StreamSearchResponse = next(self.call)
+        return response
+
+    def end(self) -> None:
+        self._messages.put(None)
+
+
+@pytest.fixture
+def stream(served: Served) -> Iterator[Stream]:
+    with grpc.insecure_channel(served.target) as channel:
+        yield Stream(channel)
+
+
+def test_each_message_of_a_stream_is_answered_as_a_batch_in_its_turn(
+    stub: Any, stream: Stream, gallery: Gallery
+) -> None:
+    """One query or many, by what they like, sent before the first is answered; until the client has no more."""
+    embedding = EmbeddingMessage(model=gallery.model, values=gallery.embeddings[7].tolist())
+    messages = [
+        [SearchRequest(item=gallery.items[3], top_k=2)],
+        [SearchRequest(image=photo(4), top_k=2), SearchRequest(embedding=embedding, params=SearchParams(exact=True))],
+        [SearchRequest(item=item, top_k=1 + row % 5) for row, item in enumerate(gallery.items * 10)],
+        [SearchRequest(item=gallery.items[5])],
+    ]
+    for message in messages:
+        stream.send(*message)
+    stream.end()
+    answers = list(stream.call)
+    assert len(answers) == 4
+    for message, answer in zip(messages, answers, strict=True):
+        alone = stub.BatchSearch(BatchSearchRequest(requests=message)).results
+        assert [_hits(one.response) for one in answer.results] == [_hits(one.response) for one in alone]
+    assert stream.call.code() is grpc.StatusCode.OK
+
+
+def test_what_is_wrong_with_a_query_does_not_end_its_stream(stream: Stream, gallery: Gallery) -> None:
+    """Be it alone in its message or not, and whatever is wrong."""
+    good = SearchRequest(item=gallery.items[1], top_k=1)
+    for wrong, reason in (
+        (SearchRequest(item="nobody"), "ITEM_NOT_FOUND"),
+        (SearchRequest(image=b"not an image"), "IMAGE_DECODE_FAILED"),
+        (SearchRequest(), "QUERY_MISSING"),
+        (SearchRequest(item=gallery.items[1], index="elsewhere"), "INDEX_NOT_FOUND"),
+    ):
+        (alone,) = stream.answer(wrong).results
+        beside, right = stream.answer(wrong, good).results
+        assert reason_of(alone.status)[1] == reason_of(beside.status)[1] == reason
+        assert alone.status == beside.status
+        assert not alone.HasField("response")
+        assert _hits(right.response) == [gallery.items[1]]
+
+
+def test_a_message_that_fails_as_a_whole_ends_its_stream(stream: Stream, gallery: Gallery) -> None:
+    """With the error of a BatchSearch, after the answers to those before."""
+    stream.answer(SearchRequest(item=gallery.items[1]))
+    with pytest.raises(grpc.RpcError) as caught:
+        stream.answer()
+    assert reason_of(caught.value) == ("INVALID_ARGUMENT", "BATCH_SIZE_OUT_OF_RANGE")
+
+
+def test_each_message_of_a_stream_is_counted_in(gallery: Gallery) -> None:
+    """And an open stream that asks nothing is not: any number of them leave room for requests."""
+    quick = SearchRequest(item=gallery.items[1])
+    admission = Admission(max_requests=1)
+    with serving(gallery.store, admission=admission) as served, grpc.insecure_channel(served.target) as channel:
+        idle = [Stream(channel) for _ in range(5)]
+        for one in idle:
+            assert one.answer(quick).results
+        with admission.admit(0), pytest.raises(grpc.RpcError) as caught:
+            idle[0].answer(quick)
+        assert reason_of(caught.value) == ("RESOURCE_EXHAUSTED", "OVERLOADED")
+        assert idle[1].answer(quick).results
+
+
+def test_a_stream_to_a_server_without_an_index_fails_as_a_whole(tmp_path: Path) -> None:
+    """UNAVAILABLE, as a batch."""
+    with (
+        serving(Store(tmp_path)) as empty,
+        grpc.insecure_channel(empty.target) as channel,
+        pytest.raises(grpc.RpcError) as caught,
+    ):
+        Stream(channel).answer(SearchRequest(item="anything"))
+    assert reason_of(caught.value) == ("UNAVAILABLE", "NO_INDEX")
+
+
+def test_a_stream_goes_on_over_a_swap(tmp_path: Path) -> None:
+    """Each message is answered by the version that is active when it comes."""
+    gallery = make_gallery(tmp_path)
+    make_version(gallery.store, "photos", 2, gallery.model, gallery.items, gallery.embeddings, False)
+    with serving(gallery.store) as served, grpc.insecure_channel(served.target) as channel:
+        stream, versions = Stream(channel), []
+        for number in (1, 2, 1):
+            activate(gallery.store.index("photos"), number)
+            served.running.indexes.refresh()
+            versions.append(stream.answer(SearchRequest(item=gallery.items[1])).results[0].response.version)
+    assert versions == [1, 2, 1]
+
+
+def test_streams_end_when_the_server_shuts_down(gallery: Gallery, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once where they are idle, and otherwise after the answer that is being made; none is waited for."""
+    searches, may_search = threading.Event(), threading.Event()
+    search = Snapshot.search
+
+    def slow(snapshot: Snapshot, *args: Any, **options: Any) -> Any:
+        searches.set()
+        assert may_search.wait(20)
+        return search(snapshot, *args, **options)
+
+    quick = SearchRequest(item=gallery.items[1], top_k=1)
+    with serving(gallery.store) as served, grpc.insecure_channel(served.target) as channel:
+        idle, fresh, busy = (Stream(channel) for _ in range(3))
+        idle.answer(quick)
+        monkeypatch.setattr(Snapshot, "search", slow)
+        busy.send(quick)
+        busy.send(quick)
+        assert searches.wait(20)
+        began = time.monotonic()
+        drained = asyncio.run_coroutine_threadsafe(app.drain(served.running), served.loop)
+        for one in (idle, fresh):
+            assert list(one.call) == []
+            assert one.call.code() is grpc.StatusCode.OK
+        may_search.set()
+        (answer,) = busy.call
+        assert _hits(answer.results[0].response) == [gallery.items[1]]
+        assert busy.call.code() is grpc.StatusCode.OK
+        drained.result(20)
+    assert time.monotonic() - began < app.DRAIN_TIMEOUT_S / 2
+
+
+def test_a_stream_that_its_client_leaves_gives_its_place_back(
+    gallery: Gallery, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the middle of a message."""
+    searches, may_search = threading.Event(), threading.Event()
+
+    def slow(snapshot: Snapshot, *args: Any, **options: Any) -> Any:
+        searches.set()
+        assert may_search.wait(20)
+        raise AssertionError("nobody waits for it")
+
+    monkeypatch.setattr(Snapshot, "search", slow)
+    with grpc.insecure_channel(served.target) as channel:
+        stream = Stream(channel)
+        stream.send(SearchRequest(item=gallery.items[1]))
+        assert searches.wait(20)
+        admission = served.running.admission
+        assert admission._requests == 1
+        stream.call.cancel()
+        give_up = time.monotonic() + 10
+        while admission._requests and time.monotonic() < give_up:
+            time.sleep(0.01)
+        may_search.set()
+        assert (admission._requests, admission._request_bytes, admission._idle_streams) == (0, 0, set())
 
 
 def test_a_request_whose_deadline_passed_is_not_worked_on(served: Served) -> None:

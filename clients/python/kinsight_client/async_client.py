@@ -19,6 +19,7 @@ from kinsight_client.learning import ModelCalls
 from kinsight_client.messages import SearchResult
 from kinsight_client.operations import Operation, OperationCalls, out_of_time, result_of
 from kinsight_client.search import SearchCalls
+from kinsight_client.streams import AsyncStreams, Gone
 from kinsight_client.together import Line, Outcome, Waiting
 
 C = TypeVar("C")
@@ -116,6 +117,7 @@ class AsyncSearches(Service[SearchCalls]):
         super().__init__(calls, timeout_s)
         self._line: Line[_Search] = Line()
         self._sending: set[asyncio.Task[None]] = set()
+        self._streams = AsyncStreams()
 
     async def _answer_together(self, call: Call[SearchResult]) -> SearchResult:
         if not together.may_join(call.request):
@@ -123,10 +125,11 @@ class AsyncSearches(Service[SearchCalls]):
         search = _Search(call, self._timeout_s)
         if self._line.enter(search):
             try:
-                return await self._answer(call)
+                (outcome,) = await self._outcomes([search])
             finally:
                 self._send_next()
-        outcome = await self._outcome(search)
+        else:
+            outcome = await self._outcome(search)
         if isinstance(outcome, Unavailable):  # said of it alone; gRPC retries a call, and not a part of one
             return await self._answer(call, search.left_s)
         return together.result_of(outcome)
@@ -155,14 +158,23 @@ class AsyncSearches(Service[SearchCalls]):
             self._send_next()
 
     async def _outcomes(self, batch: Sequence[_Search]) -> Sequence[Outcome]:
-        call = together.joint_call(self._calls, batch)
+        # All the time of the youngest: the others leave when theirs is up.
+        youngest = batch[-1]
         try:
-            # All the time of the youngest: the others leave when theirs is up.
-            return call.read(await call.method(call.request, timeout=batch[-1].left_s))
+            try:
+                return await self._streams.answer(together.message(self._calls, batch), youngest.left_s)
+            except Gone:
+                call = together.joint_call(self._calls, batch)
+                response = await call.method(call.request, timeout=youngest.left_s)
         except grpc.RpcError as error:
             return [error] * len(batch)
-        except (asyncio.CancelledError, grpc.aio.UsageError):  # how gRPC says that the channel is closed
+        except grpc.aio.UsageError:  # how gRPC says that the channel is closed
             return [closed() for _ in batch]
+        except asyncio.CancelledError:  # and how it ends calls in progress
+            if _is_cancelled():
+                raise
+            return [closed() for _ in batch]
+        return call.read(response)
 
     async def _all_sent(self) -> None:
         """Return once no task sends any more: nobody else knows of them, where all their searches were cancelled."""

@@ -21,8 +21,9 @@ _RETRY = {
 # have been lost after the server did what they ask for: doing it again would undo it, fail, or do it twice.
 _NOT_RETRIED = ("RollbackIndex", "ActivateVersion", "DeleteVersion", "EvaluateVersion")
 _INDEX_SERVICE = "kinsight.v1.IndexService"
+_SEARCH_SERVICE = "kinsight.v1.SearchService"
 _RETRIED = (
-    "kinsight.v1.SearchService",
+    _SEARCH_SERVICE,
     "kinsight.v1.ItemService",
     _INDEX_SERVICE,
     "kinsight.v1.ModelService",
@@ -32,6 +33,8 @@ _SERVICE_CONFIG = {
     "methodConfig": [
         {"name": [{"service": service} for service in _RETRIED], "retryPolicy": _RETRY},
         {"name": [{"service": _INDEX_SERVICE, "method": method} for method in _NOT_RETRIED]},
+        # What a stream did not answer is asked for by a call, and that is retried.
+        {"name": [{"service": _SEARCH_SERVICE, "method": "StreamSearch"}]},
     ]
 }
 OPTIONS = (

@@ -24,7 +24,7 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 _DETAILS_KEY = "grpc-status-details-bin"
 # gRPC's own words, its server's or its client's, with no code or reason of their own to know them by.
-_TOO_LATE = "Deadline Exceeded"
+_TOO_LATE = ("Deadline Exceeded", "Stream removed (Deadline Exceeded)")
 _NO_ANSWER = "no answer within timeout_s: the server is busy, or not there; send less in a call, or raise timeout_s"
 _REQUEST_TOO_LARGE = re.compile(r"(?:SERVER: Received|CLIENT: Sent) message larger than max \((\d+) vs\. (\d+)\)")
 
@@ -144,7 +144,7 @@ def closed() -> Cancelled:
 
 def _with_remedy(message: str) -> str:
     """The message, except those of gRPC's own that say nothing of what to do."""
-    if message == _TOO_LATE:
+    if message in _TOO_LATE:
         return _NO_ANSWER
     found = _REQUEST_TOO_LARGE.fullmatch(message)
     if found is None:

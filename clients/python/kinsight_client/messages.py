@@ -209,7 +209,9 @@ def search_result(response: search_service_pb2.SearchResponse) -> SearchResult:
     return SearchResult(hits, response.index, response.version, response.model, rate)
 
 
-def search_results(response: search_service_pb2.BatchSearchResponse) -> list[SearchResult | KinsightError]:
+def search_results(
+    response: search_service_pb2.BatchSearchResponse | search_service_pb2.StreamSearchResponse,
+) -> list[SearchResult | KinsightError]:
     """The typed form of a response."""
     return [from_status(result.status) or search_result(result.response) for result in response.results]
 

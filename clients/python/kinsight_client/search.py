@@ -157,6 +157,10 @@ class SearchCalls:
         """The one call for several searches."""
         return Call(self._stub.BatchSearch, pb.BatchSearchRequest(requests=requests), messages.search_results)
 
+    def stream_search(self, requests: Sequence[pb.SearchRequest]) -> Call[list[SearchResult | KinsightError]]:
+        """One or several searches as a message of a stream."""
+        return Call(self._stub.StreamSearch, pb.StreamSearchRequest(requests=requests), messages.search_results)
+
     def _by_image(self, image: bytes | Path, options: SearchOptions) -> Query:
         try:
             return self.search(image=image, **options).request  # type: ignore[no-any-return] # a Call's is Any

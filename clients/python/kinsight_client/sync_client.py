@@ -19,6 +19,7 @@ from kinsight_client.learning import ModelCalls
 from kinsight_client.messages import SearchResult
 from kinsight_client.operations import Operation, OperationCalls, out_of_time, result_of
 from kinsight_client.search import SearchCalls
+from kinsight_client.streams import Gone, Streams
 from kinsight_client.together import Line, Outcome, Waiting
 
 C = TypeVar("C")
@@ -116,15 +117,14 @@ class Searches(Service[SearchCalls]):
         super().__init__(calls, timeout_s)
         self._line: Line[_Search] = Line()
         self._line_lock = threading.Lock()
+        self._streams = Streams()
 
     def _answer_together(self, call: Call[SearchResult]) -> SearchResult:
         if not together.may_join(call.request):
             return self._answer(call)
         search = _Search(call, self._timeout_s)
         try:
-            if self._begin(search):
-                return self._answer(call)
-            if not search.sleep():
+            if not self._begin(search) and not search.sleep():
                 raise too_late()
             if search.led:
                 self._send(search.led)
@@ -143,18 +143,23 @@ class Searches(Service[SearchCalls]):
         return at_once
 
     def _send(self, batch: Sequence[_Search]) -> None:
-        call, outcomes = together.joint_call(self._calls, batch), list[Outcome]()
-        try:
-            # All the leader's time, who is the youngest: the others leave when theirs is up.
-            response = call.method(call.request, timeout=batch[-1].left_s)
-        except grpc.RpcError as error:
-            outcomes += [error] * len(batch)
-        except ValueError:  # how gRPC says that the channel is closed
-            outcomes += [closed() for _ in batch]
-        else:
-            outcomes += call.read(response)
-        for search, outcome in zip(batch, outcomes, strict=True):
+        for search, outcome in zip(batch, self._outcomes(batch), strict=True):
             search.outcome = outcome
+
+    def _outcomes(self, batch: Sequence[_Search]) -> Sequence[Outcome]:
+        # All the leader's time, who is the youngest: the others leave when theirs is up.
+        leader = batch[-1]
+        try:
+            try:
+                return self._streams.answer(together.message(self._calls, batch), leader.left_s)
+            except Gone:
+                call = together.joint_call(self._calls, batch)
+                response = call.method(call.request, timeout=leader.left_s)
+        except grpc.RpcError as error:
+            return [error] * len(batch)
+        except ValueError:  # how gRPC says that the channel is closed
+            return [closed() for _ in batch]
+        return call.read(response)
 
     def _end(self, search: _Search) -> None:
         """Leave the line; whoever led lets those go on that it led, and another lead, also after Ctrl-C."""

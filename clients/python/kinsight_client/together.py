@@ -100,6 +100,11 @@ def may_join(request: pb.SearchRequest) -> bool:
     )
 
 
+def message(calls: SearchCalls, batch: Sequence[Waiting]) -> Call[list[SearchResult | KinsightError]]:
+    """All searches of a batch as one message of a stream."""
+    return calls.stream_search([search.call.request for search in batch])
+
+
 def joint_call(calls: SearchCalls, batch: Sequence[Waiting]) -> Call[list[SearchResult | KinsightError]]:
     """The one call for all searches of a batch."""
     if len(batch) > 1:

@@ -48,6 +48,11 @@ class SearchServiceStub:
                 request_serializer=kinsight_dot_v1_dot_search__service__pb2.BatchSearchRequest.SerializeToString,
                 response_deserializer=kinsight_dot_v1_dot_search__service__pb2.BatchSearchResponse.FromString,
                 _registered_method=True)
+        self.StreamSearch = channel.stream_stream(
+                '/kinsight.v1.SearchService/StreamSearch',
+                request_serializer=kinsight_dot_v1_dot_search__service__pb2.StreamSearchRequest.SerializeToString,
+                response_deserializer=kinsight_dot_v1_dot_search__service__pb2.StreamSearchResponse.FromString,
+                _registered_method=True)
         self.Embed = channel.unary_unary(
                 '/kinsight.v1.SearchService/Embed',
                 request_serializer=kinsight_dot_v1_dot_search__service__pb2.EmbedRequest.SerializeToString,
@@ -80,6 +85,17 @@ class SearchServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def StreamSearch(self, request_iterator, context):
+        """As BatchSearch, again and again: each message is answered by one, in the order in which they come. For clients that
+        search all the time: a message costs both sides a fraction of a call.
+        Where a message fails as a whole, as a call of BatchSearch can, the stream ends with that error; when the server
+        shuts down, it ends with OK. What was not answered by then was not searched for, or is safe to send again.
+        Reads only.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Embed(self, request, context):
         """Embeds an image with the model of an index, for clients that keep embeddings and search with them later.
         Reads only; safe to retry.
@@ -100,6 +116,11 @@ def add_SearchServiceServicer_to_server(servicer, server):
                     servicer.BatchSearch,
                     request_deserializer=kinsight_dot_v1_dot_search__service__pb2.BatchSearchRequest.FromString,
                     response_serializer=kinsight_dot_v1_dot_search__service__pb2.BatchSearchResponse.SerializeToString,
+            ),
+            'StreamSearch': grpc.stream_stream_rpc_method_handler(
+                    servicer.StreamSearch,
+                    request_deserializer=kinsight_dot_v1_dot_search__service__pb2.StreamSearchRequest.FromString,
+                    response_serializer=kinsight_dot_v1_dot_search__service__pb2.StreamSearchResponse.SerializeToString,
             ),
             'Embed': grpc.unary_unary_rpc_method_handler(
                     servicer.Embed,
@@ -165,6 +186,33 @@ class SearchService:
             '/kinsight.v1.SearchService/BatchSearch',
             kinsight_dot_v1_dot_search__service__pb2.BatchSearchRequest.SerializeToString,
             kinsight_dot_v1_dot_search__service__pb2.BatchSearchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StreamSearch(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/kinsight.v1.SearchService/StreamSearch',
+            kinsight_dot_v1_dot_search__service__pb2.StreamSearchRequest.SerializeToString,
+            kinsight_dot_v1_dot_search__service__pb2.StreamSearchResponse.FromString,
             options,
             channel_credentials,
             insecure,

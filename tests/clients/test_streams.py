@@ -1,0 +1,187 @@
+"""The streams over which both clients search: when one is opened, used again and given up, and what comes then."""
+
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from concurrent import futures
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from kinsight.v1.search_service_pb2 import Hit, SearchRequest, SearchResponse
+from kinsight.v1.search_service_pb2_grpc import SearchServiceServicer, add_SearchServiceServicer_to_server
+from kinsight_client import Client, DeadlineExceeded, NotFound, ResourceExhausted, Unavailable
+
+from indexer.store import Store
+from server.admission import Admission
+from tests.clients.both import KINDS
+from tests.serving import Gallery, make_gallery, server_process, serving
+
+
+class Counting(Admission):
+    """An admission that counts streams, and what they ask."""
+
+    def __init__(self, max_requests: int = 256) -> None:
+        super().__init__(max_requests=max_requests)
+        self.streams = 0
+        self.messages = 0
+
+    async def until_drained(self, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        self.streams += 1
+        async for request in super().until_drained(requests):
+            self.messages += 1
+            yield request
+
+
+@contextmanager
+def counted(store: Store, kind: Any, **options: float) -> Iterator[tuple[Any, Counting]]:
+    """A client of a server that counts its streams."""
+    counting = Counting()
+    with serving(store, admission=counting) as served, kind(served.target, **options) as client:
+        yield client, counting
+
+
+@KINDS
+def test_searches_one_after_the_other_share_a_stream(kind: Any, gallery: Gallery) -> None:
+    """Also after one that failed, as that says nothing of the stream; each has the answer to its own question."""
+    with counted(gallery.store, kind, timeout_s=60) as (client, counting):
+        for item in gallery.items * 2:
+            assert client.search(item=item, top_k=1).hits[0].item == item
+            with pytest.raises(NotFound, match="nobody"):
+                client.search(item="nobody")
+    assert (counting.streams, counting.messages) == (1, 4 * len(gallery.items))
+
+
+@KINDS
+def test_what_is_not_quick_is_a_call_of_its_own(kind: Any, gallery: Gallery) -> None:
+    """It may take long, and would hold up the stream."""
+    with counted(gallery.store, kind) as (client, counting):
+        assert client.search(item=gallery.items[2], top_k=1, exact=True).hits[0].item == gallery.items[2]
+        assert client.search_many(items=gallery.items[:3], top_k=1)[1].hits[0].item == gallery.items[1]
+    assert counting.streams == 0
+
+
+@KINDS
+def test_a_stream_is_used_for_a_tenth_of_the_time_that_a_search_has(kind: Any, gallery: Gallery) -> None:
+    """Because its deadline is that of its last search, and a tenth later than that of its first."""
+    with counted(gallery.store, kind, timeout_s=4) as (client, counting):
+        for streams in (1, 2):
+            for _ in range(3):
+                assert client.search(item=gallery.items[1], top_k=1)
+            assert counting.streams == streams
+            time.sleep(0.5)
+
+
+@KINDS
+def test_a_silent_server_is_waited_for_as_long_as_a_search_has(kind: Any, gallery: Gallery) -> None:
+    """And a tenth of it, over a stream that worked before as over a new one."""
+    with server_process(gallery.store) as (process, target), kind(target, timeout_s=2) as client:
+        for _ in range(2):
+            client.search(item=gallery.items[1])
+        process.send_signal(signal.SIGSTOP)
+        for _ in range(2):
+            began = time.monotonic()
+            with pytest.raises(DeadlineExceeded, match="send less in a call, or raise timeout_s"):
+                client.search(item=gallery.items[1])
+            assert 1.9 < time.monotonic() - began < 3.2
+        process.send_signal(signal.SIGCONT)
+        assert client.search(item=gallery.items[1], top_k=1).hits[0].item == gallery.items[1]
+
+
+@KINDS
+@pytest.mark.parametrize("end", ["terminate", "kill"])
+def test_a_server_that_is_started_anew_answers_the_next_search(end: str, kind: Any, gallery: Gallery) -> None:
+    """Though the stream to the one before is gone; by a call, which is retried until the new one listens."""
+    with server_process(gallery.store) as (before, target), kind(target, timeout_s=30) as client:
+        client.search(item=gallery.items[1])
+        getattr(before, end)()
+        before.wait(20)
+        with server_process(gallery.store, target):
+            for item in gallery.items[:3]:
+                assert client.search(item=item, top_k=1).hits[0].item == item
+
+
+@KINDS
+def test_no_server_is_unavailable_after_one_round_of_retries(kind: Any, gallery: Gallery) -> None:
+    """The stream is not retried before the call is."""
+    with server_process(gallery.store) as (process, target), kind(target, timeout_s=60) as client:
+        client.search(item=gallery.items[1])
+        process.kill()
+        process.wait(20)
+        began = time.monotonic()
+        with pytest.raises(Unavailable):
+            client.search(item=gallery.items[1])
+        assert time.monotonic() - began < 8
+
+
+@KINDS
+def test_an_error_of_the_whole_message_is_the_search_s(kind: Any, gallery: Gallery) -> None:
+    """With its reason; and the next search is answered."""
+    admission = Counting(max_requests=1)
+    with serving(gallery.store, admission=admission) as served, kind(served.target) as client:
+        client.search(item=gallery.items[1])
+        with admission.admit(0), pytest.raises(ResourceExhausted) as caught:
+            client.search(item=gallery.items[1])
+        assert caught.value.reason == "OVERLOADED"
+        assert client.search(item=gallery.items[1], top_k=1).hits[0].item == gallery.items[1]
+
+
+class Older(SearchServiceServicer):
+    """A server without StreamSearch."""
+
+    def Search(self, request: SearchRequest, context: object) -> SearchResponse:  # noqa: N802 - gRPC's
+        """The item that was asked for."""
+        return SearchResponse(hits=[Hit(item=request.item, similarity=1.0)])
+
+
+@KINDS
+def test_a_server_without_streams_is_called(kind: Any) -> None:
+    """It answers by calls all that others answer by streams."""
+    server = grpc.server(futures.ThreadPoolExecutor(2))
+    add_SearchServiceServicer_to_server(Older(), server)  # type: ignore[no-untyped-call]
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        with kind(f"127.0.0.1:{port}") as client:
+            assert [client.search(item=item).hits[0].item for item in ("a", "b")] == ["a", "b"]
+    finally:
+        server.stop(None).wait()
+
+
+LEFT_OPEN = """
+import asyncio, sys
+from kinsight_client import AsyncClient, Client
+
+async def search_with_tasks():
+    client = AsyncClient(sys.argv[1])
+    return [(await client.search(item=sys.argv[2], top_k=1)).hits[0].item for _ in range(3)]
+
+client = Client(sys.argv[1])
+print([client.search(item=sys.argv[2], top_k=1).hits[0].item for _ in range(3)], asyncio.run(search_with_tasks()))
+"""
+
+
+def test_a_program_that_never_closes_its_client_ends_all_the_same(tmp_path: Path) -> None:
+    """And says nothing."""
+    gallery = make_gallery(tmp_path, count=3)
+    with serving(gallery.store) as served:
+        command = [sys.executable, "-c", LEFT_OPEN, served.target, gallery.items[1]]
+        found = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (found.returncode, found.stderr) == (0, "")
+    assert re.findall(r"'(.*?)'", found.stdout) == [gallery.items[1]] * 6
+
+
+def test_threads_beyond_one_that_is_stuck_have_a_stream_of_their_own(gallery: Gallery) -> None:
+    """A stream in use is nobody else's: two answers would be mixed up."""
+    with counted(gallery.store, Client, timeout_s=60) as (client, counting):
+        client.search(item=gallery.items[0])
+        stuck = client._streams._idle.take(60)
+        assert client.search(item=gallery.items[1], top_k=1).hits[0].item == gallery.items[1]
+        assert counting.streams == 2
+        assert stuck is not None
+        stuck.end()
