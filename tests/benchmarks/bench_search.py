@@ -199,7 +199,7 @@ def measure_served(
     server.start()
     del os.environ[SETTING]
     address = f"127.0.0.1:{mine.recv()}"
-    served = {}
+    served: dict[str, Row] = {}
     kinds = {"": run_client, ", a call a search": run_caller}
     if batches:
         kinds[f", batches of {BATCH}"] = run_batch_client
