@@ -1,11 +1,14 @@
 """The streams over which both clients search: when one is opened, used again and given up, and what comes then."""
 
+import asyncio
+import gc
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent import futures
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,11 +18,20 @@ import grpc
 import pytest
 from kinsight.v1.search_service_pb2 import Hit, SearchRequest, SearchResponse
 from kinsight.v1.search_service_pb2_grpc import SearchServiceServicer, add_SearchServiceServicer_to_server
-from kinsight_client import Client, DeadlineExceeded, NotFound, ResourceExhausted, Unavailable
+from kinsight_client import (
+    AsyncClient,
+    Cancelled,
+    Client,
+    DeadlineExceeded,
+    NotFound,
+    ResourceExhausted,
+    SearchResult,
+    Unavailable,
+)
 
 from indexer.store import Store
 from server.admission import Admission
-from tests.clients.both import KINDS
+from tests.clients.both import KINDS, Blocking
 from tests.serving import Gallery, make_gallery, server_process, serving
 
 
@@ -38,6 +50,20 @@ class Counting(Admission):
             yield request
 
 
+def until(holds: Callable[[], bool]) -> None:
+    """Return as soon as it holds."""
+    end = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def search_twice(client: Any, gallery: Gallery) -> None:
+    """So that a stream is open: the first search is a call."""
+    for _ in range(2):
+        client.search(item=gallery.items[1])
+
+
 @contextmanager
 def counted(store: Store, kind: Any, **options: float) -> Iterator[tuple[Any, Counting]]:
     """A client of a server that counts its streams."""
@@ -54,7 +80,7 @@ def test_searches_one_after_the_other_share_a_stream(kind: Any, gallery: Gallery
             assert client.search(item=item, top_k=1).hits[0].item == item
             with pytest.raises(NotFound, match="nobody"):
                 client.search(item="nobody")
-    assert (counting.streams, counting.messages) == (1, 4 * len(gallery.items))
+    assert (counting.streams, counting.messages) == (1, 4 * len(gallery.items) - 1)  # the very first is a call
 
 
 @KINDS
@@ -69,22 +95,32 @@ def test_what_is_not_quick_is_a_call_of_its_own(kind: Any, gallery: Gallery) -> 
 @KINDS
 def test_a_stream_is_used_for_a_tenth_of_the_time_that_a_search_has(kind: Any, gallery: Gallery) -> None:
     """Because its deadline is that of its last search, and a tenth later than that of its first."""
-    with counted(gallery.store, kind, timeout_s=4) as (client, counting):
-        for streams in (1, 2):
-            for _ in range(3):
-                assert client.search(item=gallery.items[1], top_k=1)
-            assert counting.streams == streams
-            time.sleep(0.5)
+    with counted(gallery.store, kind, timeout_s=10) as (client, counting):
+        began = time.monotonic()
+        while (searched_s := time.monotonic() - began) < 2.5:
+            assert client.search(item=gallery.items[1], top_k=1)
+            assert counting.streams <= 1 + searched_s
+            time.sleep(0.01)
+        assert counting.streams >= 2
+
+
+@KINDS
+def test_searches_that_come_seldom_are_calls(kind: Any, gallery: Gallery) -> None:
+    """A stream would be open for a tenth of their time, and nobody would use it again."""
+    with counted(gallery.store, kind, timeout_s=3) as (client, counting):
+        for _ in range(4):
+            assert client.search(item=gallery.items[1], top_k=1)
+            time.sleep(0.4)
+    assert counting.streams == 0
 
 
 @KINDS
 def test_a_silent_server_is_waited_for_as_long_as_a_search_has(kind: Any, gallery: Gallery) -> None:
-    """And a tenth of it, over a stream that worked before as over a new one."""
+    """And a tenth of it."""
     with server_process(gallery.store) as (process, target), kind(target, timeout_s=2) as client:
-        for _ in range(2):
-            client.search(item=gallery.items[1])
+        search_twice(client, gallery)
         process.send_signal(signal.SIGSTOP)
-        for _ in range(2):
+        for _ in range(2):  # over a stream, and by a call, as the last one is some time ago
             began = time.monotonic()
             with pytest.raises(DeadlineExceeded, match="send less in a call, or raise timeout_s"):
                 client.search(item=gallery.items[1])
@@ -98,7 +134,7 @@ def test_a_silent_server_is_waited_for_as_long_as_a_search_has(kind: Any, galler
 def test_a_server_that_is_started_anew_answers_the_next_search(end: str, kind: Any, gallery: Gallery) -> None:
     """Though the stream to the one before is gone; by a call, which is retried until the new one listens."""
     with server_process(gallery.store) as (before, target), kind(target, timeout_s=30) as client:
-        client.search(item=gallery.items[1])
+        search_twice(client, gallery)
         getattr(before, end)()
         before.wait(20)
         with server_process(gallery.store, target):
@@ -110,7 +146,7 @@ def test_a_server_that_is_started_anew_answers_the_next_search(end: str, kind: A
 def test_no_server_is_unavailable_after_one_round_of_retries(kind: Any, gallery: Gallery) -> None:
     """The stream is not retried before the call is."""
     with server_process(gallery.store) as (process, target), kind(target, timeout_s=60) as client:
-        client.search(item=gallery.items[1])
+        search_twice(client, gallery)
         process.kill()
         process.wait(20)
         began = time.monotonic()
@@ -124,7 +160,7 @@ def test_an_error_of_the_whole_message_is_the_search_s(kind: Any, gallery: Galle
     """With its reason; and the next search is answered."""
     admission = Counting(max_requests=1)
     with serving(gallery.store, admission=admission) as served, kind(served.target) as client:
-        client.search(item=gallery.items[1])
+        search_twice(client, gallery)
         with admission.admit(0), pytest.raises(ResourceExhausted) as caught:
             client.search(item=gallery.items[1])
         assert caught.value.reason == "OVERLOADED"
@@ -176,10 +212,49 @@ def test_a_program_that_never_closes_its_client_ends_all_the_same(tmp_path: Path
     assert re.findall(r"'(.*?)'", found.stdout) == [gallery.items[1]] * 6
 
 
+def test_a_client_that_is_dropped_without_being_closed_leaves_nothing(gallery: Gallery) -> None:
+    """Neither gRPC's threads nor the stream of a client that nobody has any more, however late its deadline."""
+    counting = Counting()
+    with serving(gallery.store, admission=counting) as served:
+        before = threading.active_count()
+        client = Client(served.target, timeout_s=600)
+        search_twice(client, gallery)
+        assert (counting.streams, threading.active_count() > before) == (1, True)
+        del client
+        gc.collect()
+        until(lambda: threading.active_count() == before and not counting._idle_streams)
+
+
+def test_closing_leaves_no_task_to_the_loop(gallery: Gallery) -> None:
+    """Which may be closed right after, without a word."""
+    with serving(gallery.store) as served, Blocking(served.target) as client:
+        search_twice(client, gallery)
+        client._loop.run_until_complete(client._client.close())
+        assert asyncio.all_tasks(client._loop) == set()
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2, 3, 5, 8, 13, 21])
+def test_closing_while_a_stream_is_opened_ends_its_search(turns: int, gallery: Gallery) -> None:
+    """Wherever the opening is."""
+
+    async def searched_and_closed(target: str) -> list[Any]:
+        client = AsyncClient(target, timeout_s=60)
+        await client.search(item=gallery.items[1])
+        searches = [asyncio.create_task(client.search(item=gallery.items[1])) for _ in range(3)]
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await asyncio.wait_for(client.close(), 10)
+        return await asyncio.wait_for(asyncio.gather(*searches, return_exceptions=True), 10)
+
+    with serving(gallery.store) as served:
+        ended = asyncio.run(searched_and_closed(served.target))
+    assert {type(one) for one in ended} <= {Cancelled, SearchResult}
+
+
 def test_threads_beyond_one_that_is_stuck_have_a_stream_of_their_own(gallery: Gallery) -> None:
     """A stream in use is nobody else's: two answers would be mixed up."""
     with counted(gallery.store, Client, timeout_s=60) as (client, counting):
-        client.search(item=gallery.items[0])
+        search_twice(client, gallery)
         stuck = client._streams._idle.take(60)
         assert client.search(item=gallery.items[1], top_k=1).hits[0].item == gallery.items[1]
         assert counting.streams == 2

@@ -19,7 +19,7 @@ from kinsight_client.learning import ModelCalls
 from kinsight_client.messages import SearchResult
 from kinsight_client.operations import Operation, OperationCalls, out_of_time, result_of
 from kinsight_client.search import SearchCalls
-from kinsight_client.streams import AsyncStreams, Gone
+from kinsight_client.streams import AsyncStreams, NotStreamed
 from kinsight_client.together import Line, Outcome, Waiting
 
 C = TypeVar("C")
@@ -163,7 +163,7 @@ class AsyncSearches(Service[SearchCalls]):
         try:
             try:
                 return await self._streams.answer(together.message(self._calls, batch), youngest.left_s)
-            except Gone:
+            except NotStreamed:
                 call = together.joint_call(self._calls, batch)
                 response = await call.method(call.request, timeout=youngest.left_s)
         except grpc.RpcError as error:
@@ -313,6 +313,7 @@ class AsyncClient(AsyncSearches):
 
     async def close(self) -> None:
         """Close the connection; calls in progress end."""
+        await self._streams.close()
         await self._channel.close()
         await self._all_sent()
 

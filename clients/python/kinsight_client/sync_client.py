@@ -19,7 +19,7 @@ from kinsight_client.learning import ModelCalls
 from kinsight_client.messages import SearchResult
 from kinsight_client.operations import Operation, OperationCalls, out_of_time, result_of
 from kinsight_client.search import SearchCalls
-from kinsight_client.streams import Gone, Streams
+from kinsight_client.streams import NotStreamed, Streams
 from kinsight_client.together import Line, Outcome, Waiting
 
 C = TypeVar("C")
@@ -152,7 +152,7 @@ class Searches(Service[SearchCalls]):
         try:
             try:
                 return self._streams.answer(together.message(self._calls, batch), leader.left_s)
-            except Gone:
+            except NotStreamed:
                 call = together.joint_call(self._calls, batch)
                 response = call.method(call.request, timeout=leader.left_s)
         except grpc.RpcError as error:
@@ -307,6 +307,7 @@ class Client(Searches):
 
     def close(self) -> None:
         """Close the connection; calls in progress end."""
+        self._streams.close()
         self._channel.close()
 
     def __enter__(self) -> Self:
