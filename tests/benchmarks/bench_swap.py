@@ -1,6 +1,7 @@
 """Swaps of versions under searching clients: `python tests/benchmarks/bench_swap.py`.
 
-Two versions of 100,000 × 128 clustered embeddings are activated in turn over gRPC, 200 times, while 8 clients search.
+Two versions of 100,000 × 128 clustered embeddings are activated in turn over gRPC, 200 times, while 8 clients search,
+half of them by calls and half over streams.
 Every answer is compared with what its version alone gives. The server is a process of its own; its memory is read
 after each swap; what counts is its growth from the first quarter of the swaps to the last. SWAPS=20 makes it short.
 """
@@ -12,12 +13,16 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
 from kinsight.v1.index_service_pb2 import ActivateVersionRequest
-from kinsight.v1.search_service_pb2 import Embedding, SearchRequest
+from kinsight.v1.search_service_pb2 import Embedding as EmbeddingMessage
+from kinsight.v1.search_service_pb2 import SearchRequest
+from kinsight_client import Client, Embedding, KinsightError
 
 from indexer.store import Store
 from indexer.version import open_version, version_dir
@@ -44,8 +49,8 @@ def main() -> None:
             answers: Counter[str] = Counter()
             stop = threading.Event()
             threads = [
-                threading.Thread(target=_search, args=(target, model, queries, expected, answers, stop))
-                for _ in range(CLIENTS)
+                threading.Thread(target=search, args=(target, model, queries, expected, answers, stop))
+                for search in [_call, _stream] * (CLIENTS // 2)
             ]
             for thread in threads:
                 thread.start()
@@ -64,20 +69,29 @@ def _publish(store: Store, number: int, model: str, embeddings: Floats, queries:
     return [opened.items(opened.search(query[None], 10)[1][0]) for query in queries]
 
 
-def _search(
-    target: str, model: str, queries: Floats, expected: Expected, answers: Counter[str], stop: threading.Event
-) -> None:
-    requests = [SearchRequest(embedding=Embedding(model=model, values=query.tolist())) for query in queries]
+def _call(target: str, model: str, queries: Floats, *load: Any) -> None:
+    """A client that searches by calls."""
+    requests = [SearchRequest(embedding=EmbeddingMessage(model=model, values=query.tolist())) for query in queries]
     with Stubs(target) as stubs:
-        while not stop.is_set():
-            for place, request in enumerate(requests):
-                try:
-                    answer = stubs.search.Search(request, timeout=30)
-                except grpc.RpcError as error:
-                    answers[f"failed: {error.code()}"] += 1
-                    continue
-                whole = [hit.item for hit in answer.hits] == expected[answer.version][place]
-                answers[f"version {answer.version}" if whole else "of no version"] += 1
+        _search(lambda place: stubs.search.Search(requests[place], timeout=30), *load)
+
+
+def _stream(target: str, model: str, queries: Floats, *load: Any) -> None:
+    """A client that searches over streams, as ours do."""
+    with Client(target, timeout_s=30) as client:
+        _search(lambda place: client.search(embedding=Embedding(model, queries[place])), *load)
+
+
+def _search(search: Callable[[int], Any], expected: Expected, answers: Counter[str], stop: threading.Event) -> None:
+    while not stop.is_set():
+        for place in range(QUERIES):
+            try:
+                answer = search(place)
+            except (grpc.RpcError, KinsightError) as error:
+                answers[f"failed: {error}"] += 1
+                continue
+            whole = [hit.item for hit in answer.hits] == expected[answer.version][place]
+            answers[f"version {answer.version}" if whole else "of no version"] += 1
 
 
 def _swap(target: str, pid: int) -> list[int]:
