@@ -200,7 +200,9 @@ def measure_served(
     del os.environ[SETTING]
     address = f"127.0.0.1:{mine.recv()}"
     served: dict[str, Row] = {}
-    kinds = {"": run_client, ", a call a search": run_caller}
+    kinds = {"": run_client}
+    if "embedding" in queries[0]:  # images go by calls anyway
+        kinds[", a call a search"] = run_caller
     if batches:
         kinds[f", batches of {BATCH}"] = run_batch_client
     for clients in (1, 8):
