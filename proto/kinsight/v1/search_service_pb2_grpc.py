@@ -87,9 +87,9 @@ class SearchServiceServicer:
 
     def StreamSearch(self, request_iterator, context):
         """As BatchSearch, again and again: each message is answered by one, in the order in which they come. For clients that
-        search all the time: a message costs both sides a fraction of a call.
+        search all the time: a message costs the server less than a call.
         Where a message fails as a whole, as a call of BatchSearch can, the stream ends with that error; when the server
-        shuts down, it ends with OK. What was not answered by then was not searched for, or is safe to send again.
+        shuts down, it ends with OK. What was not answered by then is safe to send again.
         Reads only.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
