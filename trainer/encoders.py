@@ -46,7 +46,8 @@ class Backbone(nn.Module):
         unit_length: whether its features are scaled to unit length, as retrieval compares them; heads then see
             directions alone, and no longer how strongly an image excites the network.
         licence: of the weights, as their publisher states it.
-        size: side of the images that it is to see, pixels.
+        size: side of the images that it is to embed, pixels.
+        view_size: side of the images that it learns from, pixels.
         is_pretrained: whether its weights are as they were published: neither random nor learned on from since.
     """
 
@@ -54,10 +55,18 @@ class Backbone(nn.Module):
     std: Tensor
 
     def __init__(
-        self, name: str, network: "_Network", size: int, *, unit_length: bool = False, is_pretrained: bool = True
+        self,
+        name: str,
+        network: "_Network",
+        size: int,
+        *,
+        view_size: int | None = None,
+        unit_length: bool = False,
+        is_pretrained: bool = True,
     ):
         super().__init__()
         self.size = size
+        self.view_size = size if view_size is None or network.has_fixed_size else min(view_size, size)
         self.is_pretrained = is_pretrained
         self._has_fixed_size = network.has_fixed_size
         self.name = name
@@ -70,8 +79,8 @@ class Backbone(nn.Module):
         self.channels = self._count_channels(size)
 
     def tells_more_at(self, size: int) -> bool:
-        """Whether its features of images of this side, pixels, can teach it what to see in those of its own."""
-        return self.is_pretrained and size > self.size and not self._has_fixed_size
+        """Whether its features of images of this side, pixels, can teach it what to see in those it learns from."""
+        return self.is_pretrained and size > self.view_size and not self._has_fixed_size
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) float32 in [0, 1] to features (B, C) float32."""
@@ -140,7 +149,13 @@ class Encoder(nn.Module):
 
 
 def make_backbone(
-    name: str, weights: str, *, size: int, freeze_bn: bool = False, unit_length: bool = False
+    name: str,
+    weights: str,
+    *,
+    size: int,
+    view_size: int | None = None,
+    freeze_bn: bool = False,
+    unit_length: bool = False,
 ) -> Backbone:
     """A backbone by name.
 
@@ -148,7 +163,9 @@ def make_backbone(
         name: a timm model, or `torchvision/NAME` for one of torchvision's convolutional networks.
         weights: `none` (random), `imagenet` (the library's own default weights) or a file: .safetensors, or a
             .pth of tensors.
-        size: side of the images it will see, pixels; transformers fix their position embeddings to it.
+        size: side of the images it will embed, pixels; transformers fix their position embeddings to it.
+        view_size: side of the images it will learn from, pixels; `size` where that is smaller, for None, and for
+            transformers.
         freeze_bn: keep BatchNorm at its pretrained statistics; meaningless, and ignored, with `none`.
         unit_length: scale its features to unit length.
 
@@ -160,7 +177,9 @@ def make_backbone(
         network = _from_torchvision(name.removeprefix(_TORCHVISION), weights)
     else:
         network = _from_timm(name, weights, size)
-    backbone = Backbone(name, network, size, unit_length=unit_length, is_pretrained=weights != "none")
+    backbone = Backbone(
+        name, network, size, view_size=view_size, unit_length=unit_length, is_pretrained=weights != "none"
+    )
     if freeze_bn and weights != "none":
         backbone.freeze_norms()
     return backbone

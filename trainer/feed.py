@@ -22,19 +22,28 @@ class Feed:
     Args:
         images: the training set.
         views: how each view of a batch is drawn.
-        size: side of the views, pixels.
+        size: side of the images that are embedded whole, pixels.
+        view_size: side of the views, pixels.
         device: where batches are wanted.
         seed: of the views, the same in all processes: their state is `generator`'s.
         label: (N,) int64 class of each image, -1 where unknown.
     """
 
     def __init__(
-        self, images: ImageCache, views: list[View], size: int, device: torch.device, seed: int, label: Tensor
+        self,
+        images: ImageCache,
+        views: list[View],
+        size: int,
+        view_size: int,
+        device: torch.device,
+        seed: int,
+        label: Tensor,
     ):
-        self._images, self._views, self._size, self._device = images.to(device), views, size, device
+        self._images, self._views, self._device = images.to(device), views, device
+        self._size, self._view_size = size, view_size
         self._label = label
         # Of pixels more than twice as fine, bilinear sampling would skip some; drawn larger, they are averaged after.
-        self._render_size = size * max(1, images.pixels.shape[1] // size)
+        self._render_size = view_size * max(1, (images.pixels.shape[1] - 1) // view_size)
         self.generator = torch.Generator(device).manual_seed(seed)
 
     def batches(
@@ -58,7 +67,7 @@ class Feed:
                     side = large_size or self._render_size
                     views = [draw_view(pixels, aspect, view, side, self.generator) for view in self._views]
                     large = views[0] if large_size else None
-                    views = [_resized(view, self._size) for view in views]
+                    views = [_resized(view, self._view_size) for view in views]
                 index = own_share(batch)
                 label = self._label[index].to(self._device, non_blocking=True)
                 yield Batch(views, index.to(self._device, non_blocking=True), label, large)
@@ -70,7 +79,7 @@ class Feed:
         Args:
             embed: images (B, 3, S, S) to (B, C).
             progress: called with ("embed", done, total).
-            size: S, pixels; 0 for that of the views.
+            size: S, pixels; 0 for that which the encoder embeds.
 
         Returns:
             (N, C) float32.

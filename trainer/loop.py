@@ -88,7 +88,7 @@ def train(
     Args:
         objective: moved to `device`, left in eval mode.
         images: the training set.
-        recipe: `data.size`, `view`, `optimizer` and `run` are the loop's.
+        recipe: `view`, `optimizer` and `run` are the loop's.
         directory: of the run: `checkpoints/`, `metrics.jsonl` and `tensorboard/` appear in it.
         device: where to train.
         progress: called with ("train", done, total) after each step, and ("embed", done, total).
@@ -126,7 +126,8 @@ class _Training:
         self.device, self.recipe, self.progress, self.profiler = device, recipe, progress, profiler
         self.count = len(images)
         views = [dataclasses.replace(view, **recipe.view) for view in objective.views]
-        self.feed = Feed(images, views, recipe.data.size, device, recipe.run.seed, known.label)
+        backbone = objective.encoder.backbone
+        self.feed = Feed(images, views, backbone.size, backbone.view_size, device, recipe.run.seed, known.label)
         self.checkpoints = directory / "checkpoints"
         objective.know(known)
         self.epochs = objective.first_epochs + recipe.run.epochs

@@ -18,7 +18,7 @@ class EmbedAll(Protocol):
 
         Args:
             embed: module or function from images (B, 3, S, S) to (B, C).
-            size: S, pixels; 0 for the run's own.
+            size: S, pixels; 0 for that which the encoder embeds.
 
         Returns:
             (N, C) float32, on the loop's device.

@@ -31,7 +31,10 @@ class Data:
     """Which pixels are learned from.
 
     Attributes:
-        size: side of the images that the encoder sees, pixels.
+        size: side of the images that the encoder embeds, pixels.
+        view_size: side of the views that it learns from, pixels; never more than `size`, which it is where this is
+            absent. Smaller ones cost less, and the encoder still gains from larger images when it embeds (Touvron et
+            al., NeurIPS 2019, arXiv 1906.06423). A network whose position embeddings fix its size ignores it.
         cache_size: side of the decoded images that views are cropped from, pixels; at least `size`.
         fit: how an image becomes a square when it is embedded: `squash` or `crop`.
         crop_fraction: share of its width and height that is kept then, about the centre, (0, 1]: things look larger
@@ -39,12 +42,14 @@ class Data:
     """
 
     size: int = 128
+    view_size: int | None = None
     cache_size: int = 160
     fit: Literal["squash", "crop"] = "squash"
     crop_fraction: float = 1.0
 
     def __post_init__(self) -> None:
         _in_range("data.size", self.size, 16, 1024)
+        _in_range("data.view_size", self.view_size or self.size, 16, 1024)
         _in_range("data.cache_size", self.cache_size, self.size, 1024)
         _in_range("data.crop_fraction", self.crop_fraction, 0.1, 1)
 
@@ -265,6 +270,20 @@ def override(recipe: Recipe, *assignments: str) -> Recipe:
         _known(section, fields, "section")
         fields[section][key] = _parsed(text.strip())
     return from_dict(fields)
+
+
+def resized(recipe: Recipe, size: int) -> Recipe:
+    """A recipe for images of another side, pixels; raises RecipeError.
+
+    The sides of views and of the decoded images that they are cropped from grow in proportion, and never shrink:
+    small views cost little anyway, and what teaches by distillation is as large as it was.
+    """
+    data = recipe.data
+    larger = max(1.0, size / data.size)
+    view = "none" if data.view_size is None else round(data.view_size * larger)
+    return override(
+        recipe, f"data.size={size}", f"data.view_size={view}", f"data.cache_size={round(data.cache_size * larger)}"
+    )
 
 
 def with_objective(recipe: Recipe, name: str) -> Recipe:

@@ -114,7 +114,12 @@ def _backbone(recipe: Recipe, weights: str, device: torch.device) -> Backbone:
     # What a network learned from scratch, it learned with BatchNorm of its own: a later run goes on so.
     frozen = part.freeze_bn and part.weights != "none"
     backbone = make_backbone(
-        part.backbone, weights, size=recipe.data.size, freeze_bn=frozen, unit_length=part.unit_length
+        part.backbone,
+        weights,
+        size=recipe.data.size,
+        view_size=recipe.data.view_size,
+        freeze_bn=frozen,
+        unit_length=part.unit_length,
     )
     return backbone.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 

@@ -49,7 +49,7 @@ _KEY_OF = {
 )
 @click.option("--backbone", help="A timm model, or torchvision/NAME.")
 @click.option("--weights", help="What to start from: none, imagenet, or a file (.safetensors, .pth).")
-@click.option("--size", type=int, metavar="PX", help="Side of the images that the encoder sees.")
+@click.option("--size", type=int, metavar="PX", help="Side of the images that the encoder embeds.")
 @click.option("--dim", type=int, metavar="D", help="Dimension of the embeddings.")
 @click.option("--epochs", type=int, metavar="N", help="Passes over the images, after those of distillation.")
 @click.option("--seed", type=int, metavar="N", help="Of everything random.")
@@ -119,9 +119,7 @@ def train(
     with followed(place, progress_style, "train") as work:  # what is wrong with a recipe is recorded too
         chosen = _recipe(place, recipe, from_model)
         if shortcuts["size"]:
-            # Views are cropped from the decoded images; the recipe's ratio between the two sizes stays as it is.
-            cache_size = round(int(shortcuts["size"]) * chosen.data.cache_size / chosen.data.size)
-            settings = (f"data.cache_size={cache_size}", *settings)
+            chosen = recipes.resized(chosen, int(shortcuts["size"]))
         chosen = recipes.override(chosen, *settings, *given)
         name, resume = run_to_do(place, work, name, resume)
         done = run(

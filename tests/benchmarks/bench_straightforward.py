@@ -56,8 +56,8 @@ def main() -> None:
         speeds = take_turns(processes, 1 + TURNS)
         peaks = {name: process.recv() for name, process in processes.items()}
     ratio = statistics.median(a / b for a, b in list(zip(*speeds.values(), strict=True))[1:])
-    batch, size = recipe.run.batch_size, recipe.data.size
-    print(f"{device.type}, {CORES} cores, {recipe.encoder.backbone}, {size} px, {batch} images in two views")
+    batch, size = recipe.run.batch_size, recipe.data.view_size
+    print(f"{device.type}, {CORES} cores, {recipe.encoder.backbone}, {batch} images in two views of {size} px")
     for name, values in speeds.items():
         memory = ", ".join(f"{part} {value / 2**20:,.0f} MiB" for part, value in peaks[name].items())
         print(f"{name}: {statistics.median(values[1:]):.1f} images/s; peak memory: {memory}")
@@ -90,8 +90,10 @@ def write_photos(folder: Path, count: int) -> None:
 def make_objective(recipe: Recipe, device: torch.device) -> STML:
     """The same student and teacher for both."""
     torch.manual_seed(0)
-    part = recipe.encoder
-    backbone = make_backbone(part.backbone, part.weights, size=recipe.data.size, freeze_bn=part.freeze_bn)
+    part, data = recipe.encoder, recipe.data
+    backbone = make_backbone(
+        part.backbone, part.weights, size=data.size, view_size=data.view_size, freeze_bn=part.freeze_bn
+    )
     objective = STML(Encoder(backbone, nn.Linear(backbone.channels, part.dim)), **recipe.objective.keywords)
     return objective.to(device)
 
@@ -152,7 +154,7 @@ def straightforward(folder: Path, turns: Connection) -> None:
     objective = make_objective(recipe, device)
     check_looped_similarity(objective)
     optimizer = torch.optim.AdamW(objective.param_groups(recipe.optimizer.lr))
-    photos = Photos(folder / "photos", recipe.data.size, objective.views[0])
+    photos = Photos(folder / "photos", objective.encoder.backbone.view_size, objective.views[0])
     loader = DataLoader(
         photos,
         recipe.run.batch_size,

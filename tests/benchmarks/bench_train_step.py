@@ -57,7 +57,7 @@ def measure(directory: Path) -> None:
     step, passes = statistics.median(step_s), statistics.median(bare_s)
     peaks = peak_memory(device)
     print(
-        f"{device.type}, {part.backbone}, {recipe.data.size} px, {batch} images in two views: "
+        f"{device.type}, {part.backbone}, {batch} images in two views of {objective.encoder.backbone.view_size} px: "
         f"step {step * 1000:.0f} ms; bare passes {passes * 1000:.0f} ms; "
         + ", ".join(f"peak memory of the {name} {value / 2**20:,.0f} MiB" for name, value in peaks.items())
     )
@@ -67,14 +67,17 @@ def measure(directory: Path) -> None:
 
 def build(recipe: Recipe) -> Objective:
     part = recipe.encoder
-    backbone = make_backbone(part.backbone, part.weights, size=recipe.data.size, freeze_bn=part.freeze_bn)
+    data = recipe.data
+    backbone = make_backbone(
+        part.backbone, part.weights, size=data.size, view_size=data.view_size, freeze_bn=part.freeze_bn
+    )
     encoder = Encoder(backbone, nn.Linear(backbone.channels, part.dim))
     return make_objective(recipe.objective.name, encoder, **recipe.objective.keywords)
 
 
 def seconds_of_bare_passes(objective: Objective, recipe: Recipe, device: torch.device) -> float:
     """Mean of one forward and backward of the encoder and one forward of a copy, on images that are there."""
-    size, dtype = recipe.data.size, training_dtype(recipe.run.precision, device)
+    size, dtype = objective.encoder.backbone.view_size, training_dtype(recipe.run.precision, device)
     images = torch.rand(2 * recipe.run.batch_size, 3, size, size, device=device)
     images = images.contiguous(memory_format=torch.channels_last)
     teacher = objective.get_submodule("teacher")

@@ -221,6 +221,7 @@ def measure(
         part.backbone,
         part.weights,
         size=recipe.data.size,
+        view_size=recipe.data.view_size,
         freeze_bn=part.freeze_bn,
         unit_length=part.unit_length,
     )

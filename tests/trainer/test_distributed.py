@@ -114,7 +114,7 @@ def gather_and_go_back(_: Path) -> dict[str, Any]:
 
 def embed_seven(_: Path) -> dict[str, Any]:
     done: list[tuple[str, int, int]] = []
-    feed = Feed(images(7), [View()], 24, CPU, 0, torch.full((7,), -1))
+    feed = Feed(images(7), [View()], 24, 24, CPU, 0, torch.full((7,), -1))
     found = feed.embed_all(lambda batch: batch.mean((2, 3)), lambda *report: done.append(report))
     return {"embeddings": found, "last": done[-1]}
 

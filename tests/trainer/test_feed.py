@@ -15,7 +15,7 @@ def test_the_whole_training_set_is_embedded_in_its_order() -> None:
     """Whatever the batches, row i is of image i, and the progress ends at all of them."""
     pixels = torch.randint(0, 256, (150, 112, 112, 3), dtype=torch.uint8)
     images = ImageCache(pixels, torch.ones(150), tuple(map(str, range(150))), ())
-    feed = Feed(images, [], 112, torch.device("cpu"), 0, torch.full((150,), -1))
+    feed = Feed(images, [], 112, 112, torch.device("cpu"), 0, torch.full((150,), -1))
     told: list[tuple[str, int, int]] = []
     found = feed.embed_all(lambda batch: batch[:, :, ::8, ::8].flatten(1), lambda *step: told.append(step))
     assert torch.equal(found, pixels[:, ::8, ::8].permute(0, 3, 1, 2).flatten(1).float() / 255)
@@ -26,7 +26,7 @@ def test_the_set_is_embedded_at_any_size_in_batches_of_as_many_pixels() -> None:
     """Twice the side, a quarter of the images at a time: the memory of a pass does not grow with it."""
     pixels = torch.randint(0, 256, (20, 224, 224, 3), dtype=torch.uint8)
     images = ImageCache(pixels, torch.ones(20), tuple(map(str, range(20))), ())
-    feed, shapes = Feed(images, [], 112, torch.device("cpu"), 0, torch.full((20,), -1)), list[torch.Size]()
+    feed, shapes = Feed(images, [], 112, 112, torch.device("cpu"), 0, torch.full((20,), -1)), list[torch.Size]()
 
     def embed(batch: Tensor) -> Tensor:
         shapes.append(batch.shape)
@@ -45,7 +45,7 @@ def test_large_images_are_the_first_views_in_the_same_crops() -> None:
     order = torch.tensor([[0, 3, 5], [1, 2, 4]])
 
     def drawn(large_size: int) -> list[Batch]:
-        feed = Feed(images, [View(), View()], 24, torch.device("cpu"), 7, torch.full((6,), -1))
+        feed = Feed(images, [View(), View()], 24, 24, torch.device("cpu"), 7, torch.full((6,), -1))
         return list(feed.batches(order, nullcontext, large_size))
 
     for batch in drawn(56):
@@ -59,10 +59,21 @@ def test_large_images_are_the_first_views_in_the_same_crops() -> None:
         torch.testing.assert_close(batch.views[1], with_large.views[1], atol=0.15, rtol=0)  # the same crop
 
 
+def test_views_are_drawn_smaller_than_what_is_embedded() -> None:
+    """Each side is its own; from pixels exactly twice as fine, bilinear sampling skips none."""
+    board = ((torch.arange(48)[:, None] + torch.arange(48)) % 2 * 255).to(torch.uint8)
+    images = ImageCache(board[None, ..., None].expand(1, 48, 48, 3).contiguous(), torch.ones(1), ("board",), ())
+    feed = Feed(images, [View(scale=(1, 1), flip=0)], 32, 24, torch.device("cpu"), 0, torch.full((1,), -1))
+    (batch,) = feed.batches(torch.tensor([[0]]), nullcontext)
+    assert batch.views[0].shape == (1, 3, 24, 24)
+    assert (batch.views[0] - 0.5).abs().max() < 0.01
+    assert set(feed.embed_all(lambda batch: batch.mean((2, 3)) * 0 + batch.shape[-1], lambda *_: None).flatten().tolist()) == {32}
+
+
 def test_fine_pixels_are_averaged_and_not_skipped() -> None:
     """Of a fine checkerboard, bilinear sampling at a quarter would give black and white; its average is grey."""
     board = ((torch.arange(96)[:, None] + torch.arange(96)) % 2 * 255).to(torch.uint8)
     images = ImageCache(board[None, ..., None].expand(1, 96, 96, 3).contiguous(), torch.ones(1), ("board",), ())
-    feed = Feed(images, [View(scale=(1, 1), flip=0)], 24, torch.device("cpu"), 0, torch.full((1,), -1))
+    feed = Feed(images, [View(scale=(1, 1), flip=0)], 24, 24, torch.device("cpu"), 0, torch.full((1,), -1))
     (batch,) = feed.batches(torch.tensor([[0]]), nullcontext)
     assert (batch.views[0] - 0.5).abs().max() < 0.1

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from trainer.objectives import objective_class
-from trainer.recipe import RecipeError, about, from_dict, load, names, override, taught, to_dict, to_toml
+from trainer.recipe import RecipeError, about, from_dict, load, names, override, resized, taught, to_dict, to_toml
 
 
 @pytest.mark.parametrize("name", names())
@@ -112,7 +112,8 @@ def test_override_sets_one_value(assignment: str, section: str, key: str, expect
         ("optimizer.lr=nan", "optimizer.lr is nan"),
         ("view.scale=[0.5]", "a list of 2 numbers"),
         ("view.flip=2.0", "view.flip is 2.0; it must be 0 to 1"),
-        ("data.cache_size=64", "data.cache_size is 64; it must be 128 to"),
+        ("data.cache_size=64", "data.cache_size is 64; it must be 160 to"),
+        ("data.view_size=8", "data.view_size is 8; it must be 16 to"),
         ("epochs=3", "not of the form section.key=value"),
         ("run.epochs", "not of the form section.key=value"),
     ],
@@ -121,6 +122,17 @@ def test_wrong_overrides_name_value_and_remedy(assignment: str, message: str) ->
     """Each mistake has its own message."""
     with pytest.raises(RecipeError, match=message.replace("[", r"\[")):
         override(load("stml"), assignment)
+
+
+def test_views_and_decoded_images_grow_with_the_size_and_never_shrink() -> None:
+    """In proportion from a recipe's own size on; below it they stay; a recipe without smaller views gets none."""
+    own = override(load("stml"), "data.size=100", "data.view_size=70", "data.cache_size=150")
+    for size, view, cache in ((200, 140, 300), (100, 70, 150), (64, 70, 150)):
+        data = resized(own, size).data
+        assert (data.size, data.view_size, data.cache_size) == (size, view, cache)
+    assert resized(override(own, "data.view_size=none"), 200).data.view_size is None
+    with pytest.raises(RecipeError, match=r"data\.size is 8; it must be 16 to"):
+        resized(own, 8)
 
 
 def test_recipe_files_are_read_and_their_mistakes_named(tmp_path: Path) -> None:
