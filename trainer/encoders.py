@@ -79,8 +79,8 @@ class Backbone(nn.Module):
         self.channels = self._count_channels(size)
 
     def tells_more_at(self, size: int) -> bool:
-        """Whether its features of images of this side, pixels, can teach it what to see in those it learns from."""
-        return self.is_pretrained and size > self.view_size and not self._has_fixed_size
+        """Whether its features of images of this side, pixels, can teach it what to see in those it embeds."""
+        return self.is_pretrained and size > self.size and not self._has_fixed_size
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) float32 in [0, 1] to features (B, C) float32."""

@@ -154,6 +154,7 @@ class PlainProgress:
         self._clock = clock
         self._printed_at = clock()
         self._began: dict[str, tuple[float, int]] = {}
+        self._last: dict[str, int] = {}
         self._ended: set[str] = set()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
@@ -161,10 +162,10 @@ class PlainProgress:
         now = self._clock()
         # A resumed stage begins above zero, and one that comes again, as judging does after each epoch, begins anew:
         # only what was done since then tells the rate.
-        began_at, first = self._began.get(stage, (now, done))
-        if done <= first:
-            began_at, first = now, done
-        self._began[stage] = began_at, first
+        if stage not in self._began or done < self._last[stage]:
+            self._began[stage] = now, done
+        self._last[stage] = done
+        began_at, first = self._began[stage]
         ends = done >= total and stage not in self._ended
         if not ends and now - self._printed_at < PLAIN_INTERVAL_S:
             return

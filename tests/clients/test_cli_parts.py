@@ -69,6 +69,21 @@ def test_progress_of_a_resumed_stage_counts_only_what_it_does_now(capsys: pytest
     assert capsys.readouterr().err == "embed  9,100/10,000  10.0/s  ETA 0:01:30\n"
 
 
+def test_progress_of_a_stage_that_comes_again_begins_anew(capsys: pytest.CaptureFixture[str]) -> None:
+    """Though its first report is further than the first time, what lay between the two does not slow its rate."""
+    clock = Clock()
+    report = PlainProgress(clock)
+    report("embed", 16, 1_000)
+    report("embed", 1_000, 1_000)
+    clock.now_s += 600
+    report("embed", 30, 1_000)
+    clock.now_s += 10
+
+    report("embed", 130, 1_000)
+
+    assert capsys.readouterr().err.splitlines()[-1] == "embed  130/1,000  10.0/s  ETA 0:01:27"
+
+
 def test_a_table_prints_item_names_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
     """Square brackets are not markup, and a long id is not cut in a pipe."""
     long = "x" * 300
