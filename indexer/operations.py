@@ -227,18 +227,19 @@ def cancel(directory: Path, identity: str) -> Operation:
         NoSuchOperation: there is no record of it.
         OperationEnded: it ended before.
     """
-    operation = find(directory, identity)
-    if operation.state not in UNFINISHED:
-        raise OperationEnded(f"{identity} is {operation.state} already")
-    try:
-        with hold(_lock(directory, identity)):
-            operation = dataclasses.replace(operation, state="cancelled", updated=_now())
-            _write(directory, operation)
-            return operation
-    except Held:
-        # The number is of a living process: it holds the lock while the record says so.
-        os.kill(_read(directory, identity).pid, signal.SIGINT)
-        return operation
+    operation = _unfinished(find(directory, identity))
+    while True:
+        try:
+            with hold(_lock(directory, identity)):
+                operation = _unfinished(_read(directory, identity))  # nobody ends it while the lock is ours
+                operation = dataclasses.replace(operation, state="cancelled", updated=_now())
+                _write(directory, operation)
+                return operation
+        except Held as error:
+            operation = _unfinished(find(directory, identity))
+            # Who has just taken the lock up has not written the record yet: its number is 0, or a dead process's.
+            if error.pid == str(operation.pid) and operation.pid != os.getpid() and _interrupt(operation.pid):
+                return operation
 
 
 def delete(directory: Path, identity: str) -> None:
@@ -252,6 +253,21 @@ def delete(directory: Path, identity: str) -> None:
     if operation.state in UNFINISHED:
         raise OperationRunning(f"{identity} is {operation.state}; cancel it first")
     _remove(directory, identity)
+
+
+def _unfinished(operation: Operation) -> Operation:
+    if operation.state not in UNFINISHED:
+        raise OperationEnded(f"{operation.id} is {operation.state} already")
+    return operation
+
+
+def _interrupt(pid: int) -> bool:
+    """Whether there was such a process to interrupt."""
+    try:
+        os.kill(pid, signal.SIGINT)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 @contextmanager

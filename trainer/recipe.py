@@ -49,7 +49,7 @@ class Data:
 
     def __post_init__(self) -> None:
         _in_range("data.size", self.size, 16, 1024)
-        _in_range("data.view_size", self.view_size or self.size, 16, 1024)
+        _in_range("data.view_size", self.size if self.view_size is None else self.view_size, 16, 1024)
         _in_range("data.cache_size", self.cache_size, self.size, 1024)
         _in_range("data.crop_fraction", self.crop_fraction, 0.1, 1)
 

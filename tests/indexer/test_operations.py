@@ -7,11 +7,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
 from indexer import operations
+from indexer.locks import hold
 from indexer.operations import (
     NoSuchOperation,
     OperationEnded,
@@ -156,3 +158,45 @@ def test_old_records_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         cancel(tmp_path, ended[-1])
     last = queue(tmp_path, "build", "street", []).id
     assert [one.id for one in list_operations(tmp_path)] == [unfinished, *ended[-2:], last]
+
+
+def test_cancelling_waits_for_who_is_just_taking_the_operation_up(tmp_path: Path) -> None:
+    """Between the lock and the record nobody's number is known: not the canceller's own group gets the signal."""
+    identity = queue(tmp_path, "rebuild", "street", ["rebuild", "street"]).id
+    slow = "import time, indexer.operations as o; r = o._read; o._read = lambda *a: (print('held', flush=True), "
+    slow += "time.sleep(1), r(*a))[2]\n"
+    handled = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    worker = [sys.executable, "-c", handled + slow + WORKER, str(tmp_path), identity]
+    canceller = "import sys; from pathlib import Path; from indexer.operations import cancel; "
+    canceller += "print(cancel(Path(sys.argv[1]), sys.argv[2]).state)"
+    with subprocess.Popen(worker, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        command = [sys.executable, "-c", handled + canceller, str(tmp_path), identity]
+        done = subprocess.run(
+            command, capture_output=True, text=True, start_new_session=True, timeout=30, check=False
+        )
+        try:
+            assert (done.returncode, done.stdout) == (0, "running\n"), done.stderr
+            process.wait(10)
+        finally:
+            process.kill()
+    assert find(tmp_path, identity).state == "cancelled"
+
+
+def test_cancelling_what_ends_at_that_moment_leaves_its_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An operation that is done between the look at it and the mark stays done."""
+    identity = queue(tmp_path, "rebuild", "street", ["rebuild", "street"]).id
+
+    def held_later(path: Path) -> AbstractContextManager[None]:
+        monkeypatch.undo()
+        with running(tmp_path, identity) as recorder:
+            recorder.finish({"version": 3})
+        return hold(path)
+
+    monkeypatch.setattr(operations, "hold", held_later)
+    with pytest.raises(OperationEnded, match="is done already"):
+        cancel(tmp_path, identity)
+    assert (find(tmp_path, identity).state, find(tmp_path, identity).result) == ("done", {"version": 3})

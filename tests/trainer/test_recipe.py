@@ -114,6 +114,7 @@ def test_override_sets_one_value(assignment: str, section: str, key: str, expect
         ("view.flip=2.0", "view.flip is 2.0; it must be 0 to 1"),
         ("data.cache_size=64", "data.cache_size is 64; it must be 160 to"),
         ("data.view_size=8", "data.view_size is 8; it must be 16 to"),
+        ("data.view_size=0", "data.view_size is 0; it must be 16 to"),
         ("epochs=3", "not of the form section.key=value"),
         ("run.epochs", "not of the form section.key=value"),
     ],
