@@ -20,6 +20,7 @@ from trainer.objectives import objective_keywords
 
 _FOLDER = Path(__file__).parent / "recipes"
 _ABOUT = ("description", "measured")  # what a file says of its recipe beside its values
+_LARGEST = 1024  # side of an image, pixels
 
 
 class RecipeError(ValueError):
@@ -48,9 +49,9 @@ class Data:
     crop_fraction: float = 1.0
 
     def __post_init__(self) -> None:
-        _in_range("data.size", self.size, 16, 1024)
-        _in_range("data.view_size", self.size if self.view_size is None else self.view_size, 16, 1024)
-        _in_range("data.cache_size", self.cache_size, self.size, 1024)
+        _in_range("data.size", self.size, 16, _LARGEST)
+        _in_range("data.view_size", self.size if self.view_size is None else self.view_size, 16, _LARGEST)
+        _in_range("data.cache_size", self.cache_size, self.size, _LARGEST)
         _in_range("data.crop_fraction", self.crop_fraction, 0.1, 1)
 
 
@@ -275,15 +276,14 @@ def override(recipe: Recipe, *assignments: str) -> Recipe:
 def resized(recipe: Recipe, size: int) -> Recipe:
     """A recipe for images of another side, pixels; raises RecipeError.
 
-    The sides of views and of the decoded images that they are cropped from grow in proportion, and never shrink:
-    small views cost little anyway, and what teaches by distillation is as large as it was.
+    The sides of views and of the decoded images that they are cropped from grow in proportion, as far as they may, and
+    never shrink: small views cost little anyway, and what teaches by distillation is as large as it was.
     """
     data = recipe.data
     larger = max(1.0, size / data.size)
-    view = "none" if data.view_size is None else round(data.view_size * larger)
-    return override(
-        recipe, f"data.size={size}", f"data.view_size={view}", f"data.cache_size={round(data.cache_size * larger)}"
-    )
+    view = "none" if data.view_size is None else min(_LARGEST, round(data.view_size * larger))
+    cache = min(_LARGEST, round(data.cache_size * larger))
+    return override(recipe, f"data.size={size}", f"data.view_size={view}", f"data.cache_size={cache}")
 
 
 def with_objective(recipe: Recipe, name: str) -> Recipe:

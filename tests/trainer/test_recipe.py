@@ -126,9 +126,9 @@ def test_wrong_overrides_name_value_and_remedy(assignment: str, message: str) ->
 
 
 def test_views_and_decoded_images_grow_with_the_size_and_never_shrink() -> None:
-    """In proportion from a recipe's own size on; below it they stay; a recipe without smaller views gets none."""
+    """In proportion from a recipe's own size to the limit; below it they stay; without smaller views it gets none."""
     own = override(load("stml"), "data.size=100", "data.view_size=70", "data.cache_size=150")
-    for size, view, cache in ((200, 140, 300), (100, 70, 150), (64, 70, 150)):
+    for size, view, cache in ((200, 140, 300), (100, 70, 150), (64, 70, 150), (800, 560, 1024), (1024, 717, 1024)):
         data = resized(own, size).data
         assert (data.size, data.view_size, data.cache_size) == (size, view, cache)
     assert resized(override(own, "data.view_size=none"), 200).data.view_size is None
