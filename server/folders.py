@@ -28,16 +28,18 @@ class Folders:
         return found
 
     def to_write(self, path: str) -> Path:
-        """A path that is to be made.
+        """A path that is to be made, whether there is something by now or not.
 
         Raises:
             InvalidPath, PathNotAllowed: see `_inside`.
-            PathExists: there is something.
         """
-        found = _inside(path, self.write, "--allow-write")
-        if os.path.lexists(found):
-            raise PathExists(f"{path} is there already; name another one")
-        return found
+        return _inside(path, self.write, "--allow-write")
+
+
+def check_free(path: Path) -> None:
+    """Raise PathExists where there is something at a path that is to be made."""
+    if os.path.lexists(path):
+        raise PathExists(f"{path} is there already; name another one")
 
 
 def _inside(path: str, folders: Sequence[Path], option: str) -> Path:

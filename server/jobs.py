@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO
@@ -43,11 +43,13 @@ class Job:
         kind: of the operation.
         index: what it is about; empty where that is no index.
         words: of the `kinsight` command, without --store.
+        check: raises where it can't be begun now; not called for a repetition, which would find what the first made.
     """
 
     kind: str
     index: str
     words: tuple[str, ...]
+    check: Callable[[], None] = lambda: None
 
     @property
     def learns(self) -> bool:
@@ -75,6 +77,7 @@ class Jobs:
             BuildInProgress: a version of that index is being built.
             LearningInProgress: a model is being trained.
             TooManyOperations: as many are at work as may be.
+            RequestError: as the job's `check` raises it.
         """
         return await asyncio.to_thread(self._start, job, request_id)
 
@@ -112,6 +115,7 @@ class Jobs:
             for operation in known:
                 if request_id and operation.request_id == request_id:
                     return _same(operation, arguments)
+            job.check()
             self._check_room(job, known)
             asked = request_id or str(uuid.uuid4())
             operation = operations.queue(self.directory, job.kind, job.index, arguments, request_id=asked)

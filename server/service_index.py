@@ -23,7 +23,7 @@ from server.errors import (
     StaleEtag,
     VersionInUse,
 )
-from server.folders import Folders
+from server.folders import Folders, check_free
 from server.indexes import Indexes
 from server.jobs import Job, Jobs
 from server.paging import Page, part
@@ -190,17 +190,21 @@ class IndexService(index_service_pb2_grpc.IndexServiceServicer):
     def _snapshot(self, request: pb.SnapshotIndexRequest) -> Job:
         name = self._indexes.resolve(request.index)
         directory = self._folders.to_write(request.directory)
-        return Job("snapshot", name, ("index", "snapshot", name, str(directory)))
+        return Job("snapshot", name, ("index", "snapshot", name, str(directory)), partial(check_free, directory))
 
     def _restore(self, request: pb.RestoreIndexRequest) -> Job:
         try:
             index_dir = self._store.index(request.index)
         except ValueError as error:
             raise IndexNameInvalid(str(error)) from error
-        if index_dir.exists():
-            raise IndexExists(f"index {request.index} is there already; restore under another name")
+
+        def check() -> None:
+            if index_dir.exists():
+                raise IndexExists(f"index {request.index} is there already; restore under another name")
+
         directory = self._folders.to_read(request.directory)
-        return Job("restore", request.index, ("index", "restore", str(directory), "--name", request.index))
+        words = ("index", "restore", str(directory), "--name", request.index)
+        return Job("restore", request.index, words, check)
 
     def _path(self, option: str, path: str) -> Sequence[str]:
         return [option, str(self._folders.to_read(path))] if path else []

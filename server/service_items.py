@@ -2,8 +2,8 @@
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
+from functools import partial
 
 from google.longrunning import operations_pb2
 from kinsight.v1 import item_service_pb2_grpc
@@ -28,7 +28,7 @@ from server import answers, reading
 from server.admission import Admission
 from server.answered import answered
 from server.errors import BatchSizeOutOfRange, RefusedBefore
-from server.folders import Folders
+from server.folders import Folders, check_free
 from server.indexes import ActiveIndex, Indexes
 from server.jobs import Job, Jobs
 from server.paging import Page
@@ -86,19 +86,20 @@ class ItemService(item_service_pb2_grpc.ItemServiceServicer):
     @answered
     async def ImportItems(self, request: ImportItemsRequest) -> operations_pb2.Operation:
         """Answers ItemService.ImportItems; see the proto."""
-        return await self._started(request, lambda: self._folders.to_read(request.path), "import")
+
+        def job() -> Job:
+            path, name = self._folders.to_read(request.path), self._indexes.get(request.index).name
+            return Job("import", name, ("items", "import", name, str(path)))
+
+        return await started(self._jobs, self._indexes, job, request.request_id)
 
     @answered
     async def ExportItems(self, request: ExportItemsRequest) -> operations_pb2.Operation:
         """Answers ItemService.ExportItems; see the proto."""
-        return await self._started(request, lambda: self._folders.to_write(request.path), "export")
 
-    async def _started(
-        self, request: ImportItemsRequest | ExportItemsRequest, path_of: Callable[[], Path], kind: str
-    ) -> operations_pb2.Operation:
         def job() -> Job:
-            path, name = path_of(), self._indexes.get(request.index).name
-            return Job(kind, name, ("items", kind, name, str(path)))
+            path, name = self._folders.to_write(request.path), self._indexes.get(request.index).name
+            return Job("export", name, ("items", "export", name, str(path)), partial(check_free, path))
 
         return await started(self._jobs, self._indexes, job, request.request_id)
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import grpc
 import pytest
 from google.longrunning import operations_pb2
-from kinsight.v1.index_service_pb2 import EvaluateVersionRequest, SnapshotIndexRequest
+from kinsight.v1.index_service_pb2 import EvaluateVersionRequest, RestoreIndexRequest, SnapshotIndexRequest
+from kinsight.v1.item_service_pb2 import ExportItemsRequest
 
 from server import jobs
 from server.folders import Folders
@@ -32,3 +33,23 @@ def test_no_more_operations_than_the_bound_are_at_work(tmp_path: Path, monkeypat
         stubs.ended(begun[0])
         last = stubs.ended(stubs.indexes.EvaluateVersion(EvaluateVersionRequest()))
         assert not last.HasField("error")
+
+
+def test_a_repetition_of_what_made_something_finds_its_operation(tmp_path: Path) -> None:
+    """Also once it is done and what it made is there, which would be refused to another request."""
+    store = build_photos(tmp_path)
+    folders = Folders((tmp_path,), (tmp_path,))
+    table, copy = str(tmp_path / "items.parquet"), str(tmp_path / "copy")
+    with serving(store, folders=folders) as served, Stubs(served.target) as stubs:
+        for method, request in (
+            (stubs.items.ExportItems, ExportItemsRequest(path=table, request_id="export")),
+            (stubs.indexes.SnapshotIndex, SnapshotIndexRequest(directory=copy, request_id="snapshot")),
+            (stubs.indexes.RestoreIndex, RestoreIndexRequest(index="again", directory=copy, request_id="restore")),
+        ):
+            done = stubs.ended(method(request))
+            assert not done.HasField("error")
+            assert method(request).name == done.name
+            request.request_id = "another"
+            with pytest.raises(grpc.RpcError) as refused:
+                method(request)
+            assert reason_of(refused.value)[0] == "ALREADY_EXISTS"
