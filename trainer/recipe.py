@@ -276,8 +276,8 @@ def override(recipe: Recipe, *assignments: str) -> Recipe:
 def resized(recipe: Recipe, size: int) -> Recipe:
     """A recipe for images of another side, pixels; raises RecipeError.
 
-    The sides of views and of the decoded images that they are cropped from grow in proportion, as far as they may, and
-    never shrink: small views cost little anyway, and what teaches by distillation is as large as it was.
+    The sides of views and of the decoded images that they are cropped from grow in proportion, as far as they may,
+    and never shrink: small views cost little anyway, and what teaches by distillation is as large as it was.
     """
     data = recipe.data
     larger = max(1.0, size / data.size)
