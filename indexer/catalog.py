@@ -214,8 +214,7 @@ class Catalog:
         )
         while rows := self._file.read(query, model, after, _CHUNK):
             for row in rows:
-                now = self._read_row(row)
-                yield Change(now.item, now.sequence, now.state == LIVE, self._vector(row, model), now.payload)
+                yield catalog_rows.change_of(self._read_row(row), self._vector(row, model))
             after = rows[-1][1]
 
     def pending(self, model: str, after: int = 0) -> Iterator[Item]:

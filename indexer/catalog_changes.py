@@ -82,7 +82,7 @@ class Changes:
         vectors = {item: np.frombuffer(vector, "<f4") for item, maker, vector in self._vectors if maker == model}
         for item, row in self._changed.items():
             if item not in self._kept:
-                yield Change(item, row.sequence, row.state == LIVE, vectors.get(item), row.payload)
+                yield catalog_rows.change_of(row, vectors.get(item))
 
     def _replace(self, old: Row | None, new: Row) -> int:
         if old is not None:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from indexer.catalog_file import CatalogFile, seal
-from indexer.records import Item
+from indexer.records import Change, Item
 from indexer.rows import Embeddings
 
 LIVE, DELETED, GONE = "live", "deleted", "gone"
@@ -45,6 +45,13 @@ def read_row(file: CatalogFile, columns: tuple[Any, ...]) -> Row:
     if columns[COLUMNS - 1] != seal(*row):
         raise file.unsealed(f"item {row.item!r}")
     return row
+
+
+def change_of(row: Row, vector: Embeddings | None) -> Change:
+    """What a row says to who searches by the model of an embedding, which is None where that has made none."""
+    has_image = row.source is not None or row.sha256 is not None
+    live = row.state == LIVE and (vector is not None or has_image)
+    return Change(row.item, row.sequence, live, vector, row.payload)
 
 
 def read_vector(file: CatalogFile, item: str, model: str | None, vector: bytes, found: int) -> Embeddings:

@@ -15,7 +15,7 @@ import numpy as np
 from indexer import adopt, manifest, version
 from indexer.embedding import Progress
 from indexer.rebuild import NoActiveVersion
-from indexer.records import Content
+from indexer.records import Content, Item
 from indexer.rows import Embeddings
 from indexer.store import Store
 from indexer.version import Version
@@ -79,7 +79,7 @@ def export_items(name: str, path: Path, *, store: Store, progress: Progress) -> 
         contents = catalog.contents(opened.manifest.model)
         done = 0
         try:
-            with _Writer(partial) as writer:
+            with _Writer(partial, opened.digests()) as writer:
                 while chunk := list(islice(contents, _CHUNK)):
                     writer.write(chunk, opened)
                     done += len(chunk)
@@ -95,11 +95,13 @@ def export_items(name: str, path: Path, *, store: Store, progress: Progress) -> 
 class _Writer:
     """A Parquet file of items that is being written."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, digests: Sequence[str]) -> None:
+        """`digests` are of the version's rows."""
         import pyarrow
         import pyarrow.parquet
 
         self._arrow = pyarrow
+        self._digests = digests
         fields = {
             "item": pyarrow.string(),
             "embedding": pyarrow.list_(pyarrow.float32()),
@@ -110,7 +112,9 @@ class _Writer:
 
     def write(self, contents: Sequence[Content], opened: Version) -> None:
         """Add items, with the version's embeddings of those that the catalogue has none of."""
-        rows = opened.rows_of([one.item.item for one in contents if one.vector is None])
+        lacking = {one.item.item: one.item for one in contents if one.vector is None}
+        rows = opened.rows_of([*lacking])
+        rows = {item: row for item, row in rows.items() if self._is_of(lacking[item], row)}
         known = dict(zip(rows, opened.embeddings(np.array([*rows.values()], np.int64)), strict=True))
         columns = {
             "item": [one.item.item for one in contents],
@@ -118,6 +122,10 @@ class _Writer:
             "payload": [json.dumps(one.item.payload) if one.item.payload else None for one in contents],
         }
         self._file.write_table(self._arrow.table(columns, schema=self._schema))
+
+    def _is_of(self, item: Item, row: int) -> bool:
+        """Whether a row of the version is of what an item is now: not of what was upserted in its place since."""
+        return item.mirrored or (item.sha256 is not None and item.sha256 == self._digests[row])
 
     def __enter__(self) -> "_Writer":
         return self

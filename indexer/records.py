@@ -145,7 +145,8 @@ class Change(NamedTuple):
     Attributes:
         item: its id.
         sequence: of the change.
-        live: False for deleted ones and ones that left the mirrored collection.
+        live: False for deleted ones, ones that left the mirrored collection, and ones of which nothing but another
+            model's embedding is known.
         vector: (D,) float32 by the model asked for; None without one: what the version holds of the item stays.
         payload: a JSON object as text, or None.
     """

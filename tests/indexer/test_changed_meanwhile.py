@@ -5,11 +5,14 @@ from contextlib import closing
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from indexer import adopt, version
 from indexer.build import BuildReport, build
 from indexer.catalog import Catalog
+from indexer.exporting import export_items
+from indexer.items import UnknownItem
 from indexer.live import LiveIndex
 from indexer.rebuild import rebuild
 from indexer.records import Upsert
@@ -92,3 +95,25 @@ def test_an_embedding_that_is_deleted_meanwhile_is_not_blamed_on_a_model(
     """The report says that the item changed."""
     report = rebuilt(Upsert("up", axis(0), tiny_model), lambda catalog: catalog.delete(["up"]))
     assert report.skipped == (("up", "changed while the version was built"),)
+
+
+def test_an_embedding_of_the_model_before_leaves_no_old_image_to_be_found(
+    store: Store, tiny_model: str, make_model: Callable[..., str], photos: Path, tmp_path: Path
+) -> None:
+    """What an item was upserted with while another model embedded its old image is not undone by the swap."""
+    build(NAME, photos, model=tiny_model, store=store, progress=lambda *_: None)
+    other, item, table = make_model(store, seed=1), "street/00.png", tmp_path / "items.parquet"
+
+    def progress(stage: str, done: int, total: int) -> None:
+        if (stage, done) == ("embed", total):
+            catalog.upsert([Upsert(item, axis(0), tiny_model)], dim=TINY_DIM)
+
+    with closing(adopt.open_catalog(store.index(NAME))) as catalog:
+        assert rebuild(NAME, store=store, model=other, progress=progress).activated
+        opened = version.open_version(version.version_dir(store.index(NAME), 2))
+        assert item in opened.rows_of([item])
+        with pytest.raises(UnknownItem):
+            LiveIndex(opened, catalog).snapshot.row_of(item)
+    export_items(NAME, table, store=store, progress=lambda *_: None)
+    exported = {row["item"]: row["embedding"] for row in pq.read_table(table).to_pylist()}
+    assert [name for name, embedding in exported.items() if embedding is None] == [item]

@@ -287,13 +287,20 @@ def test_filters_read_payloads_by_row(twin: Twin) -> None:
 
 
 def test_an_item_of_another_model_is_not_searched(twin: Twin) -> None:
-    """What only another model embedded keeps the version's row, or is not found, until this model embeds it."""
-    vectors = twin.vectors(2)
-    upserts = [Upsert("item 1", vectors[0], "other"), Upsert("new", vectors[1], "other", image=b"image")]
+    """Not by another model's embedding alone; with an image, the version's row stays until this model embeds it."""
+    vectors = twin.vectors(4)
+    upserts = [
+        Upsert("item 1", vectors[0], "other"),
+        Upsert("item 2", vectors[1], "other", image=b"another image"),
+        Upsert("new", vectors[2], "other", image=b"image"),
+        Upsert("never", vectors[3], "other"),
+    ]
     twin.catalog.upsert(upserts, dim=twin.dim)
     twin.live.refresh()
+    del twin.truth["item 1"]
     twin.check(twin.live.snapshot, k=10)
-    (waiting,) = twin.catalog.pending(MODEL)
+    twin.check(LiveIndex(twin.live.version, twin.catalog).snapshot, k=10)
+    _, waiting = twin.catalog.pending(MODEL)
     twin.truth["new"] = twin.vectors(1)[0]
     twin.catalog.embed(waiting, MODEL, twin.truth["new"])
     twin.live.refresh()
