@@ -17,12 +17,13 @@ import numpy as np
 
 from indexer import adopt, pixels
 from indexer.catalog import Catalog, UnknownContent
-from indexer.embedding import BATCH, Progress
+from indexer.embedding import BATCH, Progress, embed_pending
 from indexer.encoder import Device, Encoder
 from indexer.known import KnownRows
 from indexer.pixels import Pixels, PixelsError
-from indexer.rebuild import model_of
+from indexer.rebuild import active_manifest, model_of
 from indexer.records import Item, Payload, Upsert
+from indexer.rows import Embeddings
 from indexer.source import Source
 from indexer.sources import open_collection
 from indexer.store import Store
@@ -65,7 +66,7 @@ def import_items(
         images: a collection, see `indexer.sources.open_collection`; payloads come from a table's column.
         store: that holds the index.
         device: for the encoder.
-        progress: hears the stage `import`.
+        progress: hears the stage `import`, and `catch up` where another model was activated meanwhile.
 
     Raises:
         NoActiveVersion: the index has none, so nothing says which model embeds.
@@ -86,7 +87,15 @@ def import_items(
             importer.take(batch, report)
             done += len(batch)
             progress("import", done, len(collection.sources))
+        _catch_up(name, encoder.model, catalog, store, device, progress)
     return report
+
+
+def _catch_up(name: str, model: str, catalog: Catalog, store: Store, device: Device, progress: Progress) -> None:
+    """Embed again what this import embedded by a model that was replaced meanwhile, and is not searched so."""
+    while (active := active_manifest(store, name)).model != model:
+        model = active.model
+        embed_pending(catalog, Encoder.open(store.model(model), device=device), active.sequence, progress)
 
 
 @dataclass(frozen=True)
@@ -115,11 +124,10 @@ class _Importer:
             payload = self._payload(item)
             data = source.read()
             sha256 = hashlib.sha256(data).hexdigest()
-            known = self._known(item, sha256)
-            if known is not None:
+            known, embedding = self._known(item, sha256), self._embedding(item, sha256)
+            if known is not None and known.source in (None, source.path):
                 changed = payload is not None and payload != known.payload
                 return _Read(item, Upsert(item, payload=payload) if changed else None)
-            embedding = self.rows.find(sha256)
             image = pixels.decode(data, self.encoder.pixels) if embedding is None else None
         except (PixelsError, ValueError) as error:
             return _Read(item, error=str(error))
@@ -159,16 +167,21 @@ class _Importer:
         return payload
 
     def _known(self, item: str, sha256: str) -> Item | None:
-        """The item, if it is in the catalogue with this very image, and this model has embedded it."""
+        """The item, if it is in the catalogue with this very image, and this model finds it by that."""
         try:
             known = self.catalog.get(item)
         except UnknownContent:
             return None
         if known.sha256 != sha256:
             return None
-        if self.rows.find(sha256) is None and self.catalog.embedding(item, self.encoder.model, sha256) is None:
-            return None
-        return known
+        if self.rows.searched(item, sha256) or self.catalog.embedding(item, self.encoder.model, sha256) is not None:
+            return known
+        return None  # of a version that was rolled back, say
+
+    def _embedding(self, item: str, sha256: str) -> Embeddings | None:
+        """The embedding that this model has made of an image."""
+        known = self.rows.find(sha256)
+        return self.catalog.embedding(item, self.encoder.model, sha256) if known is None else known
 
 
 def _read_ahead(sources: Sequence[Source], importer: _Importer) -> Iterator[list[_Read]]:

@@ -137,6 +137,10 @@ class ItemTable:
         query = "SELECT item, row FROM json_each(?) AS wanted CROSS JOIN items ON items.item = wanted.value"
         return dict(self._read(query, json.dumps(list(items))))
 
+    def holds(self, item: str, sha256: str) -> bool:
+        """Whether there is an item of this id with the image of this digest."""
+        return bool(self._read("SELECT 1 FROM items WHERE item = ? AND sha256 = ?", item, sha256))
+
     def path_of(self, row: int) -> Path | None:
         """Where the image of a row was when it was indexed, below its archive's path if in one.
 

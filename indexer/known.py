@@ -13,7 +13,7 @@ from indexer.items import ItemWriter
 from indexer.ivfpq import Rows
 from indexer.manifest import ManifestError
 from indexer.rows import Embeddings, map_rows
-from indexer.version import ITEMS, ROWS, VersionError
+from indexer.version import ITEMS, ROWS, Version, VersionError
 
 _NO_IMAGE = "0" * 64  # of rows that were given as embeddings: the digest of no image
 
@@ -36,8 +36,9 @@ class _Part:
 class KnownRows:
     """The rows of versions and unfinished builds of one model; safe to ask from several threads at once."""
 
-    def __init__(self, parts: Sequence[_Part]) -> None:
+    def __init__(self, parts: Sequence[_Part], active: Version | None) -> None:
         self._parts = parts
+        self._active = active
 
     @classmethod
     def of(cls, index_dir: Path, model: str, dim: int, unfinished: Sequence[Path]) -> tuple[Self, tuple[str, ...]]:
@@ -52,14 +53,20 @@ class KnownRows:
         Returns:
             The rows, and what could not be used and why: rows of a damaged version are made anew.
         """
-        parts, warnings = [], []
+        parts, warnings, active = [], [], None
         for number in _candidates(index_dir, model):
             try:
                 opened = version.open_version(version.version_dir(index_dir, number))
                 parts.append(_part(opened.embedding, opened.digests()))
+                active = opened if number in _active(index_dir) else active
             except ManifestError as error:
                 warnings.append(f"version {number} is damaged, so its embeddings are not used again: {error}")
-        return cls([*parts, *filter(None, (_unfinished(staging, dim) for staging in unfinished))]), tuple(warnings)
+        parts += filter(None, (_unfinished(staging, dim) for staging in unfinished))
+        return cls(parts, active), tuple(warnings)
+
+    def searched(self, item: str, sha256: str) -> bool:
+        """Whether the active version is of this model and has the item with this image."""
+        return self._active is not None and self._active.holds(item, sha256)
 
     def find(self, sha256: str) -> Embeddings | None:
         """The (D,) embedding of the image with this digest, or None where no version has it."""

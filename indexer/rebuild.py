@@ -22,7 +22,7 @@ from indexer.encoder import Device, Encoder
 from indexer.entries import Listing
 from indexer.labels import read_classes, read_few
 from indexer.learning import Lesson, forget_lesson, lesson
-from indexer.manifest import ManifestError
+from indexer.manifest import ManifestError, VersionManifest
 from indexer.sources import open_collection
 from indexer.staging import sole_builder
 from indexer.store import Store
@@ -115,7 +115,12 @@ def rebuild(
 
 
 def model_of(store: Store, name: str) -> str:
-    """The id of the model of an index's active version.
+    """The id of the model of an index's active version; raises as `active_manifest`."""
+    return active_manifest(store, name).model
+
+
+def active_manifest(store: Store, name: str) -> VersionManifest:
+    """The manifest of an index's active version.
 
     Raises:
         NoActiveVersion: it has none.
@@ -129,7 +134,7 @@ def model_of(store: Store, name: str) -> str:
         raise NoActiveVersion(
             f"index {name!r} has no active version; build one with `kinsight index build`. Indexes here: {known}"
         )
-    return manifest.read_version(version.version_dir(index_dir, active)).model
+    return manifest.read_version(version.version_dir(index_dir, active))
 
 
 @dataclass(frozen=True)

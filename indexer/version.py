@@ -111,6 +111,10 @@ class Version:
         """The rows of those items that this version has."""
         return self._items.rows_of(items)
 
+    def holds(self, item: str, sha256: str) -> bool:
+        """Whether this version has an item of this id with the image of this digest."""
+        return self._items.holds(item, sha256)
+
     def embedding(self, row: int) -> Embeddings:
         """The embedding of a row, (D,) float32, unit length; raises IndexError."""
         if not 0 <= row < self.count:

@@ -1,0 +1,92 @@
+"""Importing a collection into an index: what is found afterwards, whatever became of the index or of the files."""
+
+import shutil
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from indexer import adopt, version
+from indexer.build import build
+from indexer.catalog import Catalog
+from indexer.importing import import_items
+from indexer.live import LiveIndex, Snapshot
+from indexer.rebuild import rebuild
+from indexer.store import Store
+from tests.serving import photo
+
+NAME = "street"
+NEW = [f"new-{number}.png" for number in range(5)]
+
+
+def quiet(stage: str, done: int, total: int) -> None:
+    assert 0 <= done <= total, stage
+
+
+@pytest.fixture
+def index(store: Store, tiny_model: str, photos: Path) -> Path:
+    """The directory of an index of 60 pictures, version 1."""
+    build(NAME, photos, model=tiny_model, store=store, progress=quiet)
+    return store.index(NAME)
+
+
+@pytest.fixture
+def more(tmp_path: Path) -> Path:
+    """A folder of 5 other pictures."""
+    folder = tmp_path / "more"
+    folder.mkdir()
+    for number, item in enumerate(NEW):
+        (folder / item).write_bytes(photo(number))
+    return folder
+
+
+def snapshot_of(index_dir: Path) -> Snapshot:
+    number = version.active_version(index_dir)
+    assert number is not None
+    with closing(adopt.open_catalog(index_dir)) as catalog:
+        return LiveIndex(version.open_version(version.version_dir(index_dir, number)), catalog).snapshot
+
+
+def test_images_that_moved_are_found_where_they_are(
+    store: Store, make_model: Callable[..., str], index: Path, more: Path, tmp_path: Path
+) -> None:
+    """Importing them from there lets another model read them; once more, and nothing changes."""
+    import_items(NAME, more, store=store, progress=quiet)
+    moved = tmp_path / "moved"
+    shutil.move(more, moved)
+    with closing(Catalog(index)) as catalog:
+        before = catalog.sequence()
+        assert import_items(NAME, moved, store=store, progress=quiet).imported == 5
+        assert {catalog.get(item).source for item in NEW} == {moved / item for item in NEW}
+        assert import_items(NAME, moved, store=store, progress=quiet).unchanged == 5
+        assert catalog.sequence() == before + 5
+    report = rebuild(NAME, store=store, model=make_model(store, seed=1), progress=quiet)
+    assert (report.count, report.skipped) == (65, ())
+
+
+def test_images_of_a_version_that_was_rolled_back_are_searched_again(store: Store, index: Path, more: Path) -> None:
+    """The catalogue knows them from that version, but no search finds them, so they are not unchanged."""
+    rebuild(NAME, more, store=store, progress=quiet)
+    assert adopt.rollback(store, NAME) == 1
+    assert import_items(NAME, more, store=store, progress=quiet).imported == 5
+    snapshot = snapshot_of(index)
+    assert snapshot.count == 65
+    assert [snapshot.row_of(item) for item in NEW]
+    assert import_items(NAME, more, store=store, progress=quiet).unchanged == 5
+
+
+def test_another_model_that_is_activated_meanwhile_finds_what_is_imported(
+    store: Store, make_model: Callable[..., str], index: Path, more: Path
+) -> None:
+    """What was embedded by the model before is embedded again, so that the new one's searches find it."""
+    other = make_model(store, seed=1)
+
+    def progress(stage: str, done: int, total: int) -> None:
+        if (stage, done) == ("import", 0):
+            assert rebuild(NAME, store=store, model=other, progress=quiet).activated
+
+    assert import_items(NAME, more, store=store, progress=progress).imported == 5
+    snapshot = snapshot_of(index)
+    assert (snapshot.version.manifest.model, snapshot.count) == (other, 65)
+    assert [snapshot.row_of(item) for item in NEW]
