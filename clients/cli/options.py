@@ -41,6 +41,7 @@ progress_option = click.option(
     show_default=True,
     help="How progress is told on stderr: auto for people; json for programs, lines of {stage, done, total}.",
 )
+SEED = click.IntRange(min=0, max=2**63 - 1)  # what random generators take, as run.seed of a recipe
 labels_help = "CSV or Parquet: path, class_id and, optionally, split (train, test, or query and gallery)."
 device_option = click.option(
     "--device",

@@ -99,6 +99,8 @@ def test_help_of_the_command_lists_every_verb(run: Run) -> None:
         ["train", "photos", "--epochs", "many"],
         ["train", "photos", "--device", "abacus"],
         ["train", "photos", "--resume", "run", "--epochs", "3"],
+        ["suggest", "photos", "--model", "m", "--budget", "3", "--seed", str(2**63)],
+        ["calibrate", "model", "photos", "--labels", "l.csv", "--seed", "-1"],
         ["evaluate", "model", "photos"],
         ["index", "build", "name", "photos"],
         ["index", "build", "name", "photos", "--model", "m", "--memory-budget", "lots"],
