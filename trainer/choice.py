@@ -27,12 +27,14 @@ def neighbour_contrast(embeddings: Tensor) -> float:
     others. Rotating or sharpening all similarities alike does not change it much, as it is in units of their spread.
 
     Args:
-        embeddings: (N, D) float32, unit length, N from 3; a sample of some hundred is enough.
+        embeddings: (N, D) float32, unit length; a sample of some hundred is enough.
 
     Returns:
-        In standard deviations; 0 where all embeddings are equal.
+        In standard deviations; 0 where all embeddings are equal, or where there are only two.
     """
     count = len(embeddings)
+    if count < 3:
+        return 0.0
     similarity = embeddings @ embeddings.T
     others = similarity[~torch.eye(count, dtype=torch.bool, device=similarity.device)].view(count, count - 1)
     nearest = others.topk(min(_NEIGHBOURS, count - 1), dim=1).values.mean(1)

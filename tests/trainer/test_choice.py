@@ -45,6 +45,11 @@ def test_contrast_of_one_point_is_none() -> None:
     assert neighbour_contrast(F.normalize(torch.ones(20, 8), dim=1)) == 0
 
 
+def test_contrast_of_two_images_is_none() -> None:
+    """Each has one other, which nothing can stand out from: no spread is taken of it, which torch would warn of."""
+    assert neighbour_contrast(_clusters(0.5, count=2)) == 0
+
+
 def _encoder(value: float) -> Encoder:
     encoder = Encoder(torch.nn.Identity(), orthogonal_head(4, 3))  # type: ignore[arg-type] # a head is enough here
     torch.nn.init.constant_(encoder.head.weight, value)  # type: ignore[arg-type]
