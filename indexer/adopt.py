@@ -18,6 +18,8 @@ from indexer.version import Version
 
 # The number of the version that lets go of what it does not have of earlier collections, once it is active.
 _LETTING_GO = ".letting-go"
+# Followed by the number of a version whose items the catalogue was never told of, as it was not activated when built.
+_UNKNOWN = ".unknown-"
 
 
 def open_catalog(index_dir: Path) -> Catalog:
@@ -43,6 +45,17 @@ def open_catalog(index_dir: Path) -> Catalog:
 def adopt(catalog: Catalog, adopted: Version) -> None:
     """Make the catalogue know the items that a version has from a collection; users' changes stay theirs."""
     catalog.mirror(_collected(adopted), complete=False)
+
+
+def announce(index_dir: Path, number: int) -> None:
+    """Note that a version is about to be published that the catalogue does not know; raises OSError."""
+    manifest.write_atomically(index_dir / f"{_UNKNOWN}{number}", b"")
+
+
+def take_in(index_dir: Path, catalog: Catalog, announced: Version) -> None:
+    """Adopt a version that was announced."""
+    adopt(catalog, announced)
+    (index_dir / f"{_UNKNOWN}{announced.manifest.version}").unlink(missing_ok=True)
 
 
 def switch(index_dir: Path, catalog: Catalog, number: int, *, mirror: bool) -> tuple[str, ...]:
@@ -107,8 +120,8 @@ def activate(store: Store, name: str, number: int) -> None:
     model_dir = store.model(wanted.manifest.model)
     manifest.verify(model_dir, manifest.read_model(model_dir))
     with closing(open_catalog(index_dir)) as catalog:
-        if wanted.manifest.refused or number > max(version.pointed(index_dir), default=0):  # it was never active
-            adopt(catalog, wanted)
+        if _was_never_active(index_dir, wanted):
+            take_in(index_dir, catalog, wanted)
         else:
             _bring_back(catalog, wanted)
     version.activate(index_dir, number)
@@ -132,6 +145,13 @@ def rollback(store: Store, name: str) -> int:
         raise version.NoSuchVersion(f"{index_dir} has no version that was active before; activate one of: {known}")
     activate(store, name, number)
     return number
+
+
+def _was_never_active(index_dir: Path, wanted: Version) -> bool:
+    number = wanted.manifest.version
+    announced = (index_dir / f"{_UNKNOWN}{number}").exists()
+    # The others tell of most versions that were built before there were announcements.
+    return announced or bool(wanted.manifest.refused) or number > max(version.pointed(index_dir), default=0)
 
 
 def _bring_back(catalog: Catalog, wanted: Version) -> None:

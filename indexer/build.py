@@ -311,6 +311,7 @@ def _publish(job: Job, staging: Path, draft: VersionManifest, judgement: Judgeme
         refused=judgement.refused,
     )
     with job.clock.stage("publish"):
+        adopt.announce(job.index_dir, draft.version)
         manifest.publish(staging, version.version_dir(job.index_dir, draft.version), receipt)
     return draft.version
 
@@ -318,7 +319,7 @@ def _publish(job: Job, staging: Path, draft: VersionManifest, judgement: Judgeme
 def _take_over(job: Job, catalog: Catalog, number: int, progress: Progress) -> tuple[str, ...]:
     """Make a published version the one that is searched; gives warnings."""
     published = version.open_version(version.version_dir(job.index_dir, number), verify=False)
-    adopt.adopt(catalog, published)
+    adopt.take_in(job.index_dir, catalog, published)
     embed_pending(catalog, job.encoder, published.manifest.sequence, progress)
     return adopt.switch(job.index_dir, catalog, number, mirror=job.mirror)
 

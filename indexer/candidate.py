@@ -139,8 +139,8 @@ def objections(
         found.append(f"recall@10 is {recall_at_10:.4f}, below {min_recall} (--min-recall)")
     if lost > MAX_LOST * searched:
         found.append(
-            f"{lost:,} of {searched:,} items would be lost, because their images can't be read: bring these back, import "
-            "them from where they are now (--images, if they were not imported), or delete the items"
+            f"{lost:,} of {searched:,} items would be lost, because their images can't be read: bring these back, "
+            "import them from where they are now (--images, if they were not imported), or delete the items"
         )
     if comparison is not None and model != comparison.model:
         found += list(_quality_down(comparison)) or list(_not_better(comparison) if must_improve else ())

@@ -426,3 +426,14 @@ def test_rolling_back_goes_to_the_version_before_and_forth(store: Store, index: 
     with pytest.raises(version.NoSuchVersion, match="no version that was active before"):
         adopt.rollback(store, NAME)
     assert (version.list_versions(index), version.active_version(index)) == ([2], 2)
+
+
+def test_any_version_that_was_not_activated_is_known_once_it_is(store: Store, index: Path, more: Path) -> None:
+    """Also where a later one was active before it: its items can be deleted, and the next version has the others."""
+    rebuild(NAME, more, store=store, activate=False, progress=quiet)
+    rebuild(NAME, store=store, progress=quiet)
+    adopt.activate(store, NAME, 2)
+    assert len(searched(index)) == 80
+    delete(index, "new-00.png")
+    assert rebuild(NAME, store=store, progress=quiet).count == 79
+    assert not [*index.glob(".unknown-*")]
