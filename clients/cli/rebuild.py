@@ -164,7 +164,7 @@ def _once(wanted: Wanted) -> dict[str, Any]:
         work.finish(result)
     keep = KEPT_FOLLOWING if wanted.keep is None and wanted.follow else wanted.keep
     if keep is not None:
-        _remove_old(wanted, keep)
+        _remove_old(wanted, keep, done.version)
     warn_of(done)
     if wanted.as_json:
         print_json(result)
@@ -202,13 +202,13 @@ def _rebuild(wanted: Wanted, work: Work) -> "BuildReport":
     )
 
 
-def _remove_old(wanted: Wanted, keep: int) -> None:
-    """Remove the oldest versions but those that are active or can be rolled back to."""
+def _remove_old(wanted: Wanted, keep: int, built: int) -> None:
+    """Remove the oldest versions but those that are active or can be rolled back to, and the one just built."""
     from indexer.store import Store
     from indexer.version import delete_version, list_versions, pointed
 
     index_dir = Store(wanted.store).index(wanted.name)
-    old = [number for number in list_versions(index_dir) if number not in pointed(index_dir)]
+    old = [number for number in list_versions(index_dir) if number not in (built, *pointed(index_dir))]
     for number in old[: max(0, len(old) - keep)]:
         delete_version(index_dir, number)
 

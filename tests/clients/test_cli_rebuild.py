@@ -294,3 +294,11 @@ def test_what_was_taught_is_taken_back_by_one_command(run: Run, store: Store, ph
     assert found["model"] != model
     assert taught != before
     assert again == before
+
+
+def test_what_was_just_built_is_no_old_version(run: Run, index: Path) -> None:
+    """One that is not activated is kept to be looked at, however few old ones are."""
+    for built in (2, 3):
+        result = run("rebuild", "photos", "--no-activate", "--keep", 0, "--json")
+        assert json.loads(result.stdout)["version"] == built
+        assert list_versions(index) == [1, built]
