@@ -36,13 +36,15 @@ def is_main() -> bool:
 @contextmanager
 def followed(place: "Store", style: str, kind: str) -> Iterator[Work]:
     """Show and record the progress of a run, where this process is the main one, and say on Ctrl-C how to go on."""
+    run = ""
     try:
         with _followed(place, style, kind) as work:
+            given = click.get_current_context().params
+            run = given["resume"] or _name_of(work, given["name"]) or ""
             yield work
     except KeyboardInterrupt:
-        runs = sorted(place.runs.glob("*"), key=lambda run: run.stat().st_mtime)
-        if runs:
-            click.echo(f"go on with the newest run of this store by --resume {runs[-1].name}", err=True)
+        if is_main() and run and (place.runs / run / "recipe.toml").exists():  # else there is nothing to go on with
+            click.echo(f"go on with this run by --resume {run}", err=True)
         raise
 
 
@@ -69,10 +71,15 @@ def run_to_do(place: "Store", work: Work, name: str | None, resume: str | None) 
     """What to call a new run, which is called as its operation is, or else the run to go on with."""
     if resume:
         return None, resume
-    called = name or work.operation or None
+    called = _name_of(work, name)
     taken_up = click.get_current_context().params["operation"] is not None
     begun = called is not None and (place.runs / called / "recipe.toml").exists()
     return (None, called) if taken_up and begun else (called, None)
+
+
+def _name_of(work: Work, name: str | None) -> str | None:
+    """What a run is called, by its operation where it was given no name."""
+    return name or work.operation or None
 
 
 def _tell_nothing(stage: str, done: int, total: int) -> None:
