@@ -265,6 +265,9 @@ def _payload(text: str) -> Any:
 
 
 def _count_lines(path: Path) -> int:
+    """How many lines a file has; 0 of a pipe, which could not be read again."""
+    if path.exists() and not path.is_file():
+        return 0
     with path.open("rb") as file:
         return sum(1 for _ in file)
 

@@ -1,6 +1,7 @@
 """`kinsight items`, `kinsight remote` and the choices of `kinsight search`, against a real server."""
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -86,6 +87,16 @@ def test_lines_may_begin_with_a_byte_order_mark(run: Run, new: Path, tmp_path: P
     line = json.dumps({"item": "marked", "image": str(new / "100.png")})
     file.write_bytes(f"{line}\r\n".encode("utf-8-sig"))
     done = found(run("items", "upsert", "photos", "--lines", file, "--json"), "items", "upsert")
+    assert (done["upserted"], done["errors"]) == (1, [])
+
+
+def test_lines_may_come_through_a_pipe(run: Run, new: Path) -> None:
+    """As from `--lines <(jq …)`: what is read of one can't be read again, so they are not counted first."""
+    reading, writing = os.pipe()
+    with os.fdopen(reading), os.fdopen(writing, "w") as file:
+        file.write(json.dumps({"item": "piped", "image": str(new / "100.png")}))
+        file.close()
+        done = found(run("items", "upsert", "photos", "--lines", f"/dev/fd/{reading}", "--json"), "items", "upsert")
     assert (done["upserted"], done["errors"]) == (1, [])
 
 
