@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from clients.cli.command import kinsight
+from clients.cli.output import printable
 from server.folders import Folders
 from tests.serving import build_photos, photo, serving
 
@@ -125,6 +126,8 @@ def test_lines_that_can_not_be_taken_are_named_and_the_others_are(run: Run, new:
         {"item": "ragged", "embedding": [[1.0], 2.0], "model": "other"},
         {"item": "null", "embedding": None, "model": None},
         {"item": "list", "image": image, "payload": [1]},
+        {"item": "half \ud800", "image": image},
+        {"item": "half a text", "image": image, "payload": {"x": ["\ud800"]}},
         {"item": "nobody", "payload": {}},
         {"item": "good", "payload": {"year": 2021}},
     ]
@@ -148,12 +151,14 @@ def test_lines_that_can_not_be_taken_are_named_and_the_others_are(run: Run, new:
         "ragged": "inhomogeneous",
         "null": "has the model None",
         "list": "payload",
+        "half \ud800": "the id of item 'half \\ud800' has half of a surrogate pair",
+        "half a text": "'\\ud800' in the payload of item 'half a text' has half",
         "nobody": "ITEM_NOT_FOUND",
-        f"{file}, line 17": "line 1 column 2",
+        f"{file}, line 19": "line 1 column 2",
     }
     assert said.keys() == expected.keys()
     assert [item for item, reason in expected.items() if reason not in said[item]] == []
-    assert all(f"error: {item}: " in result.stderr for item in expected)
+    assert all(f"error: {printable(item)}: " in result.stderr for item in expected)
     assert json.loads(run("items", "get", "photos", "good", "--json").stdout)["payload"] == {"year": 2021}
 
 

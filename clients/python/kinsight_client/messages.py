@@ -80,7 +80,7 @@ class Upsert:
 
     Raises:
         TypeError: there are an image and an embedding.
-        ValueError: the payload is not a JSON object, or has an integer beyond 2^53.
+        ValueError: the payload is not a JSON object, or has an integer beyond 2^53; a text is not UTF-8.
     """
 
     item: str
@@ -91,6 +91,7 @@ class Upsert:
     def __post_init__(self) -> None:
         if self.image is not None and self.embedding is not None:
             raise TypeError(f"item {self.item!r} has an image and an embedding; an upsert takes one of them")
+        _check_text(self.item, f"the id of item {self.item!r}")
         if self.payload is not None:
             _check_payload(self.item, self.payload)
 
@@ -283,11 +284,20 @@ def _check_payload(item: str, payload: object) -> None:
     rest: list[object] = [dict(payload)]
     while rest:
         value = rest.pop()
-        if isinstance(value, dict) and all(isinstance(name, str) for name in value):
-            rest += value.values()
+        if isinstance(value, str):
+            _check_text(value, f"{value!r} in the payload of item {item!r}")
+        elif isinstance(value, dict) and all(isinstance(name, str) for name in value):
+            rest += [*value, *value.values()]
         elif isinstance(value, list | tuple):
             rest += value
         elif isinstance(value, int) and abs(value) > _EXACT:
             raise ValueError(f"{value} in the payload of item {item!r} is beyond 2^53; write it as text")
-        elif not isinstance(value, str | float | int | None):
+        elif not isinstance(value, float | int | None):
             raise ValueError(f"{value!r} in the payload of item {item!r} can't be written as JSON")
+
+
+def _check_text(text: str, what: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{what} has half of a surrogate pair, which UTF-8 can't carry; leave it out") from error
