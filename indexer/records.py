@@ -8,6 +8,7 @@ Refused                  (a CatalogError) an item was not taken; `reason` names 
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +20,14 @@ from indexer.catalog_file import CatalogError
 from indexer.rows import Embeddings
 
 MAX_PAYLOAD_BYTES = 64 * 2**10
+# Each object takes three of the hundred levels of messages that protobuf reads, and answers have some around them.
+MAX_PAYLOAD_DEPTH = 30
 MAX_ITEM_BYTES = 4_096  # of an item id, as UTF-8: the longest path
 UNIT_TOLERANCE = 1e-3  # of an embedding's length
 
 Payload = Mapping[str, Any]  # a JSON object
 _FLOAT32 = np.dtype("<f4")  # as it is stored
+_LONG_NUMBER = re.compile(r"\d{300}")  # the largest 64-bit float has 309 digits
 _JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
@@ -184,7 +188,7 @@ def payload_text(payload: Payload | None) -> str | None:
     """A payload as it is stored: compact JSON.
 
     Raises:
-        InvalidPayload: it is not a JSON object.
+        InvalidPayload: it is not a JSON object, deeper than 30 levels, or has an integer beyond the 64-bit floats.
         PayloadTooLarge: it has more than 64 KiB.
     """
     if payload is None:
@@ -198,7 +202,31 @@ def payload_text(payload: Payload | None) -> str | None:
         raise InvalidPayload(f"the payload is not a JSON object: {error}") from error
     if size > MAX_PAYLOAD_BYTES:
         raise PayloadTooLarge(f"the payload has {size:,} bytes as JSON; at most {MAX_PAYLOAD_BYTES:,} are stored")
+    # As a rule a glance at the text is enough.
+    if text.count("{") + text.count("[") > MAX_PAYLOAD_DEPTH or _LONG_NUMBER.search(text):
+        _check_portable(payload)
     return text
+
+
+def _check_portable(payload: Payload) -> None:
+    """Raise InvalidPayload where no message could carry a payload: whoever reads a list of items would get none."""
+    rest: list[tuple[object, int]] = [(payload, 1)]
+    while rest:
+        value, depth = rest.pop()
+        if isinstance(value, Mapping | list | tuple):
+            if depth > MAX_PAYLOAD_DEPTH:
+                raise InvalidPayload(
+                    f"the payload has objects or lists within each other, more than {MAX_PAYLOAD_DEPTH} deep; keep "
+                    "it flatter, or as text"
+                )
+            rest += [(one, depth + 1) for one in (value.values() if isinstance(value, Mapping) else value)]
+        elif isinstance(value, int):
+            try:
+                float(value)
+            except OverflowError:
+                raise InvalidPayload(
+                    "the payload has an integer beyond the 64-bit floats; write it as text"
+                ) from None
 
 
 def vector_bytes(upsert: Upsert, dim: int) -> bytes | None:

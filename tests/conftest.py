@@ -4,6 +4,7 @@ import io
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -130,3 +131,11 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("this process may not mount a file system")
     yield folder
     subprocess.run(["umount", "-l", folder], check=True)
+
+
+def nested(depth: int) -> dict[str, Any]:
+    """A payload of so many objects, each within the one before."""
+    payload: dict[str, Any] = {"x": 1}
+    for _ in range(depth - 1):
+        payload = {"x": payload}
+    return payload

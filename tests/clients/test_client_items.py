@@ -14,6 +14,7 @@ from kinsight_client import Embedding, Upsert
 from kinsight_client.items import MAX_IMAGES, MAX_ITEMS
 
 from tests.clients.both import BOTH, KINDS
+from tests.conftest import nested
 from tests.serving import build_photos, free_port, photo, serving
 
 
@@ -178,6 +179,7 @@ def test_filters_groups_and_the_like_choose_among_the_hits(client: Any) -> None:
         ({"image": b"x", "embedding": Embedding("m", np.ones(2, np.float32))}, TypeError, "one of them"),
         ({"payload": ["a"]}, ValueError, "not a JSON object"),
         ({"payload": {"n": 2**53 + 1}}, ValueError, "write it as text"),
+        ({"payload": nested(31)}, ValueError, "more than 30 deep"),
         ({"payload": {"at": {1: 2}}}, ValueError, "can't be written as JSON"),
         ({"payload": {"at": [Path("x")]}}, ValueError, "can't be written as JSON"),
     ],

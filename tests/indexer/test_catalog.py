@@ -14,6 +14,7 @@ from indexer.catalog import Catalog, RequestReused, UnknownContent
 from indexer.records import Change, InvalidEmbedding, Item, Mirrored, Outcome, Upsert
 from indexer.requests import REMEMBER_S
 from indexer.rows import Embeddings
+from tests.conftest import nested
 
 DIM = 8
 
@@ -95,6 +96,8 @@ def test_what_was_upserted_is_there_after_reopening(tmp_path: Path) -> None:
         (Upsert("x", unit(0), "m", payload={"n": float("nan")}), "INVALID_PAYLOAD", "not a JSON object"),
         (Upsert("x", unit(0), "m", payload={"n": "\ud800"}), "INVALID_PAYLOAD", "not a JSON object"),
         (Upsert("x", unit(0), "m", payload={"n": b""}), "INVALID_PAYLOAD", "not a JSON object"),
+        (Upsert("x", unit(0), "m", payload={"n": [-(10**400)]}), "INVALID_PAYLOAD", "beyond the 64-bit floats"),
+        (Upsert("x", unit(0), "m", payload=nested(31)), "INVALID_PAYLOAD", "more than 30 deep"),
         (Upsert("x", unit(0), "m", payload=[1]), "INVALID_PAYLOAD", "of type list"),  # type: ignore[arg-type]
         (
             Upsert("x", unit(0), "m", payload={"n": "x" * 65_536}),

@@ -1,6 +1,7 @@
 """ItemService over a real server."""
 
 import hashlib
+import json
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -25,9 +26,10 @@ from kinsight.v1.item_service_pb2 import (
     ItemUpsert,
     ListItemsRequest,
 )
-from kinsight.v1.search_service_pb2 import Embedding, SearchRequest
+from kinsight.v1.search_service_pb2 import BatchSearchRequest, Embedding, SearchRequest
 
 from server.folders import Folders
+from tests.conftest import nested
 from tests.serving import Gallery, Stubs, make_gallery, make_model, make_version, photo, reason_of, serving
 
 
@@ -216,6 +218,28 @@ def test_hits_carry_payloads_on_demand(stubs: Stubs) -> None:
         hits = stubs.search.Search(SearchRequest(image=photo(100), include_payload=wanted)).hits
         assert [hit.HasField("payload") for hit in hits] == [wanted] + [False] * 6
     assert hits[0].payload == _payload(a=1)
+
+
+def test_the_deepest_payload_comes_with_every_answer(own: Gallery, tmp_path: Path) -> None:
+    """A deeper one is refused where it is imported: no list that it is in, and no search, would find a reader."""
+    rows = ["path,payload"]
+    for depth in (30, 31):
+        (tmp_path / f"{depth}.png").write_bytes(photo(100))
+        quoted = json.dumps(nested(depth)).replace('"', '""')
+        rows.append(f'{depth}.png,"{quoted}"')
+    (tmp_path / "table.csv").write_text("\n".join(rows))
+    with serving(own.store, folders=Folders((tmp_path,))) as served, Stubs(served.target) as stubs:
+        told = ImportItemsResponse()
+        done = stubs.ended(stubs.items.ImportItems(ImportItemsRequest(path=str(tmp_path / "table.csv"))))
+        assert done.response.Unpack(told)
+        assert [(one.item, "more than 30 deep" in one.reason) for one in told.failures] == [("31.png", True)]
+        expected = _payload(**nested(30))
+        assert stubs.items.GetItem(GetItemRequest(item="30.png")).payload == expected
+        assert stubs.items.ListItems(ListItemsRequest()).items[0].payload == expected
+        search = SearchRequest(image=photo(100), include_payload=True)
+        assert stubs.search.Search(search).hits[0].payload == expected
+        (result,) = stubs.search.BatchSearch(BatchSearchRequest(requests=[search])).results
+        assert result.response.hits[0].payload == expected
 
 
 @pytest.mark.parametrize(

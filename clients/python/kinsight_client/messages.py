@@ -15,6 +15,7 @@ from kinsight_client.errors import KinsightError, from_status
 
 Payload = Mapping[str, Any]
 
+_MAX_DEPTH = 30  # of a payload's objects and lists, for the server
 _EXACT = 2**53  # integers up to here are exact as the float64 that payloads travel as
 
 
@@ -76,11 +77,12 @@ class Upsert:
         item: its id, 1 to 1024 bytes of UTF-8 without control characters.
         image: the bytes of an image file, or its path, which is read when it is sent.
         embedding: made by the model of the index.
-        payload: a JSON object to keep with it, at most 64 KiB; empty for none, None for the one that the item has.
+        payload: a JSON object to keep with it, at most 64 KiB and 30 objects and lists deep; empty for none, None for
+            the one that the item has.
 
     Raises:
         TypeError: there are an image and an embedding.
-        ValueError: the payload is not a JSON object, or has an integer beyond 2^53; a text is not UTF-8.
+        ValueError: the payload is not a JSON object, too deep, or has an integer beyond 2^53; a text is not UTF-8.
     """
 
     item: str
@@ -281,15 +283,19 @@ def _plain_value(value: Any) -> Any:
 def _check_payload(item: str, payload: object) -> None:
     if not isinstance(payload, Mapping):
         raise ValueError(f"the payload of item {item!r} is {type(payload).__name__}, not a JSON object")
-    rest: list[object] = [dict(payload)]
+    rest: list[tuple[object, int]] = [(dict(payload), 1)]
     while rest:
-        value = rest.pop()
+        value, depth = rest.pop()
+        if isinstance(value, dict | list | tuple) and depth > _MAX_DEPTH:
+            raise ValueError(
+                f"the payload of item {item!r} has objects or lists within each other, more than {_MAX_DEPTH} deep"
+            )
         if isinstance(value, str):
             _check_text(value, f"{value!r} in the payload of item {item!r}")
         elif isinstance(value, dict) and all(isinstance(name, str) for name in value):
-            rest += [*value, *value.values()]
+            rest += [(one, depth + 1) for one in (*value, *value.values())]
         elif isinstance(value, list | tuple):
-            rest += value
+            rest += [(one, depth + 1) for one in value]
         elif isinstance(value, int) and abs(value) > _EXACT:
             raise ValueError(f"{value} in the payload of item {item!r} is beyond 2^53; write it as text")
         elif not isinstance(value, float | int | None):
