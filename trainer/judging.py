@@ -71,14 +71,14 @@ def sample_set(
     collection: Collection, cache: ImageCache, spec: PixelSpec, file: Path, progress: Progress
 ) -> ImageCache:
     """Some images of the training set at the model's own spec, to compare epochs on, and to show without labels."""
-    return cache_images(spread(collection, cache, _SAMPLE), spec, file, progress, "decode")
+    chosen = {cache.items[row] for row in spread(len(cache), _SAMPLE)}
+    sources = [source for source in collection.sources if source.item in chosen]
+    return cache_images(sources, spec, file, progress, "decode")
 
 
-def spread(collection: Collection, cache: ImageCache, count: int) -> list[Source]:
-    """Sources of at most `count` images, spread over the training set."""
-    step = max(1, len(cache) // count)
-    chosen = set(cache.items[::step][:count])
-    return [source for source in collection.sources if source.item in chosen]
+def spread(total: int, most: int) -> list[int]:
+    """At most so many rows, spread over a set."""
+    return list(range(0, total, max(1, total // most)))[:most]
 
 
 def neighbour_precision(embeddings: Tensor, classes: Tensor) -> float | None:

@@ -7,14 +7,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from indexer.encoder import Encoder as RuntimeEncoder
 from indexer.manifest import ModelManifest
 from indexer.pixels import Pixels, PixelSpec
-from indexer.sources import Collection, decode_all
 from trainer import report
 from trainer.choice import Choice, neighbour_contrast
 from trainer.distributed import from_main, is_main, joined, wait_for_main
@@ -304,7 +302,7 @@ def _export(
 ) -> ModelManifest:
     """Register the encoder as a model, scored."""
     setting.progress("export", 0, 1)
-    sample = _sample(given.collection, decoded.training, setting.spec)
+    sample = _sample(decoded.sample)
     origin = _origin(setting.recipe, start, given, decoded.training)
     model = export(encoder, setting.spec, sample, setting.models, origin, score)
     if not len(score.embeddings):  # the store had this very model already
@@ -317,10 +315,9 @@ def _objective(recipe: Recipe, encoder: Encoder) -> Objective:
     return make_objective(recipe.objective.name, encoder, **recipe.objective.keywords)
 
 
-def _sample(collection: Collection, cache: ImageCache, spec: PixelSpec) -> Pixels:
-    """Real images at the model's own spec: what the export is checked on."""
-    sources = spread(collection, cache, PARITY_IMAGES)
-    return np.stack([decoded.pixels for decoded in decode_all(sources, spec) if decoded.pixels is not None])
+def _sample(cache: ImageCache) -> Pixels:
+    """Real images at the model's own spec: what the export is checked on, decoded while they were there."""
+    return cache.pixels[spread(len(cache), PARITY_IMAGES)].numpy()
 
 
 def _origin(recipe: Recipe, start: Start, given: Given, cache: ImageCache) -> Origin:

@@ -155,6 +155,21 @@ def test_identical_images_train_without_a_crash(tmp_path: Path) -> None:
     assert np.isfinite(runtime.embed(np.zeros((1, 32, 32, 3), np.uint8))).all()
 
 
+def test_images_that_go_while_it_trains_cost_no_model(photos: Path, tmp_path: Path) -> None:
+    """They have been decoded: a folder that is moved, or a mount that is lost, does not end a run at its export."""
+
+    def move_them(stage: str, *_: int) -> None:
+        if stage == "train" and photos.exists():
+            photos.rename(tmp_path / "elsewhere")
+
+    report = train(
+        photos, models=tmp_path / "models", runs=tmp_path / "runs", recipe=tiny_recipe(), progress=move_them
+    )
+
+    assert report.model.parity["images"] == 60
+    assert report.warnings == ()
+
+
 def test_an_unknown_run_or_device_is_named(photos: Path, tmp_path: Path) -> None:
     """Resuming what is not there, or a GPU that is not there, is an error with the remedy."""
     options = {"models": tmp_path / "m", "runs": tmp_path / "r", "recipe": tiny_recipe(), "progress": silent}
