@@ -247,7 +247,7 @@ def _imported(name: str, report: "ImportReport | ImportResult") -> dict[str, Any
 
 
 def _tell_imported(name: str, report: "ImportReport | ImportResult", as_json: bool) -> None:
-    warn_skipped(report.failures)
+    warn_skipped(report.failures, count=report.failed)
     for warning in report.warnings:
         click.echo(f"warning: {warning}", err=True)
     result = _imported(name, report)

@@ -89,13 +89,21 @@ def named(skipped: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
     return [{"item": item, "reason": reason} for item, reason in skipped]
 
 
-def warn_skipped(skipped: Sequence[tuple[str, str]], table: Path | None = None) -> None:
-    """Name on stderr the images that could not be decoded and were left out: the first 20, and where all are."""
+def warn_skipped(skipped: Sequence[tuple[str, str]], table: Path | None = None, count: int | None = None) -> None:
+    """Name on stderr the images that were left out: the first 20, and where more are.
+
+    Args:
+        skipped: item and reason.
+        table: that lists them all.
+        count: how many they are where `skipped` is only the first of them.
+    """
     shown = skipped[:20]
     for item, reason in shown:
         click.echo(f"skipped {item}: {reason}", err=True)
-    if len(skipped) > len(shown):
-        click.echo(f"skipped {len(skipped) - len(shown):,} more; {table or '--json'} lists them all", err=True)
+    more = (count or len(skipped)) - len(shown)
+    if more > 0:
+        which = f"the first {len(skipped):,}" if more > len(skipped) - len(shown) else "them all"
+        click.echo(f"skipped {more:,} more; {table or '--json'} lists {which}", err=True)
 
 
 def warn_duplicates(duplicates: "Duplicates") -> None:

@@ -57,6 +57,12 @@ def test_of_many_skipped_images_twenty_are_named(
     assert lines[19:] == ["skipped 19.jpg: empty", f"skipped 1,000 more; {where} lists them all"]
 
 
+def test_images_that_a_report_does_not_list_are_counted_all_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    """An import lists the first thousand of however many it left out."""
+    warn_skipped([(f"{number}.jpg", "empty") for number in range(1_000)], count=5_020)
+    assert capsys.readouterr().err.splitlines()[20:] == ["skipped 5,000 more; --json lists the first 1,000"]
+
+
 def test_progress_of_a_resumed_stage_counts_only_what_it_does_now(capsys: pytest.CaptureFixture[str]) -> None:
     """Rows that an earlier run finished do not make the rate look faster."""
     clock = Clock()
