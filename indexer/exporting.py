@@ -1,11 +1,13 @@
 """Write the items of an index with their embeddings and payloads to one Parquet file.
 
-ExportError   the file is there already
+ExportError   the file is there already, or being written
 """
 
+import fcntl
 import json
-from collections.abc import Sequence
-from contextlib import closing
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -24,7 +26,7 @@ _CHUNK = 1_000  # items of a row group
 
 
 class ExportError(FileExistsError):
-    """There is something already where the file was to be written."""
+    """There is something already where the file was to be written, or about to be."""
 
 
 @dataclass(frozen=True)
@@ -60,36 +62,59 @@ def export_items(name: str, path: Path, *, store: Store, progress: Progress) -> 
 
     Raises:
         NoActiveVersion: nothing says which embeddings are wanted.
-        ExportError: there is something at the path.
+        ExportError: there is something at the path, or another export is writing it.
         ManifestError, CatalogError: the index is damaged.
         OSError: the file can't be written.
     """
     index_dir = store.index(name)
-    if path.exists():
-        raise ExportError(f"{path} is there already; name another file")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} into; make it first")
-    number = version.active_version(index_dir)
-    if number is None:
-        raise NoActiveVersion(f"index {name!r} has no active version to export")
-    opened = version.open_version(version.version_dir(index_dir, number))
-    partial = path.with_name(f".{path.name}.partial")
-    with closing(adopt.open_catalog(index_dir)) as catalog, catalog.frozen():
-        sequence, total = catalog.sequence(), catalog.count()
-        contents = catalog.contents(opened.manifest.model)
-        done = 0
-        try:
+    with _sole_writer(path) as partial:
+        number = version.active_version(index_dir)
+        if number is None:
+            raise NoActiveVersion(f"index {name!r} has no active version to export")
+        opened = version.open_version(version.version_dir(index_dir, number))
+        with closing(adopt.open_catalog(index_dir)) as catalog, catalog.frozen():
+            sequence, total = catalog.sequence(), catalog.count()
+            contents = catalog.contents(opened.manifest.model)
+            done = 0
             with _Writer(partial, opened.digests()) as writer:
                 while chunk := list(islice(contents, _CHUNK)):
                     writer.write(chunk, opened)
                     done += len(chunk)
                     progress("export", done, total)
-            manifest.sync(partial)
-            partial.rename(path)
-            manifest.sync(path.parent)
+        manifest.sync(partial)
+        partial.rename(path)
+        manifest.sync(path.parent)
+    return ExportReport(str(path), done, path.stat().st_size, opened.manifest.model, sequence)
+
+
+@contextmanager
+def _sole_writer(path: Path) -> Iterator[Path]:
+    """Where to write what is to be renamed to `path`, while no other export does; gone afterwards.
+
+    Raises:
+        ExportError: there is something at the path, or another export is writing it.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("ab") as file:  # what a killed export left is taken over
+        if not _is_ours(file.fileno(), partial):
+            raise ExportError(f"another export is writing {path}; name another file, or wait for it")
+        try:
+            if path.exists():
+                raise ExportError(f"{path} is there already; name another file")
+            yield partial
         finally:
             partial.unlink(missing_ok=True)
-    return ExportReport(str(path), done, path.stat().st_size, opened.manifest.model, sequence)
+
+
+def _is_ours(descriptor: int, partial: Path) -> bool:
+    """Lock an open file; False where another process has it, or has renamed or removed it since it was opened."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.fstat(descriptor).st_ino == partial.stat().st_ino
+    except (BlockingIOError, FileNotFoundError):
+        return False
 
 
 class _Writer:
