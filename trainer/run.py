@@ -41,8 +41,8 @@ from trainer.loop import Outcome
 from trainer.loop import train as run_loop
 from trainer.memory import keep_freed_memory
 from trainer.objective import Objective
-from trainer.objectives import make_objective
-from trainer.recipe import Recipe, to_dict, with_objective
+from trainer.objectives import make_objective, objective_class
+from trainer.recipe import Recipe, RecipeError, to_dict, with_objective
 from trainer.report_cases import Shown
 from trainer.run_directory import forget_pixels, new_run, recipe_of, resume_run, told_how_to_go_on
 from trainer.start import Start, begin
@@ -100,6 +100,7 @@ def train(
         LabelsError: the labels can't be used.
         RunError: there is no such run or device, or there is a run of the new one's name.
         WeightsError: the backbone's weights can't be had.
+        RecipeError: its objective needs labels, and there are none to learn from.
         StartError, ManifestError: the recipe's model can't be started from.
         TrainingError, CheckpointError: training can't go on.
         ParityError: the exported model does not reproduce the trained one.
@@ -111,12 +112,25 @@ def train(
         images, labels = from_main(partial(named_set, images, labels, datasets, progress))
         more = [from_main(partial(named_set, further, None, datasets, progress))[0] for further in also]
         given = read_given(open_collections([images, *more]), labels, teach, keep_doubted)
+        if not resume:
+            _check_taught(recipe, given)
         baseline = baseline and given.taught is not None and given.judged is not None
         run = from_main(lambda: resume_run(runs, resume) if resume else new_run(runs, recipe, name))
         with told_how_to_go_on(run):
             if not is_main():
                 _assist(given, run, models, chosen, baseline)
             return from_main(lambda: _learn(given, run, models, chosen, progress, profile, baseline))
+
+
+def _check_taught(recipe: Recipe, given: Given) -> None:
+    name = recipe.objective.name
+    if given.taught is None and objective_class(name).needs_labels:
+        earlier = recipe.encoder.from_model
+        whose = f"model {earlier} was learned by {name}, which needs" if earlier else f"the objective {name} needs"
+        raise RecipeError(
+            f"{whose} labels to learn from, and this run has none: name another recipe (`kinsight train --recipe "
+            f"stml`), or learn on with labels (`kinsight finetune`, `kinsight rebuild --finetune`)"
+        )
 
 
 def _assist(given: Given, run: Path, models: Path, chosen: torch.device, baseline: bool) -> None:

@@ -58,6 +58,27 @@ def test_an_unknown_model_or_a_taken_name_is_one_line(run: Callable[..., Result]
     assert run("train", photos, "--resume", "mine", "--from", "beef").exit_code == 2
 
 
+def test_a_model_that_learned_from_labels_alone_says_how_to_learn_on(
+    run: Callable[..., Result], store: Store, photos: Path, tmp_path: Path
+) -> None:
+    """Its own recipe can't do without labels, which is said before any work; another recipe can."""
+    labels = tmp_path / "labels.csv"
+    rows = [f"{path},{number % 3}" for number, path in enumerate(sorted(photos.rglob("*.*"))[:12])]
+    labels.write_text("\n".join(["path,class_id", *rows]))
+    first = json.loads(run("train", photos, *TINY, "--json").stdout)["model"]
+    words = ("--labels", labels, "--method", "supervised", "--epochs", 1, "--json")
+    taught = json.loads(run("finetune", first, photos, *words).stdout)["model"]
+
+    refused = run("train", photos, "--from", taught, "--run", "on")
+    assert refused.exit_code == 1
+    assert f"model {taught} was learned by supervised, which needs labels" in refused.stderr
+    assert "decode" not in refused.stderr
+    assert not (store.runs / "on").exists()
+
+    again = run("train", photos, "--recipe", "stml", *TINY, "--from", taught, "--run", "on")
+    assert again.exit_code == 0, again.stderr
+
+
 def test_json_progress_tells_at_most_one_line_in_a_while_and_each_end(capsys: pytest.CaptureFixture[str]) -> None:
     """Between two lines of a stage lies the interval, except before its last."""
     now_s = 5.0

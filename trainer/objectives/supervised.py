@@ -23,6 +23,7 @@ class Supervised(Objective):
     with one of an objective that learns from all of them.
     """
 
+    needs_labels = True
     head_is_set: Tensor
 
     def __init__(
