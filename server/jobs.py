@@ -5,6 +5,7 @@ says what became of one that could not say it itself. What a child does never to
 """
 
 import asyncio
+import fcntl
 import logging
 import os
 import signal
@@ -13,9 +14,10 @@ import sys
 import tempfile
 import threading
 import uuid
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO
 
 from indexer import operations
@@ -110,7 +112,7 @@ class Jobs:
 
     def _start(self, job: Job, request_id: str) -> Operation:
         arguments = (*job.words, "--store", str(self.store.root.absolute()), "--json")
-        with self._starting:
+        with self._starting, _turn(self.directory):
             known = operations.list_operations(self.directory)
             for operation in known:
                 if request_id and operation.request_id == request_id:
@@ -192,6 +194,15 @@ class Jobs:
                 process.wait(END_TIMEOUT_S)
             except subprocess.TimeoutExpired:
                 process.kill()
+
+
+@contextmanager
+def _turn(directory: Path) -> Iterator[None]:
+    """Wait for the other processes of this server: each is to see what the one before it has started."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / ".starting").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _is_unfinished(operation: Operation) -> bool:

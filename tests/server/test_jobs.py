@@ -1,5 +1,7 @@
 """How many operations a server has at work."""
 
+import asyncio
+import time
 from pathlib import Path
 
 import grpc
@@ -8,8 +10,11 @@ from google.longrunning import operations_pb2
 from kinsight.v1.index_service_pb2 import EvaluateVersionRequest, RestoreIndexRequest, SnapshotIndexRequest
 from kinsight.v1.item_service_pb2 import ExportItemsRequest
 
+from indexer import operations
+from indexer.operations import Operation
 from server import jobs
 from server.folders import Folders
+from server.jobs import Job, Jobs
 from tests.serving import Stubs, build_photos, reason_of, serving
 
 
@@ -53,3 +58,28 @@ def test_a_repetition_of_what_made_something_finds_its_operation(tmp_path: Path)
             with pytest.raises(grpc.RpcError) as refused:
                 method(request)
             assert reason_of(refused.value)[0] == "ALREADY_EXISTS"
+
+
+def test_processes_of_one_server_start_a_request_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though it reaches two of them at the same time, as when a client's connection is lost."""
+    store = build_photos(tmp_path)
+    first, second = Jobs(store), Jobs(store)
+    list_operations = operations.list_operations
+
+    def listed_slowly(directory: Path) -> list[Operation]:
+        found = list_operations(directory)
+        time.sleep(0.2)
+        return found
+
+    monkeypatch.setattr(operations, "list_operations", listed_slowly)
+    job = Job("evaluate", "photos", ("index", "evaluate", "photos"))
+
+    async def start_both() -> tuple[Operation, Operation]:
+        try:
+            return await asyncio.gather(first.start(job, "once"), second.start(job, "once"))
+        finally:
+            await first.close()
+            await second.close()
+
+    one, other = asyncio.run(start_both())
+    assert one.id == other.id
