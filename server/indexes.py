@@ -159,8 +159,11 @@ class Indexes:
         return name
 
     def serve(self, name: str) -> None:
-        """Open the version of an index that is active by now; raises what kept it from being opened."""
-        self.refresh()
+        """Open the version of an index that is active by now; raises what keeps it from being opened."""
+        with self._refreshing:
+            if name in self._failures:  # it may have been mended
+                self._failures = {**self._failures, name: replace(self._failures[name], retry_at_s=0.0)}
+            self._refresh()
         if name in self._failures:
             raise self._failures[name].error.with_traceback(None)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from indexer.manifest import CorruptFile
 from indexer.store import Store
 from indexer.version import activate
 from server import descriptions
@@ -166,6 +167,20 @@ def test_a_corrupt_version_is_tried_again_after_a_while(own: Gallery, monkeypatc
     assert not indexes.ready
     rows.write_bytes(data)
     indexes.refresh()
+    assert indexes.get("photos").number == 2
+
+
+def test_a_version_that_was_mended_is_opened_when_it_is_asked_for(own: Gallery) -> None:
+    """As who activates it does: they need not wait until it is tried again by itself."""
+    rows = _next_version(own, 2) / "rows.faiss"
+    data = rows.read_bytes()
+    rows.write_bytes(data[:-4])
+    indexes = Indexes(own.store)
+    indexes.refresh()
+    with pytest.raises(CorruptFile):
+        indexes.serve("photos")
+    rows.write_bytes(data)
+    indexes.serve("photos")
     assert indexes.get("photos").number == 2
 
 
