@@ -77,8 +77,9 @@ def sample_set(
 
 
 def spread(total: int, most: int) -> list[int]:
-    """At most so many rows, spread over a set."""
-    return list(range(0, total, max(1, total // most)))[:most]
+    """At most so many rows, spread evenly over all of a set, which may lie class by class."""
+    count = min(total, most)
+    return [place * total // count for place in range(count)]
 
 
 def neighbour_precision(embeddings: Tensor, classes: Tensor) -> float | None:

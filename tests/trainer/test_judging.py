@@ -12,7 +12,7 @@ from tests.trainer import small
 from tests.trainer.small import silent
 from trainer.encoders import Encoder, make_backbone
 from trainer.images import ImageCache
-from trainer.judging import centre, evaluate, neighbour_precision
+from trainer.judging import centre, evaluate, neighbour_precision, spread
 from trainer.recipe import load, override
 from trainer.run import train
 
@@ -30,6 +30,17 @@ def labels(photos: Path) -> Path:
     table = photos / "labels.csv"
     table.write_text("\n".join(rows) + "\n")
     return table
+
+
+@pytest.mark.parametrize("total", [3, 500, 501, 999, 1_000, 1_499])
+def test_a_sample_is_spread_over_the_whole_training_set(total: int) -> None:
+    """As many as are asked for, from the first image to nearly the last: folders often lie class by class."""
+    rows = spread(total, 500)
+
+    assert len(set(rows)) == min(total, 500)
+    assert rows == sorted(rows)
+    assert rows[0] == 0
+    assert total - rows[-1] <= -(-total // 500)
 
 
 def test_queries_are_judged_among_a_gallery_and_clusters_at_the_end(
