@@ -92,10 +92,12 @@ class Store:
     def index_names(self) -> list[str]:
         """The names of all indexes that have at least one version, sorted; of those that can't be read too.
 
+        A directory whose name no index can have, such as somebody's copy `photos.old`, is none.
+
         Raises:
             OSError: the directory of the indexes can't be read.
         """
-        return [name for name in listed(self.indexes) if _has_version(self.indexes / name)]
+        return [name for name in listed(self.indexes) if _NAME.fullmatch(name) and _has_version(self.indexes / name)]
 
     def index(self, name: str) -> Path:
         """The directory of an index, whether it exists yet or not.

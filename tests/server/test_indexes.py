@@ -216,6 +216,15 @@ def test_without_a_name_the_only_index_is_meant(own: Gallery) -> None:
         indexes.get("")
 
 
+def test_a_copy_under_a_name_that_no_index_can_have_is_none(own: Gallery) -> None:
+    """The index is still the only one, and the one that is meant without a name."""
+    shutil.copytree(own.store.index("photos"), own.store.indexes / "photos.old")
+    indexes = Indexes(own.store)
+    indexes.refresh()
+    assert own.store.index_names() == indexes.names() == ["photos"]
+    assert indexes.get("").name == "photos"
+
+
 def test_only_the_wanted_index_is_opened(own: Gallery) -> None:
     """And it is the default."""
     make_version(own.store, "more", 1, own.model, own.items, own.embeddings)
