@@ -11,6 +11,7 @@ from kinsight.v1 import index_service_pb2 as pb
 from kinsight.v1 import index_service_pb2_grpc
 
 from indexer import adopt, version
+from indexer.rebuild import NoActiveVersion
 from server import descriptions, learning
 from server.admission import Admission
 from server.answered import answered
@@ -185,12 +186,21 @@ class IndexService(index_service_pb2_grpc.IndexServiceServicer):
         if request.version:
             descriptions.one_version(self._store, name, request.version)
             words += ["--version", str(request.version)]
+        else:
+            self._check_active(name)
         return Job("evaluate", name, tuple(words))
 
     def _snapshot(self, request: pb.SnapshotIndexRequest) -> Job:
         name = self._indexes.resolve(request.index)
+        self._check_active(name)
         directory = self._folders.to_write(request.directory)
         return Job("snapshot", name, ("index", "snapshot", name, str(directory)), partial(check_free, directory))
+
+    def _check_active(self, name: str) -> None:
+        index_dir = self._store.index(name)
+        if version.active_version(index_dir) is None:
+            known = ", ".join(map(str, version.list_versions(index_dir)))
+            raise NoActiveVersion(f"index {name} has no active version; activate one by number: it has {known}")
 
     def _restore(self, request: pb.RestoreIndexRequest) -> Job:
         try:

@@ -241,6 +241,18 @@ def test_an_index_whose_active_version_is_lost_is_told_and_rolled_back(
     assert json.loads(built.stdout)["version"] == 3
 
 
+def test_an_index_without_an_active_version_says_how_to_get_one(
+    run: Run, store: Store, photos: Path, tiny_model: str
+) -> None:
+    """Every verb that would take the active one, as none is a version of its own."""
+    run("index", "build", "photos", photos, "--model", tiny_model)
+    (store.index("photos") / "active").unlink()
+    for verb in (["stats"], ["inspect"], ["evaluate"]):
+        told = error_line(run("index", *verb, "photos"))
+        assert "no active version; activate one by `kinsight index activate`: it has 1" in told
+    assert run("index", "inspect", "photos", "--version", 1).exit_code == 0
+
+
 def test_a_tampered_version_is_refused_by_name(run: Run, store: Store, photos: Path, tiny_model: str) -> None:
     """Inspecting a version whose file was changed names the file."""
     run("index", "build", "photos", photos, "--model", tiny_model)

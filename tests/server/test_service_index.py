@@ -280,11 +280,15 @@ def test_what_a_process_can_not_do_is_the_error_of_its_operation(stubs: Stubs, t
 
 
 def test_an_index_without_an_active_version_can_be_given_one(stubs: Stubs, store: Store) -> None:
-    """Though it can't be rebuilt before."""
+    """Though it can't be rebuilt, copied or measured before."""
     shutil.copytree(store.index("photos"), store.index("new"))
     (store.index("new") / "active").unlink()
     error = stubs.ended(stubs.indexes.BuildVersion(BuildVersionRequest(index="new"))).error
     assert reason_of(error) == ("FAILED_PRECONDITION", "NO_ACTIVE_VERSION")
+    copied = SnapshotIndexRequest(index="new", directory=str(store.root.parent / "copied"))
+    assert _reason(stubs.indexes.SnapshotIndex, copied) == ("FAILED_PRECONDITION", "NO_ACTIVE_VERSION")
+    measured = EvaluateVersionRequest(index="new")
+    assert _reason(stubs.indexes.EvaluateVersion, measured) == ("FAILED_PRECONDITION", "NO_ACTIVE_VERSION")
     assert stubs.indexes.GetIndex(GetIndexRequest(index="new")).active_version == 0
     activated = stubs.indexes.ActivateVersion(ActivateVersionRequest(index="new", version=1))
     assert (activated.active_version, activated.items) == (1, 24)
