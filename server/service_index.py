@@ -1,6 +1,7 @@
 """kinsight.v1.IndexService: requests to operations and swaps, and answers to responses, nothing else."""
 
 import asyncio
+import logging
 import threading
 from collections.abc import Sequence
 from functools import partial
@@ -29,6 +30,8 @@ from server.indexes import Indexes
 from server.jobs import Job, Jobs
 from server.paging import Page, part
 from server.starting import started
+
+log = logging.getLogger(__name__)
 
 
 class IndexService(index_service_pb2_grpc.IndexServiceServicer):
@@ -105,7 +108,15 @@ class IndexService(index_service_pb2_grpc.IndexServiceServicer):
 
     def _list_indexes(self, page: Page) -> pb.ListIndexesResponse:
         shown = part([(name, name) for name in self._indexes.names()], page)
-        return pb.ListIndexesResponse(indexes=map(self._index, shown.entries), next_page_token=shown.token)
+        return pb.ListIndexesResponse(indexes=map(self._listed, shown.entries), next_page_token=shown.token)
+
+    def _listed(self, name: str) -> pb.Index:
+        """An index; of one whose pointer is damaged the name alone, as the others are fine."""
+        try:
+            return descriptions.index(self._store, self._indexes, name)
+        except version.VersionError as error:
+            log.warning("nothing but the name of an index is listed: %s", error)
+            return pb.Index(index=name)
 
     def _list_versions(self, request: pb.ListVersionsRequest) -> pb.ListVersionsResponse:
         name = self._indexes.resolve(request.index)
@@ -136,8 +147,10 @@ class IndexService(index_service_pb2_grpc.IndexServiceServicer):
         return self._index(name)
 
     def _check_etag(self, name: str, etag: str) -> None:
+        if not etag:
+            return  # not read: activating is what mends a pointer that can't be
         now = self._index(name)
-        if etag and etag != now.etag:
+        if etag != now.etag:
             raise StaleEtag(
                 f"index {name} has changed since etag {etag!r}: version {now.active_version} is active, "
                 f"{now.previous_version or 'none'} was before; read it again and decide anew"

@@ -25,6 +25,7 @@ from kinsight.v1.index_service_pb2 import (
     GetIndexRequest,
     GetIndexStatsRequest,
     Index,
+    ListIndexesRequest,
     ListVersionsRequest,
     RestoreIndexRequest,
     RollbackIndexRequest,
@@ -290,6 +291,19 @@ def test_an_index_without_an_active_version_can_be_given_one(stubs: Stubs, store
     measured = EvaluateVersionRequest(index="new")
     assert _reason(stubs.indexes.EvaluateVersion, measured) == ("FAILED_PRECONDITION", "NO_ACTIVE_VERSION")
     assert stubs.indexes.GetIndex(GetIndexRequest(index="new")).active_version == 0
+    activated = stubs.indexes.ActivateVersion(ActivateVersionRequest(index="new", version=1))
+    assert (activated.active_version, activated.items) == (1, 24)
+
+
+def test_a_damaged_pointer_is_mended_by_activating_a_version(stubs: Stubs, store: Store) -> None:
+    """As its message says; until then the other indexes are listed beside its name."""
+    shutil.copytree(store.index("photos"), store.index("new"))
+    (store.index("new") / "active").write_text("nonsense")
+    assert _reason(stubs.indexes.GetIndex, GetIndexRequest(index="new")) == ("DATA_LOSS", "INDEX_CORRUPT")
+    listed = stubs.indexes.ListIndexes(ListIndexesRequest()).indexes
+    assert [(one.index, one.active_version, one.etag) for one in listed] == [("new", 0, ""), ("photos", 1, "1-0")]
+    stale = ActivateVersionRequest(index="new", version=1, etag="1-0")
+    assert _reason(stubs.indexes.ActivateVersion, stale) == ("DATA_LOSS", "INDEX_CORRUPT")
     activated = stubs.indexes.ActivateVersion(ActivateVersionRequest(index="new", version=1))
     assert (activated.active_version, activated.items) == (1, 24)
 
