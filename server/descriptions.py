@@ -23,7 +23,9 @@ def index(store: Store, indexes: Indexes, name: str) -> pb.Index:
     Number, model and items are of the version that is searched: one that another process has activated is not until
     it is swapped in. The etag is of the pointer, which the next activation moves.
     """
-    active, previous = version.pointer(store.index(name))
+    index_dir = store.index(name)
+    active, before = version.pointer(index_dir)
+    previous = before if before in version.list_versions(index_dir) else 0  # it may be removed
     served = indexes.served(name)
     return pb.Index(
         index=name,

@@ -42,6 +42,7 @@ from indexer.encoder import Encoder
 from indexer.locks import hold
 from indexer.operations import queue
 from indexer.store import Store
+from indexer.version import delete_version
 from server.folders import Folders
 from tests.serving import SERVE, Stubs, build_photos, make_model, photo, reason_of, server_process, serving
 
@@ -144,6 +145,19 @@ def test_versions_are_listed_rolled_back_to_and_deleted(stubs: Stubs) -> None:
         (stubs.indexes.EvaluateVersion, EvaluateVersionRequest(version=1)),
     ):
         assert _reason(call, request) == ("NOT_FOUND", "VERSION_NOT_FOUND")
+
+
+def test_a_version_that_was_removed_is_not_what_a_rollback_goes_back_to(stubs: Stubs, store: Store) -> None:
+    """It can be removed on the server's machine, where the version before is not kept from it."""
+    stubs.ended(stubs.indexes.BuildVersion(BuildVersionRequest()))
+    assert stubs.indexes.GetIndex(GetIndexRequest()).previous_version == 1
+    delete_version(store.index("photos"), 1)
+    found = stubs.indexes.GetIndex(GetIndexRequest())
+    assert (found.active_version, found.previous_version) == (2, 0)
+    assert _reason(stubs.indexes.RollbackIndex, RollbackIndexRequest()) == (
+        "FAILED_PRECONDITION",
+        "NOTHING_TO_ROLL_BACK",
+    )
 
 
 def test_a_version_can_be_measured(stubs: Stubs) -> None:
