@@ -51,6 +51,17 @@ def passes(epochs: int) -> Sequence[str]:
     return ["--epochs", str(epochs)] if epochs else []
 
 
+def seeded(seed: int) -> Sequence[str]:
+    """The words that say where the random generators begin.
+
+    Raises:
+        InvalidLearning: none takes it.
+    """
+    if seed < 0:
+        raise InvalidLearning(f"seed is {seed}; it must be 0 or more")
+    return ["--seed", str(seed)]
+
+
 def among(things: int) -> Sequence[str]:
     """The words that say how many different things a collection shows; none for 0.
 

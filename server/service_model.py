@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from functools import partial
 
 from google.longrunning import operations_pb2
@@ -101,7 +102,7 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
             raise BudgetOutOfRange(f"budget is {request.budget}; it must be 1 to the number of images")
         model = learning.model_id(self._store, request.model)
         words = ["suggest", str(self._folders.to_read(request.images)), "--model", model]
-        words += ["--budget", str(request.budget), "--seed", str(request.seed)]
+        words += ["--budget", str(request.budget), *learning.seeded(request.seed)]
         words += learning.named("--method", request.method)
         if request.HasField("labels"):
             words += ["--labels", str(learning.table_of(request.labels, self._store, self._folders))]
@@ -114,5 +115,5 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
         return Job("calibrate", "", (*words, "--labels", str(table)))
 
 
-def _seed(request: pb.TrainRequest | pb.FineTuneRequest) -> list[str]:
-    return ["--seed", str(request.seed)] if request.HasField("seed") else []
+def _seed(request: pb.TrainRequest | pb.FineTuneRequest) -> Sequence[str]:
+    return learning.seeded(request.seed) if request.HasField("seed") else []

@@ -341,6 +341,11 @@ def test_bad_requests_are_answered_with_reasons(stubs: Stubs, school: School) ->
             ("INVALID_ARGUMENT", "INVALID_LEARNING"),
         ),
         (stubs.models.SuggestLabels, SuggestLabelsRequest(**good), ("INVALID_ARGUMENT", "BUDGET_OUT_OF_RANGE")),
+        (
+            stubs.models.SuggestLabels,
+            SuggestLabelsRequest(**good, budget=3, seed=-1),
+            ("INVALID_ARGUMENT", "INVALID_LEARNING"),
+        ),
     ]
     for call, request, expected in cases:
         assert _reason(call, request) == expected, request
