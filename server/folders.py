@@ -23,8 +23,11 @@ class Folders:
             PathNotFound: there is nothing.
         """
         found = _inside(path, self.read, "--allow-read")
-        if "{" not in found.name and not found.exists():  # a brace pattern stands for several
-            raise PathNotFound(f"there is no {path} on the server's machine")
+        if "{" not in found.name:  # a brace pattern stands for several
+            try:
+                found.stat()
+            except OSError as error:  # also where the name is longer than the disk takes, or a folder is closed to it
+                raise PathNotFound(f"the server's machine has no {path} to read: {error.strerror}") from error
         return found
 
     def to_write(self, path: str) -> Path:

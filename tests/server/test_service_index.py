@@ -196,6 +196,7 @@ def test_a_snapshot_can_be_restored_under_another_name(stubs: Stubs, tmp_path: P
         ("{root}/../../outside", ("PERMISSION_DENIED", "PATH_NOT_ALLOWED")),
         ("{root}/link", ("PERMISSION_DENIED", "PATH_NOT_ALLOWED")),
         ("{root}/nothing", ("NOT_FOUND", "PATH_NOT_FOUND")),
+        (f"{{root}}/{'long' * 100}", ("NOT_FOUND", "PATH_NOT_FOUND")),
     ],
 )
 def test_only_folders_that_were_allowed_are_read(
