@@ -4,6 +4,7 @@ LabelsError   a table of labels can't be used
 """
 
 import csv
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,12 +39,13 @@ def item_finder(table: Path, paths: Mapping[str, Path | None]) -> Callable[[str]
         table: the table.
         paths: item to where its image lies.
     """
-    by_path = {str(path): item for item, path in paths.items() if path is not None}
+    # Both may go up on their way: ../images of an index that was built in another folder, or of a table beside it.
+    by_path = {os.path.normpath(path): item for item, path in paths.items() if path is not None}
     folder = table.parent.absolute()
 
     def find(cell: str) -> str | None:
         item = item_of(cell)
-        return item if item in paths else by_path.get(str(folder / cell))
+        return item if item in paths else by_path.get(os.path.normpath(folder / cell))
 
     return find
 

@@ -130,6 +130,15 @@ def test_a_candidate_is_refused_for_a_reason(
     assert [reason in sentence for reason, sentence in zip(expected, found, strict=True)] == [True] * len(expected)
 
 
+def test_labels_are_found_by_paths_that_go_up(tmp_path: Path) -> None:
+    """An index may have been built from ../images, and its table may lie in a folder beside them."""
+    labels = tmp_path / "tables" / "labels.csv"
+    labels.parent.mkdir()
+    labels.write_text(f"path,class_id\n../images/a.png,1\n{tmp_path}/images/b.png,2\n")
+    paths = {name: tmp_path / "work" / ".." / "images" / f"{name}.png" for name in "ab"}
+    assert read_classes(labels, paths) == {"a": "1", "b": "2"}
+
+
 def test_items_without_a_class_are_not_judged_on(tmp_path: Path) -> None:
     """A sheet that is half filled in says nothing of the other half, and one of a single label is too little."""
     labels, paths = tmp_path / "labels.csv", dict.fromkeys("abcd")
