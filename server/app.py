@@ -212,7 +212,12 @@ def _add_services(
 
 @contextlib.contextmanager
 def sole_server(store: Store) -> Iterator[None]:
-    """Hold a store: two servers would each search without what the other was just given; raises StoreServed."""
+    """Hold a store, which is made if need be: two servers would each search without what the other was just given.
+
+    Raises:
+        StoreServed: another process holds it.
+    """
+    store.root.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         try:
             if not is_read_only(store.root):  # where nobody can write, any number of servers see the same

@@ -152,6 +152,14 @@ def test_listening_beyond_this_machine_warns(gallery: Gallery, caplog: pytest.Lo
         assert (listen, warned) == (listen, len(caplog.records))
 
 
+def test_a_store_that_does_not_exist_is_made(tmp_path: Path) -> None:
+    """So that a server can be there before what it is to serve."""
+    store = Store(tmp_path / "new" / "store")
+    with server_process(store) as (process, target):
+        assert not target.endswith(":"), process.stderr and process.stderr.read()
+    assert store.root.is_dir()
+
+
 @pytest.mark.parametrize(("index", "told"), [("brids", "has no index brids to search yet"), ("photos", "")])
 def test_an_index_that_is_not_there_is_told_of(
     index: str, told: str, gallery: Gallery, caplog: pytest.LogCaptureFixture
