@@ -73,8 +73,10 @@ def serve(
         else:
             click.echo(f"serving on {address}; try: kinsight search IMAGE --server {address}")
 
-    folders = Folders(allow_read, allow_write)
+    folders, place = Folders(allow_read, allow_write), Store(store)
+    if index is not None:
+        place.index(index)  # raises where none can have that name, which would be waited for without end
     if processes == 1:
-        app.run(Store(store), listen=listen, index=index, ready=ready, folders=folders)
+        app.run(place, listen=listen, index=index, ready=ready, folders=folders)
     else:
-        fleet.run(Store(store), listen=listen, index=index, ready=ready, folders=folders, processes=processes)
+        fleet.run(place, listen=listen, index=index, ready=ready, folders=folders, processes=processes)

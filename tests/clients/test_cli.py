@@ -241,6 +241,12 @@ def test_an_index_whose_active_version_is_lost_is_told_and_rolled_back(
     assert json.loads(built.stdout)["version"] == 3
 
 
+def test_an_index_that_can_not_be_is_not_waited_for(run: Run) -> None:
+    """One that is not there yet may be built later; this one may not."""
+    told = error_line(run("serve", "--index", "My photos", "--listen", "nowhere"))
+    assert "'My photos' can't name an index" in told
+
+
 def test_an_index_without_an_active_version_says_how_to_get_one(
     run: Run, store: Store, photos: Path, tiny_model: str
 ) -> None:
