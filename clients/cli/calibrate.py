@@ -77,6 +77,8 @@ def calibrate(
     from indexer.calibrate import calibrate as run
     from indexer.store import Store
 
+    if report and not report.parent.is_dir():  # found out before the model is changed
+        raise click.UsageError(f"--report: there is no folder {report.parent}; make it, or name another file")
     directory = Store(store).model(model)
     with recorded("calibrate", "", store, progress_style) as work:
         done = run(directory, images, labels, things=things, device=device, seed=seed, progress=work.report)

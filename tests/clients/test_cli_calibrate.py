@@ -247,6 +247,16 @@ def test_the_report_is_one_page_of_drawings(calibrate: Run, tmp_path: Path) -> N
     assert told["model"] in text
 
 
+def test_a_report_that_can_not_be_written_is_refused_before_the_model_is_changed(
+    calibrate: Run, store: Store, tiny_model: str, tmp_path: Path
+) -> None:
+    """Nobody is told of a failure whose curve is searched by."""
+    refused = calibrate(classes(), "--report", tmp_path / "none" / "page.html")
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert f"there is no folder {tmp_path / 'none'}" in refused.stderr
+    assert not manifest.read_model(store.model(tiny_model)).calibration
+
+
 def test_searches_show_probabilities_and_say_where_there_is_no_good_match(
     calibrate: Run, pictures: Path, store: Store, tiny_model: str
 ) -> None:
