@@ -99,7 +99,7 @@ def warn_skipped(skipped: Sequence[tuple[str, str]], table: Path | None = None, 
     """
     shown = skipped[:20]
     for item, reason in shown:
-        click.echo(f"skipped {item}: {reason}", err=True)
+        click.echo(printable(f"skipped {item}: {reason}"), err=True)
     more = (count or len(skipped)) - len(shown)
     if more > 0:
         which = f"the first {len(skipped):,}" if more > len(skipped) - len(shown) else "them all"
@@ -114,7 +114,7 @@ def warn_duplicates(duplicates: "Duplicates") -> None:
     more = ", …" if duplicates.copies > 3 else ""
     several = f"{duplicates.copies:,} images are byte for byte copies of others"
     said = several if duplicates.copies > 1 else "1 image is a byte for byte copy of another"
-    click.echo(f"{said}: {pairs}{more}", err=True)
+    click.echo(printable(f"{said}: {pairs}{more}"), err=True)
 
 
 @contextmanager

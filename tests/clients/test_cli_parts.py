@@ -16,7 +16,8 @@ from clients.cli.demo import _spread
 from clients.cli.digits import SIDE, write_digits
 from clients.cli.doctor import examine, installed_version
 from clients.cli.grid import CELL, RIGHT, WRONG, Cell, draw_grid
-from clients.cli.output import PLAIN_INTERVAL_S, PlainProgress, print_table, warn_skipped
+from clients.cli.output import PLAIN_INTERVAL_S, PlainProgress, print_table, warn_duplicates, warn_skipped
+from indexer.duplicates import Duplicates
 from indexer.sources import FileSource
 
 
@@ -55,6 +56,15 @@ def test_of_many_skipped_images_twenty_are_named(
     warn_skipped([(f"{number}.jpg", "empty") for number in range(1_020)], table)
     lines = capsys.readouterr().err.splitlines()
     assert lines[19:] == ["skipped 19.jpg: empty", f"skipped 1,000 more; {where} lists them all"]
+
+
+def test_names_of_skipped_images_and_copies_can_steer_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """Escape codes, newlines and bytes that are not UTF-8 are shown as escapes, each name on one line."""
+    warn_skipped([("red\x1b[31m\nname\udcff.jpg", "empty")])
+    warn_duplicates(Duplicates(1, (("a\x07.jpg", "b\n.jpg"),)))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "skipped red\\x1b[31m\\nname\\udcff.jpg: empty"
+    assert lines[1].endswith(": b\\n.jpg = a\\x07.jpg")
 
 
 def test_images_that_a_report_does_not_list_are_counted_all_the_same(capsys: pytest.CaptureFixture[str]) -> None:
