@@ -21,7 +21,7 @@ from indexer import records
 from indexer.calibration import CalibrationError
 from indexer.catalog import CatalogBusy, CatalogCorrupt, CatalogWriteFailed, RequestReused, UnknownContent
 from indexer.comparable import TypeMismatch
-from indexer.encoder import ProbeMismatch
+from indexer.encoder import EncoderError, ProbeMismatch
 from indexer.filters import FilterSyntaxError, UnknownField
 from indexer.labels import LabelsError
 from indexer.manifest import ManifestError
@@ -191,6 +191,7 @@ TABLE: Mapping[type[Exception], Answer] = {
     VersionError: Answer(_LOST, "INDEX_CORRUPT"),
     NotFound: Answer(_LOST, "MODEL_MISSING"),
     ProbeMismatch: Answer(_LOST, "MODEL_PROBE_MISMATCH"),
+    EncoderError: Answer(_LOST, "MODEL_NOT_USABLE", operator=True),
 }
 
 # Other processes record their errors by name; the table has those of the indexer, or twins of them.

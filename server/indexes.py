@@ -128,7 +128,7 @@ class Indexes:
         Raises:
             NoIndex: the store has no index yet.
             IndexNotFound: no index has that name, or none was named and there are several.
-            ManifestError, ProbeMismatch: the index is there, but its version or model can't be opened.
+            ManifestError, EncoderError: the index is there, but its version or model can't be opened.
         """
         active, failures = self._active, self._failures
         known = sorted({*active, *failures})

@@ -5,7 +5,7 @@ import logging
 import shutil
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import grpc
@@ -117,18 +117,35 @@ def _damaged_catalog(gallery: Gallery, root: Path) -> Iterator[Served]:
 
 
 @contextmanager
-def _wrong_probe(gallery: Gallery, root: Path) -> Iterator[Served]:
+def _of_another_model(gallery: Gallery, root: Path, change: Callable[[Path], None]) -> Iterator[Served]:
+    """A model is what a change makes of the gallery's."""
     with _copied(gallery, root) as copy:
         good, staging = copy.store.model(copy.model), copy.store.models / "staging"
         shutil.copytree(good, staging)
         (staging / "manifest.json").unlink()
-        np.save(staging / "probe.npy", np.roll(np.load(good / "probe.npy"), 1))
+        change(staging)
         identity = manifest.model_id(manifest.record_files(staging), SPEC)
         description = dataclasses.replace(manifest.read_model(good), id=identity)
         manifest.publish(staging, copy.store.models / identity, description)
         make_version(copy.store, "photos", 2, identity, gallery.items, gallery.embeddings)
         with serving(copy.store) as served:
             yield served
+
+
+def _wrong_probe(gallery: Gallery, root: Path) -> AbstractContextManager[Served]:
+    def roll(model: Path) -> None:
+        np.save(model / "probe.npy", np.roll(np.load(model / "probe.npy"), 1))
+
+    return _of_another_model(gallery, root, roll)
+
+
+def _unreadable_graph(gallery: Gallery, root: Path) -> AbstractContextManager[Served]:
+    """As one is to an ONNX Runtime that is older than its operators."""
+
+    def overwrite(model: Path) -> None:
+        (model / "model.onnx").write_bytes(b"not a graph")
+
+    return _of_another_model(gallery, root, overwrite)
 
 
 @contextmanager
@@ -155,6 +172,7 @@ SERVERS = {
     "a damaged pointer": (_damaged_pointer, "INDEX_CORRUPT"),
     "a model that was removed": (_without_model, "MODEL_MISSING"),
     "another graph's probe": (_wrong_probe, "MODEL_PROBE_MISMATCH"),
+    "a graph that can't be opened": (_unreadable_graph, "MODEL_NOT_USABLE"),
     "a failure that nobody foresaw": (_broken_inside, "INTERNAL"),
 }
 
