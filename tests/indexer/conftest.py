@@ -24,7 +24,13 @@ def hard() -> Embeddings:
 
 
 @pytest.fixture
-def built(store: Store, tiny_model: str, photos: Path) -> Path:
+def index(store: Store, tiny_model: str, photos: Path) -> Path:
+    """The directory of an index of 60 pictures, version 1."""
+    build("street", photos, model=tiny_model, store=store, progress=lambda *_: None)
+    return store.index("street")
+
+
+@pytest.fixture
+def built(index: Path) -> Path:
     """The directory of a published version of 60 pictures."""
-    report = build("street", photos, model=tiny_model, store=store, progress=lambda *_: None)
-    return version_dir(store.index("street"), report.version)
+    return version_dir(index, 1)

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from indexer import adopt, version
-from indexer.build import build
 from indexer.catalog import Catalog
 from indexer.importing import import_items
 from indexer.live import LiveIndex, Snapshot
@@ -22,13 +21,6 @@ NEW = [f"new-{number}.png" for number in range(5)]
 
 def quiet(stage: str, done: int, total: int) -> None:
     assert 0 <= done <= total, stage
-
-
-@pytest.fixture
-def index(store: Store, tiny_model: str, photos: Path) -> Path:
-    """The directory of an index of 60 pictures, version 1."""
-    build(NAME, photos, model=tiny_model, store=store, progress=quiet)
-    return store.index(NAME)
 
 
 @pytest.fixture

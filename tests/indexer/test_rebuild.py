@@ -61,13 +61,6 @@ def quiet(stage: str, done: int, total: int) -> None:
 
 
 @pytest.fixture
-def index(store: Store, tiny_model: str, photos: Path) -> Path:
-    """The directory of an index of 60 pictures, version 1."""
-    build(NAME, photos, model=tiny_model, store=store, progress=quiet)
-    return store.index(NAME)
-
-
-@pytest.fixture
 def more(tmp_path: Path) -> Path:
     """A folder of 20 other pictures."""
     return pictures(tmp_path / "more", 20, seed=11)
