@@ -11,9 +11,7 @@ from indexer.rebuild import rebuild
 from indexer.records import Upsert
 from indexer.source import SourceError
 from indexer.store import Store
-from tests.indexer.test_rebuild import NAME, index, picture, quiet, upsert
-
-__all__ = ["index"]
+from tests.indexer.test_rebuild import NAME, picture, quiet, upsert
 
 
 def _rows(table: Path) -> list[dict[str, str]]:
