@@ -3,20 +3,23 @@
 import asyncio
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
+from pathlib import Path
 
 from google.longrunning import operations_pb2
 from google.protobuf import empty_pb2  # type: ignore[import-untyped]
 from kinsight.v1 import index_service_pb2 as pb
 from kinsight.v1 import index_service_pb2_grpc
 
-from indexer import adopt, version
+from indexer import adopt, staging, version
 from indexer.rebuild import NoActiveVersion
 from server import descriptions, learning
 from server.admission import Admission
 from server.answered import answered
 from server.errors import (
+    BuildInProgress,
     IndexExists,
     IndexNameInvalid,
     InvalidLearning,
@@ -160,7 +163,7 @@ class IndexService(index_service_pb2_grpc.IndexServiceServicer):
         name = self._indexes.resolve(request.index)
         descriptions.one_version(self._store, name, request.version)
         index_dir = self._store.index(name)
-        with self._pointing:
+        with _unbuilt(index_dir), self._pointing:
             if request.version in version.pointed(index_dir):
                 raise VersionInUse(
                     f"version {request.version} of index {name} is active, or what a rollback goes back to; activate "
@@ -231,3 +234,18 @@ class IndexService(index_service_pb2_grpc.IndexServiceServicer):
 
     def _path(self, option: str, path: str) -> Sequence[str]:
         return [option, str(self._folders.to_read(path))] if path else []
+
+
+@contextmanager
+def _unbuilt(index_dir: Path) -> Iterator[None]:
+    """Keep builders off an index: one may be taking embeddings from a version, or be about to activate another.
+
+    Raises:
+        BuildInProgress: one is at work.
+    """
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(staging.sole_builder(index_dir))
+        except staging.BuildInProgress as error:
+            raise BuildInProgress(f"no version of {index_dir.name} can be deleted now: {error}") from error
+        yield

@@ -42,7 +42,7 @@ from indexer.encoder import Encoder
 from indexer.locks import hold
 from indexer.operations import queue
 from indexer.store import Store
-from indexer.version import delete_version
+from indexer.version import delete_version, list_versions
 from server.folders import Folders
 from tests.serving import SERVE, Stubs, build_photos, make_model, photo, reason_of, server_process, serving
 
@@ -145,6 +145,20 @@ def test_versions_are_listed_rolled_back_to_and_deleted(stubs: Stubs) -> None:
         (stubs.indexes.EvaluateVersion, EvaluateVersionRequest(version=1)),
     ):
         assert _reason(call, request) == ("NOT_FOUND", "VERSION_NOT_FOUND")
+
+
+def test_a_version_is_not_deleted_while_its_index_is_being_built(stubs: Stubs, store: Store) -> None:
+    """A build may be taking embeddings from it: ABORTED says who builds, and the version stays until then."""
+    for _ in range(2):
+        stubs.ended(stubs.indexes.BuildVersion(BuildVersionRequest()))
+    request = DeleteVersionRequest(version=1)
+    with hold(store.index("photos") / ".builder"), pytest.raises(grpc.RpcError) as caught:
+        stubs.indexes.DeleteVersion(request, timeout=30)
+    assert reason_of(caught.value) == ("ABORTED", "BUILD_IN_PROGRESS")
+    assert f"process {os.getpid()} is building photos" in str(caught.value.details())
+    assert list_versions(store.index("photos")) == [1, 2, 3]
+    stubs.indexes.DeleteVersion(request, timeout=30)
+    assert list_versions(store.index("photos")) == [2, 3]
 
 
 def test_a_version_that_was_removed_is_not_what_a_rollback_goes_back_to(stubs: Stubs, store: Store) -> None:

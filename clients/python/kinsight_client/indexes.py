@@ -118,7 +118,7 @@ class IndexCalls:
         return Call(self._stub.RollbackIndex, request, versions.index_of)
 
     def delete_version(self, version: int, *, index: str = "") -> Call[None]:
-        """Delete a version that is neither active nor the one to roll back to. Not retried."""
+        """Delete a version that is neither active nor the one before; `Aborted` during a build. Not retried."""
         request = pb.DeleteVersionRequest(index=index, version=version)
         return Call(self._stub.DeleteVersion, request, lambda _: None)
 

@@ -164,7 +164,8 @@ class IndexServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteVersion(self, request, context):
-        """Deletes a version. The active one and the one before it can't be: FAILED_PRECONDITION.
+        """Deletes a version. The active one and the one before it can't be: FAILED_PRECONDITION. ABORTED while a version of
+        the index is being built, which may take embeddings from any.
         Safe to retry: the second time is NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
