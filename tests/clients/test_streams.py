@@ -161,7 +161,15 @@ def test_an_error_of_the_whole_message_is_the_search_s(kind: Any, gallery: Galle
 
 
 class Older(SearchServiceServicer):
-    """A server without StreamSearch."""
+    """A server without StreamSearch, which counts how often it is asked for one."""
+
+    def __init__(self) -> None:
+        self.streams = 0
+
+    def StreamSearch(self, requests: object, context: grpc.ServicerContext) -> None:  # noqa: N802 - gRPC's
+        """What gRPC answers for a method that is not there."""
+        self.streams += 1
+        context.abort(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
 
     def Search(self, request: SearchRequest, context: object) -> SearchResponse:  # noqa: N802 - gRPC's
         """The item that was asked for."""
@@ -170,16 +178,17 @@ class Older(SearchServiceServicer):
 
 @KINDS
 def test_a_server_without_streams_is_called(kind: Any) -> None:
-    """It answers by calls all that others answer by streams."""
-    server = grpc.server(futures.ThreadPoolExecutor(2))
-    add_SearchServiceServicer_to_server(Older(), server)  # type: ignore[no-untyped-call]
+    """It answers by calls all that others answer by streams, and is not asked for one with every search."""
+    server, older = grpc.server(futures.ThreadPoolExecutor(2)), Older()
+    add_SearchServiceServicer_to_server(older, server)  # type: ignore[no-untyped-call]
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     try:
         with kind(f"127.0.0.1:{port}") as client:
-            assert [client.search(item=item).hits[0].item for item in ("a", "b")] == ["a", "b"]
+            assert [client.search(item=item).hits[0].item for item in "abcdefgh"] == [*"abcdefgh"]
     finally:
         server.stop(None).wait()
+    assert older.streams == 1
 
 
 LEFT_OPEN = """

@@ -26,6 +26,9 @@ _ENDS = (
     grpc.StatusCode.INTERNAL,
 )
 _END_TIMEOUT_S = 1.0
+_UNKNOWN_S = (
+    60.0  # that a server which has no StreamSearch is not asked for one again: a newer one may take its place
+)
 
 
 class NotStreamed(Exception):
@@ -48,12 +51,14 @@ class _Idle(Generic[S]):
     def __init__(self) -> None:
         self._streams: list[S] = []
         self._asked_at_s = -math.inf
+        self._unknown_until_s = -math.inf
 
     def take(self, left_s: float) -> S | None:
         """One for a request that has so much time, which nobody else can take meanwhile; None for a new one.
 
         Raises:
-            NotStreamed: there is none, and a new one would end before the next request if they come as seldom.
+            NotStreamed: there is none, and a new one would end before the next request if they come as seldom, or the
+                server has no such method.
         """
         now_s, before_s = time.monotonic(), self._asked_at_s
         self._asked_at_s = now_s
@@ -65,9 +70,14 @@ class _Idle(Generic[S]):
             if left_s <= stream.until_s - now_s <= _with_slack(left_s):
                 return stream
             stream.end()
-        if now_s - before_s > left_s * _LATE:
+        if now_s - before_s > left_s * _LATE or now_s < self._unknown_until_s:
             raise NotStreamed
         return None
+
+    def note_end(self, code: grpc.StatusCode) -> None:
+        """Remember that a server does not know streams, where that is what ended one."""
+        if code is grpc.StatusCode.UNIMPLEMENTED:
+            self._unknown_until_s = time.monotonic() + _UNKNOWN_S
 
     def give(self, stream: S) -> None:
         """One back that has answered what it was asked."""
@@ -140,6 +150,7 @@ class Streams:
         except StopIteration:
             raise NotStreamed from None
         except grpc.RpcError as error:
+            self._idle.note_end(error.code())
             if error.code() in _ENDS:
                 raise NotStreamed from error
             raise
@@ -196,6 +207,11 @@ class _AsyncStream:
             raise NotStreamed
         self._is_connected = True
 
+    async def code(self) -> grpc.StatusCode:
+        """What it ended with, after a NotStreamed."""
+        code: grpc.StatusCode = await self._call.code()
+        return code
+
     def end(self) -> None:
         """Ask and wait for nothing more."""
         self._call.cancel()
@@ -228,8 +244,12 @@ class AsyncStreams:
         try:
             response = await stream.answer(call.request)
         except grpc.RpcError as error:
+            self._idle.note_end(error.code())
             if error.code() in _ENDS:
                 raise NotStreamed from error
+            raise
+        except NotStreamed:
+            self._idle.note_end(await stream.code())
             raise
         except BaseException:  # what comes yet would be taken for the answer to the next request
             stream.end()
