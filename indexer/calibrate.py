@@ -1,5 +1,6 @@
 """A model is calibrated with labels of images: read, embedded, fitted, and written to its manifest."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,10 +106,11 @@ def calibrate(
 
 
 def _read(labels: Path, collection: Collection) -> _Labelled:
-    by_path = {source.path.resolve(): source.item for source in collection.sources}
+    # Not Path.resolve, which raises at links that lead in a circle, as folders of people now and then hold them.
+    by_path = {os.path.realpath(source.path): source.item for source in collection.sources}
 
     def find(cell: str) -> str | None:
-        found = (by_path.get((folder / cell).resolve()) for folder in (collection.root, labels.parent))
+        found = (by_path.get(os.path.realpath(folder / cell)) for folder in (collection.root, labels.parent))
         return next((item for item in found if item is not None), None)
 
     pairs = "path_a" in read_table(labels, [], optional=["path_a"])

@@ -3,6 +3,7 @@
 LabelsError   a labels table can't be used; the message names the column, the line or the path
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -81,20 +82,25 @@ class Finder:
 
     @cached_property
     def _by_target(self) -> dict[Path, str]:
-        return {source.path.resolve(): source.item for source in self._sources}
+        return {_target(source.path): source.item for source in self._sources}
 
     def __call__(self, path: str) -> str | None:
         """Its item; None where the collection has none there."""
         places = [folder / path for folder in self._folders]
         found = [self._by_place.get(_place(place)) for place in places]
         if not any(found):  # only then: a million files are a minute of asking the system where they lead
-            found = [self._by_target.get(place.resolve()) for place in places]
+            found = [self._by_target.get(_target(place)) for place in places]
         return next((item for item in found if item is not None), None)
 
 
 def _place(path: Path) -> Path:
     """The absolute path; of one that leads upwards, maybe out of a link, without links."""
-    return path.resolve() if ".." in path.parts else path.absolute()
+    return _target(path) if ".." in path.parts else path.absolute()
+
+
+def _target(path: Path) -> Path:
+    """Where links lead to from a path; one within a circle of links, which `Path.resolve` raises at."""
+    return Path(os.path.realpath(path))
 
 
 def read_labels(table: Path, collection: Collection, *, to_teach: bool = False) -> Labels:

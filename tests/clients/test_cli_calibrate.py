@@ -195,6 +195,20 @@ def test_pairs_of_equal_images_are_refused(calibrate: Run) -> None:
     assert "not more similar under this model than others" in done.stderr
 
 
+def test_links_in_a_circle_among_the_images_are_skipped(calibrate: Run, pictures: Path, tmp_path: Path) -> None:
+    """A folder that holds such links, and a label of one, is calibrated with the other images."""
+    folder = tmp_path / "links"
+    folder.mkdir()
+    for picture in pictures.glob("??.png"):
+        (folder / picture.name).symlink_to(picture)
+    (folder / "x.png").symlink_to("y.png")
+    (folder / "y.png").symlink_to("x.png")
+    done = calibrate(classes() + "x.png,1\n", "--json", images=folder)
+    assert done.exit_code == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert (told["images"], [skipped["item"] for skipped in told["skipped"]]) == (CLASSES * EACH, ["x.png"])
+
+
 def test_images_that_are_not_there_are_named(calibrate: Run, tmp_path: Path) -> None:
     """A collection that can't be read is an error with its path."""
     done = calibrate(classes(), images=tmp_path / "nowhere")

@@ -106,6 +106,17 @@ def test_two_links_to_one_file_keep_their_own_labels(tmp_path: Path) -> None:
         assert read_labels(table, collection).class_of == {"a.png": 0}
 
 
+def test_links_in_a_circle_are_labels_of_no_image_and_spoil_no_others(collection: Collection, tmp_path: Path) -> None:
+    """Where a folder holds such links, labels of its images are found, and paths that are not there still named."""
+    for name, target in (("x.png", "y.png"), ("y.png", "x.png")):
+        (collection.root / name).symlink_to(target)
+    collection = open_collection(collection.root)
+    table = labels_file(tmp_path, f"path,class_id\na.png,1\ngone.png,1\nsub/../x.png,1\n{tmp_path}/y.png,1\n")
+    labels = read_labels(table, collection)
+    assert labels.class_of == {"a.png": 0, "x.png": 0}
+    assert [*labels.unknown] == ["gone.png", f"{tmp_path}/y.png"]
+
+
 def test_rows_without_a_class_are_of_no_class(collection: Collection, tmp_path: Path) -> None:
     """Two images that nobody has labelled yet are not of one class: they are learned from, not judged on."""
     table = labels_file(tmp_path, "path,class_id\na.png,1\nb.png,\nsub/c.png, \n")
