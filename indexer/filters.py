@@ -60,11 +60,13 @@ class FilterSyntaxError(FilterError):
 
     Attributes:
         column: of the character where it goes wrong, counted from 1.
+        problem: what is wrong there.
     """
 
     def __init__(self, column: int, problem: str) -> None:
         super().__init__(f"filter, column {column}: {problem}")
         self.column = column
+        self.problem = problem
 
 
 class UnknownField(FilterError):

@@ -106,7 +106,7 @@ def _ranking(request: SearchRequest, score: Score | None) -> Ranking | None:
     try:
         group_by = filters.parse_field(request.group_by) if request.group_by else None
     except FilterSyntaxError as error:
-        raise InvalidGroupBy(f"group_by is not a field: {error}") from error
+        raise InvalidGroupBy(f"group_by, column {error.column}: {error.problem}") from error
     return Ranking(
         min_similarity=least,
         near_duplicate_threshold=threshold,

@@ -265,6 +265,14 @@ def test_a_condition_that_can_not_be_met_is_refused(fields: dict[str, Any], reas
     assert _reason(stubs.search.Search, request) == ("INVALID_ARGUMENT", reason)
 
 
+def test_a_mistake_in_group_by_is_told_as_one_there(stubs: Stubs) -> None:
+    """With the column in it, and not as one of the filter, which may be right."""
+    request = SearchRequest(image=photo(0), filter="item:*", group_by="a =")
+    with pytest.raises(grpc.RpcError) as caught:
+        stubs.search.Search(request, timeout=30)
+    assert caught.value.details() == "group_by, column 3: expected the end after the field a; got ="
+
+
 def test_near_duplicates_and_distant_items_are_left_out(stubs: Stubs, own: Gallery) -> None:
     """A copy of an image is one hit; what is less similar than wanted none."""
     stubs.upsert(ItemUpsert(item="copy", image=photo(0)))
