@@ -6,6 +6,7 @@ RecipeError   an unknown section or key (the nearest name is given), or a value 
 import dataclasses
 import difflib
 import json
+import math
 import tomllib
 import types
 from collections.abc import Mapping
@@ -371,9 +372,11 @@ def _checked(key: str, value: Any, kind: Any) -> Any:
             return tuple(_checked(key, item, part) for item, part in zip(value, parts, strict=True))
         raise RecipeError(f"{key} is {value!r}; it must be a list of {len(parts)} numbers")
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        value = float(value)
     if type(value) is not kind:
         raise RecipeError(f"{key} is {value!r}; it must be of type {kind.__name__}")
+    if kind is float and not math.isfinite(value):  # no range that is checked later holds nan for out of it
+        raise RecipeError(f"{key} is {value}; it must be a finite number")
     return value
 
 
