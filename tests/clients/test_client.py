@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -293,3 +293,25 @@ def test_nobody_at_the_target_is_unavailable_with_its_address() -> None:
     port = free_port()
     with Client(f"127.0.0.1:{port}") as client, pytest.raises(kinsight_client.Unavailable, match=str(port)):
         client.search(item="a")
+
+
+BEYOND: list[tuple[str, Callable[[Any], Any]]] = [
+    ("top_k is 2147483648; it must be 1 to 1000", lambda client: client.search(item="a", top_k=2**31)),
+    ("top_k is -2147483649", lambda client: client.search_many(items=["a"], top_k=-(2**31) - 1)),
+    ("nprobe is 2147483648; it must be 1 to the number", lambda client: client.search(item="a", nprobe=2**31)),
+    ("epochs is 2147483648", lambda client: client.indexes.build(epochs=2**31)),
+    ("version is 9223372036854775808", lambda client: client.indexes.activate(2**63)),
+    ("version is 9223372036854775808", lambda client: client.indexes.delete_version(2**63)),
+    ("version is 9223372036854775808", lambda client: client.indexes.evaluate(2**63)),
+    ("seed is 2147483648", lambda client: client.models.train("/images", seed=2**31)),
+    ("budget is 2147483648", lambda client: client.models.suggest("model", "/images", 2**31)),
+    ("things is 2147483648", lambda client: client.models.calibrate("model", "/images", {}, things=2**31)),
+]
+
+
+@KINDS
+@pytest.mark.parametrize(("problem", "call"), BEYOND, ids=[problem.split()[0] for problem, _ in BEYOND])
+def test_a_number_that_no_message_carries_is_named(problem: str, call: Callable[[Any], Any], kind: Any) -> None:
+    """By its argument, with what it must be; nobody is called for it."""
+    with kind(f"127.0.0.1:{free_port()}") as client, pytest.raises(ValueError, match=problem):
+        call(client)

@@ -5,9 +5,9 @@ from os import PathLike, fspath
 from kinsight.v1 import index_service_pb2 as pb
 from kinsight.v1.index_service_pb2_grpc import IndexServiceStub
 
-from kinsight_client import versions
+from kinsight_client import messages, versions
 from kinsight_client.calls import Call, Channel, Pages, unique
-from kinsight_client.learning import GivenLabels, labels_message
+from kinsight_client.learning import EPOCHS, GivenLabels, labels_message
 from kinsight_client.operations import Operation, operation_of
 from kinsight_client.versions import BuildResult, Evaluation, Index, IndexStats, SnapshotResult, Version
 
@@ -18,7 +18,8 @@ class IndexCalls:
     """Builds versions of indexes, measures them, and chooses the one that is searched.
 
     Paths are absolute ones on the server's machine, in folders that it was allowed to use. `index` is the name of an
-    index, empty for the server's default. Every method may raise `KinsightError`: see `kinsight_client.errors`.
+    index, empty for the server's default. Every method may raise `KinsightError`: see `kinsight_client.errors`; and
+    those that take the number of a version ValueError, where it is beyond 64 bits.
     """
 
     def __init__(self, channel: Channel) -> None:
@@ -76,6 +77,7 @@ class IndexCalls:
 
         Raises:
             TypeError: more than one of a model, `learn` and `few_labels`.
+            ValueError: epochs is beyond 32 bits.
         """
         if sum((bool(model), learn, few_labels is not None)) > 1:
             raise TypeError("learning goes on from the index's own model: give one of model, learn and few_labels")
@@ -89,7 +91,7 @@ class IndexCalls:
             model=model or None,
             learn=learn or None,
             fine_tune=fine_tune,
-            epochs=epochs,
+            epochs=messages.sendable("epochs", epochs, EPOCHS),
             min_recall=min_recall,
             activate=activate,
             labels=fspath(labels),
@@ -104,7 +106,7 @@ class IndexCalls:
             index: its name; empty for the server's default.
             etag: of the `Index` that this was decided on: `Aborted` if it has changed since. Empty for in any case.
         """
-        request = pb.ActivateVersionRequest(index=index, version=version, etag=etag)
+        request = pb.ActivateVersionRequest(index=index, version=_number(version), etag=etag)
         return Call(self._stub.ActivateVersion, request, versions.index_of)
 
     def rollback(self, index: str = "", *, etag: str = "") -> Call[Index]:
@@ -119,7 +121,7 @@ class IndexCalls:
 
     def delete_version(self, version: int, *, index: str = "") -> Call[None]:
         """Delete a version that is neither active nor the one before; `Aborted` during a build. Not retried."""
-        request = pb.DeleteVersionRequest(index=index, version=version)
+        request = pb.DeleteVersionRequest(index=index, version=_number(version))
         return Call(self._stub.DeleteVersion, request, lambda _: None)
 
     def evaluate(
@@ -132,7 +134,7 @@ class IndexCalls:
             index: its name; empty for the server's default.
             labels: as for `build`.
         """
-        request = pb.EvaluateVersionRequest(index=index, version=version, labels=fspath(labels))
+        request = pb.EvaluateVersionRequest(index=index, version=_number(version), labels=fspath(labels))
         return Call(self._stub.EvaluateVersion, request, operation_of)
 
     def snapshot(
@@ -160,3 +162,7 @@ class IndexCalls:
         """
         request = pb.RestoreIndexRequest(index=index, request_id=request_id or unique(), directory=fspath(directory))
         return Call(self._stub.RestoreIndex, request, operation_of)
+
+
+def _number(version: int) -> int:
+    return messages.sendable("version", version, "the number of a version of the index", messages.VERSION_BITS)

@@ -8,7 +8,7 @@ from kinsight.v1 import model_service_pb2 as pb
 from kinsight.v1.labels_pb2 import LabelledImage, LabelledPair, Labels
 from kinsight.v1.model_service_pb2_grpc import ModelServiceStub
 
-from kinsight_client import models
+from kinsight_client import messages, models
 from kinsight_client.calls import Call, Channel, Pages, unique
 from kinsight_client.models import CalibrationResult, FineTuneResult, Model, Suggestion, TrainResult
 from kinsight_client.operations import Operation, operation_of
@@ -17,13 +17,15 @@ from kinsight_client.operations import Operation, operation_of
 GivenLabels: TypeAlias = str | PathLike[str] | Mapping[str, str] | Sequence[tuple[str, str, bool]]
 
 PAGE_SIZE = 1000
+EPOCHS = "1 or more, less than 2^31, or 0 for the recipe's own"
+_SEED = "0 or more, less than 2^31"
 
 
 class ModelCalls:
     """Learns models, and asks which images are worth labelling.
 
     Paths are absolute ones on the server's machine, in folders that it was allowed to read. Every method may raise
-    `KinsightError`: see `kinsight_client.errors`.
+    `KinsightError`: see `kinsight_client.errors`; and ValueError, where a number is beyond 32 bits.
     """
 
     def __init__(self, channel: Channel) -> None:
@@ -65,8 +67,8 @@ class ModelCalls:
             model=model,
             recipe=recipe,
             labels=fspath(labels),
-            epochs=epochs,
-            seed=seed,
+            epochs=messages.sendable("epochs", epochs, EPOCHS),
+            seed=messages.sendable("seed", seed, _SEED),
         )
         return Call(self._stub.Train, request, operation_of)
 
@@ -99,8 +101,8 @@ class ModelCalls:
             images=fspath(images),
             labels=labels_message(labels),
             method=method,
-            epochs=epochs,
-            seed=seed,
+            epochs=messages.sendable("epochs", epochs, EPOCHS),
+            seed=messages.sendable("seed", seed, _SEED),
         )
         return Call(self._stub.FineTune, request, operation_of)
 
@@ -130,10 +132,10 @@ class ModelCalls:
             request_id=request_id or unique(),
             model=model,
             images=fspath(images),
-            budget=budget,
+            budget=messages.sendable("budget", budget, "1 to the number of images"),
             method=method,
             labels=None if labels is None else labels_message(labels),
-            seed=seed,
+            seed=messages.sendable("seed", seed, _SEED),
         )
         return Call(self._stub.SuggestLabels, request, operation_of)
 
@@ -161,7 +163,7 @@ class ModelCalls:
             model=model,
             images=fspath(images),
             labels=labels_message(labels),
-            things=things,
+            things=messages.sendable("things", things, "2 or more, less than 2^31, or 0 for the labelled"),
         )
         return Call(self._stub.Calibrate, request, operation_of)
 

@@ -3,8 +3,9 @@
 import errno
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from operator import index
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,9 @@ from kinsight_client.errors import KinsightError, from_status
 
 Payload = Mapping[str, Any]
 
+N = TypeVar("N", int, int | None)
+
+VERSION_BITS = 64
 _MAX_DEPTH = 30  # of a payload's objects and lists, for the server
 _EXACT = 2**53  # integers up to here are exact as the float64 that payloads travel as
 
@@ -168,6 +172,20 @@ class ExportResult:
     bytes: int
     model: str
     sequence: int
+
+
+def sendable(name: str, value: N, allowed: str, bits: int = 32) -> N:
+    """A whole number that a message can carry, which the server may refuse; ValueError or TypeError for others.
+
+    Args:
+        name: of the argument.
+        value: of it; None where it is not given.
+        allowed: what the server takes, in words.
+        bits: of the message's field.
+    """
+    if value is not None and not -(2 ** (bits - 1)) <= index(value) < 2 ** (bits - 1):
+        raise ValueError(f"{name} is {value}; it must be {allowed}")
+    return value
 
 
 def item_ids(items: Iterable[str]) -> Iterable[str]:

@@ -97,7 +97,7 @@ class SearchCalls:
             KinsightError: see `kinsight_client.errors`.
             TypeError: not exactly one query is given, the image is neither bytes nor a Path, or the embedding is no
                 `Embedding`.
-            ValueError: the embedding has another shape than (D,).
+            ValueError: the embedding has another shape than (D,), or top_k or nprobe is beyond 32 bits.
             OSError: the image's path can't be read.
         """
         if sum(query is not None for query in (image, embedding, item)) != 1:
@@ -106,7 +106,7 @@ class SearchCalls:
             image=None if image is None else messages.image_bytes(image),
             embedding=None if embedding is None else messages.embedding_message(embedding),
             item=item,
-            top_k=top_k,
+            top_k=messages.sendable("top_k", top_k, "1 to 1000"),
             index=index,
             filter=filter,
             min_similarity=min_similarity,
@@ -118,7 +118,8 @@ class SearchCalls:
             min_probability=min_probability,
         )
         if nprobe is not None or exact or target_recall is not None:
-            request.params.CopyFrom(pb.SearchParams(nprobe=nprobe, exact=exact, target_recall=target_recall))
+            lists = messages.sendable("nprobe", nprobe, "1 to the number of lists of the index")
+            request.params.CopyFrom(pb.SearchParams(nprobe=lists, exact=exact, target_recall=target_recall))
         return Call(self._stub.Search, request, messages.search_result)
 
     def search_many(
@@ -144,6 +145,7 @@ class SearchCalls:
         Raises:
             KinsightError: a call failed as a whole; see `kinsight_client.errors`.
             TypeError: `items` is a text, whose letters would be taken for ids.
+            ValueError: as of `search`.
         """
         queries: Iterable[Query] = chain(
             (self._by_image(image, options) for image in images),
