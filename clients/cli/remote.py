@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 REFUSED = 1  # exit code, as of `kinsight rebuild`
+SWAP_TIMEOUT_S = 3600.0  # the server reads every byte of a version before it searches it, perhaps from a slow disk
 
 
 @click.group()
@@ -137,12 +138,14 @@ def stats(name: str, server: str, as_json: bool) -> None:
 def activate(name: str, version: int, server: str, as_json: bool) -> None:
     """Make VERSION the one of index NAME that is searched, also one that was refused when it was built.
 
+    The server verifies every byte of it first; it is waited for up to an hour.
+
     \b
     JSON keys: index, active_version, previous_version, model, items, etag
     """
     from kinsight_client import Client
 
-    with Client(server) as client:
+    with Client(server, timeout_s=SWAP_TIMEOUT_S) as client:
         _tell_active(client.indexes.activate(version, index=name), as_json)
 
 
@@ -158,7 +161,7 @@ def rollback(name: str, server: str, as_json: bool) -> None:
     """
     from kinsight_client import Client
 
-    with Client(server) as client:
+    with Client(server, timeout_s=SWAP_TIMEOUT_S) as client:
         _tell_active(client.indexes.rollback(name), as_json)
 
 

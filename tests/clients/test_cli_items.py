@@ -4,11 +4,15 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator
+from concurrent import futures
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from click.testing import CliRunner, Result
+from kinsight.v1.index_service_pb2 import ActivateVersionRequest, Index, RollbackIndexRequest
+from kinsight.v1.index_service_pb2_grpc import IndexServiceServicer, add_IndexServiceServicer_to_server
 
 from clients.cli.command import kinsight
 from clients.cli.output import printable
@@ -254,3 +258,30 @@ def test_a_rebuild_that_is_refused_exits_with_1_and_says_why(run: Run, tmp_path:
     assert (result.exit_code, built["version"]["state"]) == (1, "refused")
     assert f"not activated: {built['version']['refusal']}" in result.stderr
     assert json.loads(run("remote", "list", "--json").stdout)["indexes"][0]["active_version"] == 1
+
+
+class Slow(IndexServiceServicer):
+    """A server that says how long it would have had to activate a version."""
+
+    def ActivateVersion(self, request: ActivateVersionRequest, context: grpc.ServicerContext) -> Index:  # noqa: N802
+        """At once, in the place of the items the seconds that were left."""
+        return Index(index=request.index, active_version=2, items=int(context.time_remaining() or 0))
+
+    def RollbackIndex(self, request: RollbackIndexRequest, context: grpc.ServicerContext) -> Index:  # noqa: N802
+        """The same."""
+        return Index(index=request.index, active_version=1, items=int(context.time_remaining() or 0))
+
+
+@pytest.mark.parametrize("words", [["activate", "photos", "2"], ["rollback", "photos"]], ids=lambda words: words[0])
+def test_a_large_version_may_take_its_time_to_be_verified(words: list[str]) -> None:
+    """Every byte of it is read before it is searched, which a call's ten seconds need not be enough for."""
+    server = grpc.server(futures.ThreadPoolExecutor(1))
+    add_IndexServiceServicer_to_server(Slow(), server)  # type: ignore[no-untyped-call]
+    target = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
+    try:
+        result = CliRunner().invoke(kinsight, ["remote", *words, "--server", target, "--json"])
+    finally:
+        server.stop(None).wait()
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["items"] > 3000
