@@ -232,6 +232,7 @@ def sole_server(store: Store) -> Iterator[None]:
 async def drain(running: Running) -> None:
     """Let requests in progress finish, refuse new ones with UNAVAILABLE, and stop."""
     log.info("shutting down")
+    running.jobs.drain()
     running.watch.cancel()
     await running.health.enter_graceful_shutdown()
     running.admission.drain()

@@ -172,7 +172,10 @@ def _reserve(listen: str) -> socket.socket:
 def _serve(share: Share, tether: Connection) -> None:
     """One process of the server."""
     logging.basicConfig(level=logging.INFO, format=f"%(asctime)s %(levelname)s process {share.number}: %(message)s")
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all of them; the tether ends this one
+    # A terminal sends the one to all processes, and who stops a service the other; the tether ends this one, drained.
+    # The second is not ignored, which its children would inherit.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: None)
     uvloop.run(_serve_until_closed(share, tether))
 
 

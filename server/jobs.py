@@ -30,6 +30,7 @@ from server.errors import BuildInProgress, LearningInProgress, OperationFailed, 
 NICENESS = 10  # of children: searches come first
 MAX_AT_WORK = 8  # operations; each is a process with an index or a model in its memory
 END_TIMEOUT_S = 5.0  # until a child that was asked to end is killed
+HEARD_TIMEOUT_S = 2.0  # in which this process hears of the end that was sent to it and to all its children at once
 BUILDS = ("build", "rebuild")
 LEARNING = ("train", "finetune")
 _TOLD_CHARACTERS = 500  # of what a child that failed wrote last
@@ -69,7 +70,7 @@ class Jobs:
         self._waiting = set[str]()  # operations of an earlier server whose turn is still to come
         self._cancelled = set[str]()
         self._starting = threading.Lock()
-        self._ending = False
+        self._ending = threading.Event()
 
     async def start(self, job: Job, request_id: str = "") -> Operation:
         """Start a job, or find the operation that the same request started before.
@@ -105,9 +106,13 @@ class Jobs:
         with suppress(operations.OperationEnded):
             await asyncio.to_thread(operations.cancel, self.directory, identity)
 
+    def drain(self) -> None:
+        """Leave what ends from now on without saying how to the next server, which goes on with it."""
+        self._ending.set()
+
     async def close(self) -> None:
         """End all processes as if they had been killed, so that the next server goes on with what they did."""
-        self._ending = True
+        self.drain()
         await asyncio.to_thread(self._end)
 
     def _start(self, job: Job, request_id: str) -> Operation:
@@ -128,7 +133,7 @@ class Jobs:
         for operation in left:
             with self._starting:
                 self._waiting.remove(operation.id)
-                if self._ending:
+                if self._ending.is_set():
                     return
                 if operation.id in self._cancelled:
                     continue
@@ -160,7 +165,10 @@ class Jobs:
         words = [sys.executable, "-m", "clients.cli", *operation.words(self.store.root)]
         told = tempfile.TemporaryFile()  # noqa: SIM115  closed by who follows the process
         nothing = subprocess.DEVNULL
-        process = subprocess.Popen(words, stdin=nothing, stdout=nothing, stderr=told)  # noqa: S603  our own command
+        # A group of its own: Ctrl-C in the terminal would cancel it, instead of leaving it to the next server.
+        process = subprocess.Popen(  # noqa: S603  our own command
+            words, stdin=nothing, stdout=nothing, stderr=told, process_group=0
+        )
         niceness = max(NICENESS, os.getpriority(os.PRIO_PROCESS, 0))  # only root may take some of ours back
         with suppress(ProcessLookupError):  # it has ended already
             os.setpriority(os.PRIO_PROCESS, process.pid, niceness)
@@ -171,7 +179,9 @@ class Jobs:
     def _follow(self, identity: str, process: subprocess.Popen[bytes], told: IO[bytes]) -> None:
         with told:
             code = process.wait()
-            if not self._ending:
+            if code == -signal.SIGTERM:  # which whoever stops a service sends to all of its processes
+                self._ending.wait(HEARD_TIMEOUT_S)
+            if not self._ending.is_set():
                 self._settle(identity, code, told)
         del self._processes[identity]
 

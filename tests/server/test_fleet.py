@@ -14,8 +14,9 @@ from pathlib import Path
 
 import grpc
 import pytest
-from kinsight.v1.item_service_pb2 import ItemUpsert
+from kinsight.v1.item_service_pb2 import BatchUpsertItemsRequest, ImportItemsRequest, ItemUpsert
 
+from indexer.operations import find
 from indexer.store import Store
 from server import fleet as fleets
 from server.app import CannotListen
@@ -27,10 +28,24 @@ CONNECTIONS = 16  # that all of them reach one of two processes happens once in 
 
 
 @contextmanager
-def fleet(store: Store, listen: str = "127.0.0.1:0") -> Iterator[tuple[subprocess.Popen[str], str]]:
+def fleet(
+    store: Store, listen: str = "127.0.0.1:0", processes: int = 2, *options: str
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """`kinsight serve --processes 2`, and its target; killed at the end if it still runs."""
-    words = ["serve", "--store", str(store.root), "--listen", listen, "--processes", "2", "--json"]
-    process = subprocess.Popen([sys.executable, "-m", "clients.cli", *words], stdout=subprocess.PIPE, text=True)
+    words = [
+        "serve",
+        "--store",
+        str(store.root),
+        "--listen",
+        listen,
+        "--processes",
+        str(processes),
+        "--json",
+        *options,
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "clients.cli", *words], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
     with process:
         try:
             assert process.stdout is not None
@@ -105,6 +120,40 @@ def test_no_process_outlives_its_server(gallery: Gallery, number: signal.Signals
         process.send_signal(number)
         assert process.wait(30) == (0 if number == signal.SIGTERM else -signal.SIGKILL)
         assert eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in serving))
+
+
+@pytest.mark.parametrize(
+    ("number", "processes"), [(signal.SIGINT, 1), (signal.SIGTERM, 1), (signal.SIGINT, 2), (signal.SIGTERM, 2)]
+)
+def test_the_end_of_all_processes_at_once_leaves_long_work_to_the_next_server(
+    number: signal.Signals, processes: int, tmp_path: Path
+) -> None:
+    """Ctrl-C in a terminal, and SIGTERM from what stops a service, reach the processes of operations too."""
+    store = build_photos(tmp_path)
+    (tmp_path / "more").mkdir()
+    for seed in range(2000):  # photographs of other bytes
+        (tmp_path / "more" / f"{seed}.png").write_bytes(photo(seed % 20) + b"%d" % seed)
+    with fleet(store, "127.0.0.1:0", processes, "--allow-read", str(tmp_path)) as (process, target):
+        with Stubs(target) as client:
+            started = client.items.ImportItems(ImportItemsRequest(path=str(tmp_path / "more")))
+        identity = started.name.removeprefix("operations/")
+        assert eventually(lambda: find(store.operations, identity).state == "running")
+        os.killpg(process.pid, number)
+        assert process.wait(30) == 0
+    assert find(store.operations, identity).state == "interrupted"
+
+
+def test_a_fleet_of_which_all_are_told_to_end_answers_what_it_took(tmp_path: Path) -> None:
+    """Each process drains, though SIGTERM came to it too, and not to the first one alone."""
+    store = build_photos(tmp_path)
+    items = [ItemUpsert(item=f"new {number}", image=photo(1000 + number)) for number in range(300)]
+    with fleet(store) as (process, target), Stubs(target) as client:
+        client.found(image=photo(0))
+        answer = client.items.BatchUpsertItems.future(BatchUpsertItemsRequest(items=items), timeout=60)
+        time.sleep(0.2)
+        os.killpg(process.pid, signal.SIGTERM)
+        assert [result.status.code for result in answer.result().results] == [0] * 300
+        assert process.wait(30) == 0
 
 
 def test_a_port_or_store_that_is_taken_is_refused(gallery: Gallery, tmp_path: Path) -> None:
