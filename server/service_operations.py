@@ -7,6 +7,7 @@ from typing import Any
 
 from google.longrunning import operations_pb2, operations_pb2_grpc
 from google.protobuf import empty_pb2, json_format  # type: ignore[import-untyped]
+from kinsight.v1.operation_metadata_pb2 import OperationMetadata
 
 from indexer import filters, operations
 from indexer.operations import UNFINISHED, NoSuchOperation, Operation
@@ -85,15 +86,26 @@ class OperationsService(operations_pb2_grpc.OperationsServicer):
     def _list(self, page: Page, condition: str) -> operations_pb2.ListOperationsResponse:
         found = [one for one in operations.list_operations(self._jobs.directory) if progress.is_ours(one)]
         if condition.strip():
-            told = [(one.id, json.dumps(_fields(one))) for one in found]
-            holds = reading.matching(filters.parse(condition), told)
+            expression = filters.parse(condition)
+            _check_fields(expression)
+            holds = reading.matching(expression, [(one.id, json.dumps(_fields(one))) for one in found])
             found = [one for one, matches in zip(found, holds, strict=True) if matches]
         shown = part([(one.id, one) for one in found], page)
         messages = [progress.message(self._indexes, self._jobs.store, one) for one in shown.entries]
         return operations_pb2.ListOperationsResponse(operations=messages, next_page_token=shown.token)
 
 
+def _check_fields(expression: filters.Expression) -> None:
+    known = {*OperationMetadata.DESCRIPTOR.fields_by_name}
+    for field in filters.fields(expression):
+        if field[0] not in known:
+            there = ", ".join(sorted(known))
+            raise filters.UnknownField(f"operations have no field {filters.shown(field)}; fields are: {there}")
+
+
 def _fields(operation: Operation) -> dict[str, Any]:
-    metadata: dict[str, Any] = json_format.MessageToDict(progress.metadata(operation))
+    metadata: dict[str, Any] = json_format.MessageToDict(
+        progress.metadata(operation), preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
     # JSON has 64-bit numbers as texts, which no number could be compared with; `done` is the operation's own.
     return metadata | {"total": operation.total, "done": operation.state not in UNFINISHED}

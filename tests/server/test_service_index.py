@@ -263,11 +263,19 @@ def test_operations_are_listed_and_deleted(stubs: Stubs) -> None:
     assert [one.name for one in stubs.operations.ListOperations(wanted).operations] == [evaluation.name]
     totals = [_metadata(one).total for one in listed.operations]
     for condition, expected in (
+        ('start_time >= "2026" AND end_time:* AND update_time < "9999"', [True, True]),
+        ('index = "" OR stage = "nothing"', []),
+        ('index = "photos" AND state = STATE_SUCCEEDED AND rate >= 0', [True, True]),
         (f"total >= {max(totals)}", [one == max(totals) for one in totals]),
         ("total < 0", []),
     ):
         wanted = operations_pb2.ListOperationsRequest(filter=condition)
         assert len(stubs.operations.ListOperations(wanted).operations) == sum(expected)
+    for condition, field in (("don = true", "don"), ('startTime > "2026"', "startTime"), ("item:*", "item")):
+        wanted = operations_pb2.ListOperationsRequest(filter=condition)
+        with pytest.raises(grpc.RpcError, match=f"operations have no field {field}; fields are: done, end") as caught:
+            stubs.operations.ListOperations(wanted)
+        assert reason_of(caught.value) == ("INVALID_ARGUMENT", "FILTER_UNKNOWN_FIELD")
     stubs.operations.DeleteOperation(delete)
     for name in (build.name, "operations/no-such", "nonsense"):
         get = operations_pb2.GetOperationRequest(name=name)
