@@ -39,6 +39,7 @@ __all__ = [
 
 _BRACES = re.compile(r"(.*)\{(\d+)\.\.(\d+)\}(.*)", re.DOTALL)
 _UNUSUAL = re.compile(r"^/|^$|//|/$|(^|/)\.(/|$)")  # paths that are absolute, or that can be written shorter
+_MODEL = {"model.onnx", "manifest.json", "probe.png"}  # files of a model, whose probe is no image of anybody's
 _MAX_SHARDS = 1_000_000  # of a brace pattern: beyond any real one, and a typing error must not fill the memory
 
 
@@ -87,8 +88,8 @@ def open_collection(images: Path) -> Collection:
 
     A collection is one of
 
-    - a folder: every image in it and its subfolders, without hidden files and folders and without linked folders; of
-      one without image files the tar shards in it, or else the Parquet tables of images;
+    - a folder: every image in it and its subfolders, but for hidden files and folders, linked folders and the models
+      of a store; of one without image files the tar shards in it, or else the Parquet tables of images;
     - a CSV or Parquet table with a column `path`, relative to the table's folder or absolute; a path may lead into a
       tar archive or a Parquet table of images, as `shard.tar/cat.jpg`; a column `payload` may hold JSON objects;
     - a tar archive, or a pattern of several: `shard-{000000..000146}.tar`;
@@ -175,6 +176,9 @@ def _from_folder(root: Path) -> Collection:
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         linked += (name for name in subfolders if os.path.islink(os.path.join(folder, name)))  # noqa: PTH114,PTH118
         prefix = "" if folder == str(root) else f"{os.path.relpath(folder, root)}/"
+        if _MODEL.issubset(names):  # of a store that lies among the images, as after `kinsight train .`
+            ignored += len(names)
+            continue
         for name in names:
             if is_listed(name):
                 relative = prefix + name

@@ -54,6 +54,18 @@ def test_a_folder_is_read_whole(tmp_path: Path) -> None:
     assert ([source.item for source in collection.sources], collection.ignored) == (["a/1.JPG", "b/2.png"], 2)
 
 
+def test_a_store_among_the_images_adds_none(tmp_path: Path) -> None:
+    """Whoever works in the folder of images has the store there too, and a model's probe is not one of them."""
+    _picture(tmp_path / "1.png")
+    _picture(tmp_path / "store" / "probe.png")
+    model = tmp_path / "store" / "models" / "0123456789abcdef"
+    _picture(model / "probe.png")
+    for name in ("model.onnx", "manifest.json"):
+        (model / name).touch()
+    collection = open_collection(tmp_path)
+    assert ([source.item for source in collection.sources], collection.ignored) == (["1.png", "store/probe.png"], 3)
+
+
 def test_a_linked_folder_is_named_not_followed(tmp_path: Path) -> None:
     """Links between folders may go in circles: they are left out, which a warning says; a linked image is taken."""
     _picture(tmp_path / "elsewhere" / "b.png")
