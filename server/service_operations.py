@@ -45,9 +45,10 @@ class OperationsService(operations_pb2_grpc.OperationsServicer):
             while True:
                 with self.admission.admit(0):  # at each look: who waits takes no place
                     found = await self._find(request.name)
-                    if found.state not in UNFINISHED or time.monotonic() >= give_up:
+                    left_s = give_up - time.monotonic()
+                    if found.state not in UNFINISHED or left_s <= 0:
                         return await asyncio.to_thread(self._message, found)
-                await asyncio.sleep(LOOK_EVERY_S)
+                await asyncio.sleep(min(LOOK_EVERY_S, left_s))
         except Exception as error:
             await answers.abort(context, error)
 

@@ -1,5 +1,6 @@
 """client.indexes and client.operations against real servers with real builds; one suite for both clients."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import kinsight_client
 import pytest
 
 from server.folders import Folders
-from tests.clients.both import BOTH
+from tests.clients.both import BOTH, KINDS
 from tests.serving import Served, build_photos, photo, serving
 
 
@@ -113,6 +114,18 @@ def test_operations_are_listed_cancelled_and_forgotten(client: Any) -> None:
     client.operations.cancel(second.id)
     with pytest.raises(kinsight_client.Cancelled):
         client.operations.wait(second)
+
+
+@KINDS
+def test_a_client_of_short_calls_waits_for_long_work_all_the_same(kind: Any, own: Served) -> None:
+    """Each look at it fits into a call; and who waits for a moment is told after that moment."""
+    with kind(own.target) as patient, kind(own.target, timeout_s=0.5) as hasty:
+        started = patient.indexes.evaluate()
+        began = time.monotonic()
+        with pytest.raises(kinsight_client.DeadlineExceeded, match="goes on; wait for it again"):
+            hasty.operations.wait(started, timeout_s=0.05)
+        assert time.monotonic() - began < 0.4
+        assert hasty.operations.wait(started).recall_at_10 == 1.0
 
 
 def test_learning_from_a_given_model_is_a_mistake(client: Any) -> None:

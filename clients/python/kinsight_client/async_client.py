@@ -260,9 +260,10 @@ class AsyncOperations(Service[OperationCalls]):
         """
         until = math.inf if timeout_s is None else time.monotonic() + timeout_s
         while not operation.is_done:
-            if time.monotonic() >= until:
+            left_s = until - time.monotonic()
+            if left_s <= 0:
                 raise out_of_time(operation)
-            operation = await self._answer(self._calls.wait_briefly(operation.id))
+            operation = await self._answer(self._calls.wait_briefly(operation.id, self._timeout_s, left_s))
             if progress is not None and operation.stage:
                 progress(operation.stage, operation.done, operation.total)
         return result_of(operation)

@@ -17,7 +17,7 @@ from kinsight_client.errors import DeadlineExceeded, KinsightError, from_status
 R = TypeVar("R")
 
 PAGE_SIZE = 1000
-LOOK_EVERY = timedelta(seconds=0.5)  # while waiting: as often as the server's records are written
+LOOK_EVERY_S = 0.5  # while waiting: as often as the server's records are written
 
 _PREFIX = "operations/"
 _RESULTS: Mapping[type[Any], Callable[[Any], Any]] = {
@@ -102,10 +102,16 @@ class OperationCalls:
         request = pb.ListOperationsRequest(name=_PREFIX.rstrip("/"), filter=filter, page_size=PAGE_SIZE)
         return Pages(self._stub.ListOperations, request, lambda response: map(operation_of, response.operations))
 
-    def wait_briefly(self, id: str) -> Call[Operation[Any]]:  # noqa: A002  as the attribute of an operation
-        """How far an operation is once it has ended, or `LOOK_EVERY` later."""
+    def wait_briefly(self, id: str, timeout_s: float, left_s: float) -> Call[Operation[Any]]:  # noqa: A002  as above
+        """How far an operation is once it has ended, or a moment later.
+
+        Args:
+            id: of the operation.
+            timeout_s: of a call, half of which the answer's way may take.
+            left_s: until nobody waits any longer.
+        """
         request = pb.WaitOperationRequest(name=_PREFIX + id)
-        request.timeout.FromTimedelta(LOOK_EVERY)
+        request.timeout.FromTimedelta(timedelta(seconds=min(LOOK_EVERY_S, timeout_s / 2, left_s)))
         return Call(self._stub.WaitOperation, request, operation_of)
 
     def cancel(self, id: str) -> Call[None]:  # noqa: A002  as the attribute of an operation
