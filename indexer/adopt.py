@@ -2,8 +2,13 @@
 
 In this order, so that the old version is searched unchanged until the pointer moves, wherever a build ends. New items
 of a collection don't show before: they are in no version that is searched. Items that left it would be hidden from
-the old version, so they go only afterwards. That they are to go is in a file beside the pointer, written before that
-moves: where the process ends in between, who opens the catalogue next lets them go.
+the old version, so they go only afterwards. That they are to go is in a file beside the pointer, written before the
+catalogue learns of anything. Where the process ends after the pointer has moved, who opens the catalogue next lets
+them go; where it ends before, the next build lets go of what the catalogue had learned: otherwise that build would
+take in what was never searched.
+
+So the catalogue has of collections what the active version has, also after a rollback, and besides what that could
+not read.
 """
 
 from collections.abc import Iterator
@@ -16,10 +21,8 @@ from indexer.records import Mirrored
 from indexer.store import Store
 from indexer.version import Version
 
-# The number of the version that lets go of what it does not have of earlier collections, once it is active.
-_LETTING_GO = ".letting-go"
-# Followed by the number of a version whose items the catalogue was never told of, as it was not activated when built.
-_UNKNOWN = ".unknown-"
+# The number of the version that the catalogue learns of, and that lets go of what it lacks once it is active.
+_SWITCHING = ".letting-go"
 
 
 def open_catalog(index_dir: Path) -> Catalog:
@@ -38,7 +41,8 @@ def open_catalog(index_dir: Path) -> Catalog:
             adopt(catalog, version.open_version(version.version_dir(index_dir, active)))
     # What is to go is not in the active version: from a full or read-only disk that is searched all the same.
     with suppress(CatalogWriteFailed, CatalogBusy, OSError):
-        let_go(index_dir, catalog)
+        if _switching_to(index_dir) in map(str, version.pointed(index_dir)[:1]):
+            _agree(index_dir, catalog)
     return catalog
 
 
@@ -47,25 +51,14 @@ def adopt(catalog: Catalog, adopted: Version) -> None:
     catalog.mirror(_collected(adopted), complete=False)
 
 
-def announce(index_dir: Path, number: int) -> None:
-    """Note that a version is about to be published that the catalogue does not know; raises OSError."""
-    manifest.write_atomically(index_dir / f"{_UNKNOWN}{number}", b"")
+def take_in(index_dir: Path, catalog: Catalog, wanted: Version) -> None:
+    """Adopt a version, to switch to it."""
+    _begin(index_dir, wanted.manifest.version)
+    adopt(catalog, wanted)
 
 
-def take_in(index_dir: Path, catalog: Catalog, announced: Version) -> None:
-    """Adopt a version that was announced."""
-    adopt(catalog, announced)
-    (index_dir / f"{_UNKNOWN}{announced.manifest.version}").unlink(missing_ok=True)
-
-
-def switch(index_dir: Path, catalog: Catalog, number: int, *, mirror: bool) -> tuple[str, ...]:
-    """Make a version active that the catalogue knows all of.
-
-    Args:
-        index_dir: of the index.
-        catalog: of it.
-        number: of the version.
-        mirror: items of earlier collections that it does not have are gone then.
+def switch(index_dir: Path, catalog: Catalog, number: int) -> tuple[str, ...]:
+    """Make a version active that the catalogue knows all of; what it lacks of earlier collections is gone then.
 
     Returns:
         Warnings: what will be made up for when the catalogue is opened next.
@@ -73,40 +66,31 @@ def switch(index_dir: Path, catalog: Catalog, number: int, *, mirror: bool) -> t
     Raises:
         OSError: as of `indexer.version.activate`.
     """
-    if mirror:
-        manifest.write_atomically(index_dir / _LETTING_GO, f"{number}\n".encode())
+    _begin(index_dir, number)
     version.activate(index_dir, number)
     try:
-        let_go(index_dir, catalog)
+        _agree(index_dir, catalog)
     except (CatalogWriteFailed, CatalogBusy, OSError) as error:
         return (f"version {number} is searched, but what left the collection is not off the catalogue yet: {error}",)
     return ()
 
 
-def let_go(index_dir: Path, catalog: Catalog) -> None:
-    """Let go of what the active version does not have of earlier collections, if its build has not got to that.
+def settle(index_dir: Path, catalog: Catalog) -> None:
+    """Let go of what the catalogue learned of a version that was not activated; for who builds this index alone.
 
     Raises:
         CatalogError, OSError: it is still to be done.
         ManifestError: the active version is damaged.
     """
-    active = next(iter(version.pointed(index_dir)), None)
-    if active is None or _to_let_go(index_dir) != str(active):
-        return
-    searched = version.open_version(version.version_dir(index_dir, active), verify=False)
-    catalog.mirror(_collected(searched), complete=True)
-    forget(index_dir)
-
-
-def forget(index_dir: Path) -> None:
-    """Don't let go of anything for a version that its build never activated; for who builds this index alone."""
-    (index_dir / _LETTING_GO).unlink(missing_ok=True)
+    if _switching_to(index_dir):
+        _agree(index_dir, catalog)
 
 
 def activate(store: Store, name: str, number: int) -> None:
     """Make any version of an index active, also one that was refused, or built without being activated.
 
-    What it has of a collection is searched again, also what a later build let go of; what users deleted is not.
+    What it has of a collection is searched again, also what a later build let go of; what users deleted is not. What
+    other versions have of collections is let go: the next build does not take it in.
 
     Raises:
         NoSuchVersion: there is none of this number.
@@ -120,11 +104,8 @@ def activate(store: Store, name: str, number: int) -> None:
     model_dir = store.model(wanted.manifest.model)
     manifest.verify(model_dir, manifest.read_model(model_dir))
     with closing(open_catalog(index_dir)) as catalog:
-        if _was_never_active(index_dir, wanted):
-            take_in(index_dir, catalog, wanted)
-        else:
-            _bring_back(catalog, wanted)
-    version.activate(index_dir, number)
+        take_in(index_dir, catalog, wanted)
+        switch(index_dir, catalog, number)
 
 
 def rollback(store: Store, name: str) -> int:
@@ -147,24 +128,23 @@ def rollback(store: Store, name: str) -> int:
     return number
 
 
-def _was_never_active(index_dir: Path, wanted: Version) -> bool:
-    number = wanted.manifest.version
-    announced = (index_dir / f"{_UNKNOWN}{number}").exists()
-    # The others tell of most versions that were built before there were announcements.
-    return announced or bool(wanted.manifest.refused) or number > max(version.pointed(index_dir), default=0)
+def _begin(index_dir: Path, number: int) -> None:
+    manifest.write_atomically(index_dir / _SWITCHING, f"{number}\n".encode())
 
 
-def _bring_back(catalog: Catalog, wanted: Version) -> None:
-    """Make the catalogue know again what it has let go of since a version that it knew whole."""
-    left = {change.item for change in catalog.changes(wanted.manifest.sequence, "") if not change.live}
-    left -= catalog.deleted()
-    if left:
-        catalog.mirror((entry for entry in _collected(wanted) if entry.item in left), complete=False)
+def _agree(index_dir: Path, catalog: Catalog) -> None:
+    """Make the catalogue know of collections what the active version has, and what that could not read."""
+    with catalog.transaction():  # so that who activates another version meanwhile comes after this, and is right
+        for active in version.pointed(index_dir)[:1]:
+            searched = version.open_version(version.version_dir(index_dir, active), verify=False)
+            unread = (item for item, _ in searched.skipped())
+            catalog.mirror(_collected(searched), complete=True, unread=unread)
+    (index_dir / _SWITCHING).unlink(missing_ok=True)
 
 
-def _to_let_go(index_dir: Path) -> str:
+def _switching_to(index_dir: Path) -> str:
     try:
-        return (index_dir / _LETTING_GO).read_text("ascii", "replace").strip()
+        return (index_dir / _SWITCHING).read_text("ascii", "replace").strip()
     except FileNotFoundError:
         return ""
 

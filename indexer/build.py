@@ -199,9 +199,6 @@ def evolve(job: Job, progress: Progress) -> BuildReport:
     """Build a version for an index that this process holds for building; errors and stages as of `build`."""
     catalog, unseeded = _open_catalog(job.index_dir)
     with closing(catalog):
-        if not unseeded:
-            adopt.let_go(job.index_dir, catalog)  # what is listed is what is searched, or the disk is to be mended
-        adopt.forget(job.index_dir)
         sequence = catalog.sequence()
         collection = job.collection
         listing = list_entries(collection.sources if collection else (), catalog, mirror=job.mirror)
@@ -258,11 +255,16 @@ def evolve(job: Job, progress: Progress) -> BuildReport:
 
 
 def _open_catalog(index_dir: Path) -> tuple[Catalog, tuple[str, ...]]:
-    """The catalogue; a damaged index must not keep its images from being indexed again, so that is a warning."""
+    """The catalogue, as searched; a damaged index must not keep its images from being indexed again: a warning."""
     try:
-        return adopt.open_catalog(index_dir), ()
+        catalog = adopt.open_catalog(index_dir)
     except (ManifestError, VersionError) as error:
         return Catalog(index_dir), (f"what was indexed before is not in the catalogue: {error}",)
+    try:
+        adopt.settle(index_dir, catalog)
+    except ManifestError as error:
+        return catalog, (f"what an unfinished build left in the catalogue stays in it: {error}",)
+    return catalog, ()
 
 
 @contextmanager
@@ -311,7 +313,6 @@ def _publish(job: Job, staging: Path, draft: VersionManifest, judgement: Judgeme
         refused=judgement.refused,
     )
     with job.clock.stage("publish"):
-        adopt.announce(job.index_dir, draft.version)
         manifest.publish(staging, version.version_dir(job.index_dir, draft.version), receipt)
     return draft.version
 
@@ -321,7 +322,7 @@ def _take_over(job: Job, catalog: Catalog, number: int, progress: Progress) -> t
     published = version.open_version(version.version_dir(job.index_dir, number), verify=False)
     adopt.take_in(job.index_dir, catalog, published)
     embed_pending(catalog, job.encoder, published.manifest.sequence, progress)
-    return adopt.switch(job.index_dir, catalog, number, mirror=job.mirror)
+    return adopt.switch(job.index_dir, catalog, number)
 
 
 def _software() -> dict[str, str]:

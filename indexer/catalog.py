@@ -37,6 +37,23 @@ from indexer.rows import Embeddings
 CATALOG = "catalog.sqlite"  # of an index's directory
 _CHUNK = 1_000  # rows read at a time; in between, others may read
 
+# A collection that a build found, and what of it the catalogue does not know so: as a rule little, and looked for a
+# row at a time a million items would keep everybody from writing for twenty seconds.
+_FOUND = """
+CREATE TEMP TABLE found (
+    place INTEGER PRIMARY KEY, item TEXT NOT NULL UNIQUE, source BLOB NOT NULL, sha256 TEXT NOT NULL, payload TEXT
+)
+"""
+_FIND = "INSERT OR IGNORE INTO found VALUES (NULL, ?, ?, ?, ?)"
+_DIFFERING = """
+SELECT found.* FROM found LEFT JOIN items USING (item)
+WHERE place > ? AND (items.item IS NULL OR (mirrored = 1 AND (
+    state != 'live' OR items.source IS NOT found.source OR items.sha256 IS NOT found.sha256
+    OR (found.payload IS NOT NULL AND found.payload IS NOT items.payload)
+)))
+ORDER BY place LIMIT ?
+"""
+
 __all__ = [
     "Catalog",
     "CatalogBusy",
@@ -272,7 +289,7 @@ class Catalog:
             catalog_rows.count(connection, sequence)
         return True
 
-    def mirror(self, collection: Iterable[Mirrored], *, complete: bool) -> int:
+    def mirror(self, collection: Iterable[Mirrored], *, complete: bool, unread: Iterable[str] = ()) -> int:
         """Take in what a build found in its collection, in one transaction.
 
         What users upserted or deleted stays theirs.
@@ -280,6 +297,7 @@ class Catalog:
         Args:
             collection: its items.
             complete: items of earlier collections that are not in this one are gone.
+            unread: but for these, which could not be read: they stay as they are known.
 
         Returns:
             How many items changed.
@@ -289,11 +307,16 @@ class Catalog:
         """
         with self._file.write() as connection:
             start = last = self._file.counted(connection)
-            connection.execute("CREATE TEMP TABLE found (item TEXT NOT NULL PRIMARY KEY) WITHOUT ROWID")
-            for entry in collection:
-                connection.execute("INSERT OR IGNORE INTO found VALUES (?)", (entry.item,))
-                last += self._mirror(connection, entry, last + 1)
+            connection.execute(_FOUND)
+            connection.executemany(_FIND, map(_columns, collection))
+            place = 0
+            while differing := connection.execute(_DIFFERING, (place, _CHUNK)).fetchall():
+                for _, *columns in differing:
+                    last += self._mirror(connection, last + 1, *columns)
+                place = differing[-1][0]
             if complete:
+                kept = ((item, b"", "", None) for item in unread)
+                connection.executemany(_FIND, kept)
                 last += self._leave(connection, last)
             connection.execute("DROP TABLE found")
             catalog_rows.count(connection, last)
@@ -327,13 +350,20 @@ class Catalog:
                 requests.remember(connection, request_id, digest, outcomes)
         return outcomes
 
-    def _mirror(self, connection: sqlite3.Connection, entry: Mirrored, sequence: int) -> bool:
+    def _mirror(
+        self,
+        connection: sqlite3.Connection,
+        sequence: int,
+        item: str,
+        source: bytes,
+        sha256: str,
+        payload: str | None,
+    ) -> bool:
         """Whether the item changed."""
-        old = catalog_rows.row_of(self._file, connection, entry.item)
-        payload, source = records.payload_text(entry.payload), os.fsencode(entry.source)
+        old = catalog_rows.row_of(self._file, connection, item)
         # New files, and new bytes of old ones, show in the version that is built of them; no other need hear of it.
         quiet = old is None or old.state == LIVE
-        new = Row(entry.item, sequence, LIVE, 1, int(quiet), payload, source, entry.sha256)
+        new = Row(item, sequence, LIVE, 1, int(quiet), payload, source, sha256)
         if old is not None:
             if not old.mirrored:
                 return False
@@ -360,6 +390,11 @@ class Catalog:
         """The embedding that was joined to an item's columns."""
         vector, its_seal = columns[COLUMNS:]
         return None if vector is None else catalog_rows.read_vector(self._file, columns[0], model, vector, its_seal)
+
+
+def _columns(entry: Mirrored) -> tuple[str, bytes, str, str | None]:
+    """Those of the table `found`; raises Refused."""
+    return entry.item, os.fsencode(entry.source), entry.sha256, records.payload_text(entry.payload)
 
 
 def _is_text(item: str) -> bool:

@@ -176,7 +176,7 @@ class _Importer:
             return None
         if self.rows.searched(item, sha256) or self.catalog.embedding(item, self.encoder.model, sha256) is not None:
             return known
-        return None  # of a version that was rolled back, say
+        return None  # that could not be read when the version was built, say
 
     def _embedding(self, item: str, sha256: str) -> Embeddings | None:
         """The embedding that this model has made of an image."""

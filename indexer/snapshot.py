@@ -24,7 +24,7 @@ from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 
 from indexer import adopt, manifest, version
-from indexer.catalog import CATALOG
+from indexer.catalog import CATALOG, Catalog
 from indexer.embedding import Progress
 from indexer.manifest import FileRecord
 from indexer.rebuild import NoActiveVersion
@@ -148,7 +148,8 @@ def restore(store: Store, directory: Path, name: str | None, progress: Progress)
         manifest.publish(growing, version.version_dir(staging, taken.version), replace(opened, index=index_dir.name))
         shutil.copyfile(directory / CATALOG, staging / CATALOG)
         manifest.sync(staging / CATALOG)
-        version.activate(staging, taken.version)
+        with closing(Catalog(staging)) as catalog:  # which may be of a moment after another version took over
+            adopt.switch(staging, catalog, taken.version)
     return replace(taken, index=index_dir.name)
 
 

@@ -165,8 +165,9 @@ def activate(name: str, version: int, store: Path, as_json: bool) -> None:
 def rollback(name: str, store: Path, as_json: bool) -> None:
     """Make the version of NAME that was active before the present one active again; once more undoes that.
 
-    What a build has let go of since is searched again. What was upserted and
-    deleted since stays so.
+    What a build has let go of since is searched again, and what it took in is
+    not, nor taken in by the next build. What was upserted, imported and deleted
+    since stays so.
 
     \b
     JSON keys: index, version

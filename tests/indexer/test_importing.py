@@ -58,7 +58,7 @@ def test_images_that_moved_are_found_where_they_are(
 
 
 def test_images_of_a_version_that_was_rolled_back_are_searched_again(store: Store, index: Path, more: Path) -> None:
-    """The catalogue knows them from that version, but no search finds them, so they are not unchanged."""
+    """They left the index with that version, so they are not unchanged."""
     rebuild(NAME, more, store=store, progress=quiet)
     assert adopt.rollback(store, NAME) == 1
     assert import_items(NAME, more, store=store, progress=quiet).imported == 5

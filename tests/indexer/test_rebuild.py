@@ -407,6 +407,65 @@ def test_rolling_back_a_build_of_the_wrong_folder_finds_everything_again(
         assert (adopt.rollback(store, NAME), searched(index)) == (number, items)
 
 
+def test_what_was_rolled_back_is_not_taken_in_by_the_next_build(
+    store: Store, tiny_model: str, photos: Path, index: Path, more: Path
+) -> None:
+    """Neither what the other folder has, also under the same ids, after going back; nor the old after going forth."""
+    same = photos / "garden" / "01.jpg"
+    (more / "garden").mkdir()
+    (more / "garden" / "01.jpg").write_bytes(picture(1))
+    build(NAME, more, model=tiny_model, store=store, progress=quiet)
+    for items, image in ((items_of(photos), same), (items_of(more), more / "garden" / "01.jpg")):
+        adopt.rollback(store, NAME)
+        with closing(Catalog(index)) as catalog:
+            assert {one.item for one in catalog.page(limit=1_000)} == items
+            assert catalog.get("garden/01.jpg").sha256 == hashlib.sha256(image.read_bytes()).hexdigest()
+        before = snapshot_of(index)
+        number = rebuild(NAME, store=store, activate=False, progress=quiet).version
+        built = version.open_version(version.version_dir(index, number))
+        assert {item for _, item, *_ in built.read_items()} == items
+        now, then = built.row_of("garden/01.jpg"), before.row_of("garden/01.jpg")
+        np.testing.assert_array_equal(built.embedding(now), before.embedding(then))
+
+
+@pytest.mark.parametrize("verb", [build, rebuild])
+def test_what_an_interrupted_switch_took_in_is_not_taken_in_by_the_next_build(
+    store: Store,
+    tiny_model: str,
+    photos: Path,
+    index: Path,
+    more: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    verb: Callable[..., BuildReport],
+) -> None:
+    """It ended when the catalogue had learned of the version, but before that was searched."""
+
+    def end(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(version, "activate", end)
+        with pytest.raises(KeyboardInterrupt):
+            verb(NAME, more, model=tiny_model, store=store, progress=quiet)
+    assert searched(index) == items_of(photos)
+    assert rebuild(NAME, store=store, progress=quiet).count == 60
+    assert searched(index) == items_of(photos)
+
+
+def test_what_a_version_could_not_read_is_taken_in_once_it_can_be(
+    store: Store, tiny_model: str, make_model: Callable[..., str], photos: Path, index: Path
+) -> None:
+    """Also after the version was rolled back and activated again."""
+    gone, kept = photos / "garden" / "01.jpg", photos / "garden" / "01.away"
+    gone.rename(kept)
+    report = rebuild(NAME, store=store, model=make_model(store, seed=5), progress=quiet)
+    for number in (report.version, 1, report.version):
+        adopt.activate(store, NAME, number)
+    assert len(searched(index)) == 59
+    kept.rename(gone)
+    assert rebuild(NAME, store=store, progress=quiet).count == 60
+
+
 def test_rolling_back_goes_to_the_version_before_and_forth(store: Store, index: Path, more: Path) -> None:
     """Rollback swaps the two last active versions; deletions hold in both; the active one can't be removed."""
     rebuild(NAME, more, store=store, progress=quiet)
@@ -429,4 +488,3 @@ def test_any_version_that_was_not_activated_is_known_once_it_is(store: Store, in
     assert len(searched(index)) == 80
     delete(index, "new-00.png")
     assert rebuild(NAME, store=store, progress=quiet).count == 79
-    assert not [*index.glob(".unknown-*")]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from indexer import adopt, version
+from indexer.build import build
 from indexer.live import LiveIndex
 from indexer.rebuild import rebuild
 from indexer.records import Upsert
@@ -56,6 +57,25 @@ def test_a_copy_is_not_the_original(store: Store, copied: Path, tmp_path: Path) 
     restore(target, copied, None, quiet)
     with closing(adopt.open_catalog(target.index("street"))) as catalog:
         assert catalog.get("up").item == "up"
+
+
+def test_a_copy_holds_what_its_version_has_though_another_took_over_meanwhile(
+    store: Store, built: Path, photos: Path, tiny_model: str, tmp_path: Path
+) -> None:
+    """Neither does it lack what that one let go of, nor will a build take in what that one brought."""
+    (photos / "garden").rename(tmp_path / "garden")
+
+    def progress(stage: str, done: int, total: int) -> None:
+        if (stage, version.active_version(store.index("street"))) == ("copy", 1):
+            build("street", photos, model=tiny_model, store=store, progress=quiet)
+
+    snapshot(store, "street", tmp_path / "copy", progress)
+    target = Store(tmp_path / "other")
+    restore(target, tmp_path / "copy", None, quiet)
+    opened = version.open_version(version.version_dir(target.index("street"), 1))
+    with closing(adopt.open_catalog(target.index("street"))) as catalog:
+        assert (LiveIndex(opened, catalog).snapshot.count, catalog.count()) == (60, 60)
+    assert version.active_version(store.index("street")) == 2
 
 
 def test_every_damaged_file_is_refused_by_name(copied: Path, tmp_path: Path) -> None:

@@ -149,6 +149,8 @@ class IndexServiceServicer:
 
     def RollbackIndex(self, request, context):
         """Makes the version that was active before the one that is searched again. Again, and it is back.
+        What only the other one has of a collection is no longer of the index then, and the next version does not take it
+        in; what was upserted, imported or deleted stays so.
         Not safe to retry without an etag.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
