@@ -51,7 +51,7 @@ class Outcome:
         epochs: done in the whole run.
         steps: done by this call.
         seconds: wall clock.
-        images_per_s: drawn by all processes.
+        images_per_s: drawn by all processes; None where this call had none left to draw.
         profile: where the time of some steps went, if that was asked for.
         warnings: of damaged checkpoints that were passed over.
     """
@@ -60,7 +60,7 @@ class Outcome:
     epochs: int
     steps: int
     seconds: float
-    images_per_s: float
+    images_per_s: float | None
     profile: Profile | None
     warnings: tuple[str, ...]
 
@@ -159,7 +159,7 @@ class _Training:
             epochs=self.position.epoch,
             steps=self.position.total_steps - first,
             seconds=seconds,
-            images_per_s=drawn / seconds,
+            images_per_s=drawn / seconds if drawn else None,
             profile=self.profiler.result() if self.profiler else None,
             warnings=tuple(self.warnings),
         )

@@ -52,8 +52,8 @@ class RunFacts:
         images: how many it learned from.
         skipped: (item, reason) of each image that could not be decoded.
         warnings: what else went wrong and was dealt with.
-        images_per_s: drawn while training.
-        seconds: wall clock by stage.
+        images_per_s: drawn while training; None where the last process had none left to draw.
+        seconds: wall clock by stage, of the last process.
         peak_memory: the most bytes held, by place.
     """
 
@@ -69,7 +69,7 @@ class RunFacts:
     images: int
     skipped: Sequence[tuple[str, str]]
     warnings: Sequence[str]
-    images_per_s: float
+    images_per_s: float | None
     seconds: Mapping[str, float]
     peak_memory: Mapping[str, int]
     judged: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
@@ -159,13 +159,24 @@ def _facts(run: RunFacts) -> str:
     told = {
         "images learned from": f"{run.images:,}",
         "epoch of the model": f"{run.epoch:,} of {run.epochs:,}",
-        "training time": _duration(run.seconds.get("train", 0)),
-        "images/s, with judging": f"{run.images_per_s:,.1f}",
+        **_pace(run),
         **{f"peak memory, {place}": f"{size / 2**30:.2f} GiB" for place, size in run.peak_memory.items()},
         **({"images skipped": f"{len(run.skipped):,}"} if run.skipped else {}),
     }
     boxes = "".join(f"<div><dt>{text(name)}</dt><dd>{text(fact)}</dd></div>" for name, fact in told.items())
     return f'<dl class="facts">{boxes}</dl>'
+
+
+def _pace(run: RunFacts) -> dict[str, str]:
+    """How long training took and how fast it was; of a run that was stopped, since it went on."""
+    told = {f"training time{_since(run)}": _duration(run.seconds.get("train", 0))}
+    if run.images_per_s is None:
+        return told
+    return told | {"images/s, with judging": f"{run.images_per_s:,.1f}"}
+
+
+def _since(run: RunFacts) -> str:
+    return " since it went on" if run.environment.get("earlier") else ""
 
 
 def _scores(run: RunFacts) -> str:
@@ -255,7 +266,7 @@ def _waiting(run: RunFacts) -> str:
     waited = sum(y for _, y in series(run.history, "step", "loader_wait_s"))
     spent = {stage: _duration(seconds) for stage, seconds in run.seconds.items() if seconds >= _SHOWN_S}
     stages = ", ".join(f"{stage} {duration}" for stage, duration in spent.items())
-    return f"Training waited {waited:.1f} s in all for images. Time by stage: {stages}."
+    return f"Training waited {waited:.1f} s in all for images. Time by stage{_since(run)}: {stages}."
 
 
 def _neighbours(shown: Shown, comparison: Comparison, origin: str) -> str:

@@ -44,7 +44,14 @@ from trainer.objective import Objective
 from trainer.objectives import make_objective, objective_class
 from trainer.recipe import Recipe, RecipeError, to_dict, with_objective
 from trainer.report_cases import Shown
-from trainer.run_directory import forget_pixels, new_run, recipe_of, resume_run, told_how_to_go_on
+from trainer.run_directory import (
+    finish_run,
+    forget_pixels,
+    new_run,
+    recipe_of,
+    resume_run,
+    told_how_to_go_on,
+)
 from trainer.start import Start, begin
 from trainer.torchvision_sets import named_set
 from trainer.train_report import TrainReport
@@ -99,6 +106,7 @@ def train(
         DataSetError: torchvision has no such set, or it can't be had.
         LabelsError: the labels can't be used.
         RunError: there is no such run or device, or there is a run of the new one's name.
+        RunFinished: the run to go on with is at its end.
         WeightsError: the backbone's weights can't be had.
         RecipeError: its objective needs labels, and there are none to learn from.
         StartError, ManifestError: the recipe's model can't be started from.
@@ -109,13 +117,13 @@ def train(
     """
     keep_freed_memory()
     with joined(choose_device(device)) as chosen:
+        begun = resume_run(runs, resume, models) if resume else None
         images, labels = from_main(partial(named_set, images, labels, datasets, progress))
         more = [from_main(partial(named_set, further, None, datasets, progress))[0] for further in also]
         given = read_given(open_collections([images, *more]), labels, teach, keep_doubted)
-        if not resume:
-            _check_taught(recipe, given)
+        _check_taught(recipe_of(begun) if begun else recipe, given)
         baseline = baseline and given.taught is not None and given.judged is not None
-        run = from_main(lambda: resume_run(runs, resume) if resume else new_run(runs, recipe, name))
+        run = begun or from_main(lambda: new_run(runs, recipe, name))
         with told_how_to_go_on(run):
             if not is_main():
                 _assist(given, run, models, chosen, baseline)
@@ -250,6 +258,8 @@ def _learn(
     )
     done = _tell(setting, done, environment, _shown(setting, given, decoded, before.embeddings, score.embeddings))
     forget_pixels(run)
+    if done.report:  # else going on with the run writes it, once it can be written
+        finish_run(run, model.id)
     return done
 
 

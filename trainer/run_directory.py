@@ -1,21 +1,36 @@
 """A run's directory: its resolved recipe, written before the first step, and the way to go on after a stop."""
 
+import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from indexer.manifest import write_atomically
+from indexer.manifest import MANIFEST, write_atomically
 from trainer.recipe import Recipe, RecipeError, load, to_toml
 
 RECIPE = "recipe.toml"
 
+_FINISHED = "finished.json"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 
 
 class RunError(ValueError):
     """A run can't be started or resumed as asked; the message says why."""
+
+
+class RunFinished(RunError):
+    """A run that is to go on is at its end.
+
+    Attributes:
+        run: its directory.
+        model: id of the model that it registered.
+    """
+
+    def __init__(self, run: Path, model: str):
+        super().__init__(f"run {run.name!r} is finished: its model is {model}; start a new run to learn more")
+        self.run, self.model = run, model
 
 
 class RunStopped(OSError):
@@ -37,13 +52,27 @@ def new_run(runs: Path, recipe: Recipe, name: str | None = None) -> Path:
     return run
 
 
-def resume_run(runs: Path, name: str) -> Path:
-    """The directory of a run that goes on; raises RunError where there is none of this name."""
+def resume_run(runs: Path, name: str, models: Path) -> Path:
+    """The directory of a run that goes on.
+
+    Raises:
+        RunError: there is none of this name.
+        RunFinished: it is at its end, and the store still has the model that it registered.
+    """
     run = runs / name
     if not (run / RECIPE).is_file():
         known = sorted(path.parent.name for path in runs.glob(f"*/{RECIPE}"))
         raise RunError(f"no run {name!r} in {runs}; it has: {', '.join(known) or 'none'}")
+    if (run / _FINISHED).exists():
+        model = str(json.loads((run / _FINISHED).read_bytes())["model"])
+        if (models / model / MANIFEST).exists():  # else it is exported again, from the last checkpoint
+            raise RunFinished(run, model)
     return run
+
+
+def finish_run(run: Path, model: str) -> None:
+    """Note that a run has come to its end, which was this model."""
+    write_atomically(run / _FINISHED, json.dumps({"model": model}).encode())
 
 
 @contextmanager

@@ -38,7 +38,7 @@ class TrainReport:
         wrong_share: of the labels, estimated by what the run started from; None where these are too few.
         left_out: items whose labels are likely wrong and were not learned from, the surest first.
         warnings: what went wrong and was dealt with: unreadable folders, damaged archives, a damaged checkpoint.
-        images_per_s: images drawn a second while training.
+        images_per_s: images drawn a second while training; None where a run that goes on had none left to draw.
         seconds: wall clock by stage.
         profile: where the time of the first training steps went, if that was asked for.
     """
@@ -62,7 +62,7 @@ class TrainReport:
     wrong_share: float | None
     left_out: tuple[str, ...]
     warnings: tuple[str, ...]
-    images_per_s: float
+    images_per_s: float | None
     seconds: Mapping[str, float]
     profile: Profile | None
 

@@ -1,5 +1,6 @@
 """`kinsight finetune`: a model learns from a few labels, and from all images."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,9 +9,19 @@ import click
 from clients.cli.options import PATH, device_option, json_option, progress_option, store_option
 from clients.cli.output import print_json, printable
 from clients.cli.recording import operation_option
-from clients.cli.training import followed, is_main, print_training, run_to_do, tell_problems, train_result
+from clients.cli.training import (
+    followed,
+    is_main,
+    print_training,
+    run_to_do,
+    tell_finished,
+    tell_problems,
+    train_recorded,
+    train_result,
+)
 
 if TYPE_CHECKING:
+    from indexer.store import Store
     from trainer.train_report import TrainReport
 
 _METHODS = {"stml-semi": "stml_semi", "cmsf-semi": "cmsf_semi", "supervised": "supervised"}
@@ -96,7 +107,8 @@ def finetune(
     left_out[];
     with a split to judge on also beats_frozen, beats_start, beats_supervised, last_recall_at_1, and in each of
     frozen{}, start{}, supervised{} and trained{}, and on rows of rest in each of the same within rest{}:
-    recall_at_1, recall_at_2, recall_at_4, recall_at_8, map_at_r, r_precision, knn_accuracy, nmi, ami, queries
+    recall_at_1, recall_at_2, recall_at_4, recall_at_8, map_at_r, r_precision, knn_accuracy, nmi, ami, queries;
+    where the run to --resume is finished already, which changes nothing, model, run and report alone
     """
     given = [f"run.{key}={value}" for key, value in (("epochs", epochs), ("seed", seed)) if value is not None]
     if resume and (settings or given or name):
@@ -104,13 +116,17 @@ def finetune(
     from indexer.store import Store
     from trainer.recipe import override, taught
     from trainer.run import train
+    from trainer.run_directory import RunFinished
     from trainer.start import recipe_from
 
     place = Store(store)
     with followed(place, progress_style, "finetune") as work:  # mistakes are recorded too
         recipe = override(taught(recipe_from(place.model(model)), _METHODS[method]), *settings, *given)
         name, resume = run_to_do(place, work, name, resume)
-        done = train(
+        if resume:
+            _check_goes_on(place, resume, place.model(model).name, method)
+        learn = partial(
+            train,
             images,
             models=place.models,
             runs=place.runs,
@@ -125,8 +141,11 @@ def finetune(
             resume=resume,
             progress=work.report,
         )
-        work.finish(_result(done))
+        done = train_recorded(learn, _result, work)
     if not is_main():
+        return
+    if isinstance(done, RunFinished):
+        tell_finished(done, as_json)
         return
     tell_problems(done, images, labels)
     if as_json:
@@ -134,6 +153,29 @@ def finetune(
         return
     print_training(done)
     _tell_suspects(done)
+
+
+def _check_goes_on(place: "Store", resume: str, model: str, method: str) -> None:
+    """Refuse what a run does not go on with: another method than it began with, or from another model."""
+    from trainer.run_directory import RECIPE, RunError, recipe_of
+
+    run = place.runs / resume
+    if not (run / RECIPE).is_file():
+        return  # training says which runs there are
+    recipe = recipe_of(run)
+    begun = next((name for name, objective in _METHODS.items() if objective == recipe.objective.name), None)
+    if begun is None:
+        raise RunError(f"run {resume!r} learns by {recipe.objective.name}, without labels: go on by `kinsight train`")
+    source = click.get_current_context().get_parameter_source("method")
+    if method != begun and source is not click.core.ParameterSource.DEFAULT:
+        raise RunError(
+            f"run {resume!r} was begun with --method {begun}, not {method}; leave it out, or start a new run"
+        )
+    if recipe.encoder.from_model != model:
+        raise RunError(
+            f"run {resume!r} was begun from model {recipe.encoder.from_model}, not from {model}; name that one, or "
+            f"start a new run"
+        )
 
 
 def _result(done: "TrainReport") -> dict[str, object]:

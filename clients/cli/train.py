@@ -1,5 +1,6 @@
 """`kinsight train` and `kinsight evaluate`."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,9 @@ from clients.cli.training import (
     print_training,
     rounded,
     run_to_do,
+    tell_finished,
     tell_problems,
+    train_recorded,
     train_result,
 )
 
@@ -106,7 +109,8 @@ def train(
     with --profile also profile.percent{}, profile.steps, profile.step_ms, profile.trace;
     with --labels also beats_frozen, last_recall_at_1, with --from beats_start, and in each of frozen{}, trained{}
     and, with --from, start{}: recall_at_1, recall_at_2, recall_at_4, recall_at_8, map_at_r, r_precision,
-    knn_accuracy, nmi, ami, queries
+    knn_accuracy, nmi, ami, queries;
+    where the run to --resume is finished already, which changes nothing, model, run and report alone
     """
     given = [f"{_KEY_OF[name]}={value}" for name, value in shortcuts.items() if value is not None]
     if resume and (recipe or settings or given or from_model or name):
@@ -114,6 +118,7 @@ def train(
     from indexer.store import Store
     from trainer import recipe as recipes
     from trainer.run import train as run
+    from trainer.run_directory import RunFinished
 
     place = Store(store)
     with followed(place, progress_style, "train") as work:  # what is wrong with a recipe is recorded too
@@ -122,7 +127,8 @@ def train(
             chosen = recipes.resized(chosen, int(shortcuts["size"]))
         chosen = recipes.override(chosen, *settings, *given)
         name, resume = run_to_do(place, work, name, resume)
-        done = run(
+        learn = partial(
+            run,
             images[0],
             also=images[1:],
             models=place.models,
@@ -136,8 +142,11 @@ def train(
             profile=profile,
             progress=work.report,
         )
-        work.finish(train_result(done))
+        done = train_recorded(learn, train_result, work)
     if not is_main():
+        return
+    if isinstance(done, RunFinished):
+        tell_finished(done, as_json)
         return
     tell_problems(done, images[0], labels)
     if done.profile:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +12,7 @@ import click
 from clients.cli.output import (
     named,
     print_facts,
+    print_json,
     print_table,
     printable,
     progress,
@@ -23,6 +24,7 @@ from clients.cli.recording import Work, recorded
 if TYPE_CHECKING:
     from indexer.store import Store
     from trainer.evaluate import Metrics
+    from trainer.run_directory import RunFinished
     from trainer.train_report import TrainReport
 
 TETHERED = "tethered"  # click's object of a training that is a part of a rebuild, which is what is recorded
@@ -88,6 +90,35 @@ def _tell_nothing(stage: str, done: int, total: int) -> None:
 
 def _keep_nothing(result: Mapping[str, object]) -> None:
     """The result of work that is not recorded: another process records what it is a part of."""
+
+
+def train_recorded(
+    train: "Callable[[], TrainReport]", result: "Callable[[TrainReport], dict[str, object]]", work: Work
+) -> "TrainReport | RunFinished":
+    """Train and record the result; of a run that was to go on and is finished already, its model."""
+    from trainer.run_directory import RunFinished
+
+    try:
+        done = train()
+    except RunFinished as finished:
+        work.finish(_finished_result(finished))
+        return finished
+    work.finish(result(done))
+    return done
+
+
+def tell_finished(finished: "RunFinished", as_json: bool) -> None:
+    """Say that a run is finished, and what its model is; nothing of it was changed."""
+    click.echo(f"{finished}", err=True)
+    told = _finished_result(finished)
+    if as_json:
+        print_json(told)
+    else:
+        print_facts({name: printable(str(value)) for name, value in told.items()})
+
+
+def _finished_result(finished: "RunFinished") -> dict[str, object]:
+    return {"model": finished.model, "run": finished.run.name, "report": str(finished.run / "report.html")}
 
 
 def tell_problems(done: "TrainReport", images: Path, labels: Path | None) -> None:

@@ -175,14 +175,48 @@ def test_unknown_and_damaged_labelled_images_are_told(finetune: Run, work: tuple
 
 @pytest.mark.slow
 def test_a_stopped_finetuning_goes_on_with_its_labels(finetune: Run, work: tuple[Path, Store, str]) -> None:
-    """A finished run that is resumed gives its model again; its recipe can't be changed on the way."""
+    """Its recipe can't be changed on the way; where it is finished, it names its model and changes nothing."""
+    _, store, _ = work
     first = json.loads(finetune(few_classes(), "--epochs", 1, "--run", "again", "--json").stdout)
+    report = Path(first["report"])
+    written = report.stat()
+    finished = finetune(few_classes(), "--resume", "again", "--json")
+    assert finished.exit_code == 0
+    assert json.loads(finished.stdout) == {name: first[name] for name in ("model", "run", "report")}
+    assert f"run 'again' is finished: its model is {first['model']}" in finished.stderr
+    assert report.stat() == written
+
+    (store.runs / "again" / "finished.json").unlink()
     second = json.loads(finetune(few_classes(), "--resume", "again", "--json").stdout)
-    assert second["model"] == first["model"]
+    assert (second["model"], second["images_per_s"]) == (first["model"], None)
+    (store.runs / "again" / "finished.json").unlink()
     assert finetune(few_classes(), "--resume", "again", "--epochs", 2).exit_code == 2
     other = finetune(few_classes(wrong=2), "--resume", "again")
     assert other.exit_code == 1
     assert "or the labels to learn from, are not those" in other.stderr
+
+
+def test_a_run_goes_on_only_as_what_it_was_begun_as(
+    finetune: Run, work: tuple[Path, Store, str], tmp_path: Path
+) -> None:
+    """Another method or another model is refused, and both are named; the method may be left out."""
+    pictures, store, model = work
+    table = few_classes()
+    first = json.loads(
+        finetune(table, "--epochs", 1, "--method", "supervised", "--run", "alone", "--no-baselines", "--json").stdout
+    )["model"]
+
+    other = finetune(table, "--resume", "alone", "--method", "cmsf-semi")
+    assert other.exit_code == 1
+    assert "run 'alone' was begun with --method supervised, not cmsf-semi" in other.stderr
+    (tmp_path / "labels.csv").write_text(table)
+    words = ("finetune", first, pictures, "--labels", tmp_path / "labels.csv", "--store", store.root)
+    elsewhere = CliRunner().invoke(kinsight, list(map(str, [*words, "--resume", "alone"])))
+    assert elsewhere.exit_code == 1
+    assert f"run 'alone' was begun from model {model}, not from {first}" in elsewhere.stderr
+    unlabelled = next(path.parent for path in store.runs.glob("*/*.toml") if load(path).objective.name == "stml")
+    assert "without labels: go on by `kinsight train`" in finetune(table, "--resume", unlabelled.name).stderr
+    assert finetune(table, "--resume", "alone").exit_code == 0
 
 
 HUES = [(r, g, b) for r in (50, 200) for g in (50, 200) for b in (50, 200)]
@@ -241,6 +275,7 @@ def test_doubted_labels_are_kept_where_that_is_asked_for_and_a_resumed_run_goes_
     pictures, table, _ = mislabelled
     words = [*("finetune", model, pictures, "--labels", table), *("--store", store.root, "--no-baselines", "--json")]
     first = CliRunner().invoke(kinsight, list(map(str, [*words, "--run", "kept", "--epochs", 1, "--keep-doubted"])))
+    (store.runs / "kept" / "finished.json").unlink()  # as if it had been killed while it wrote its report
     again = CliRunner().invoke(kinsight, list(map(str, [*words, "--resume", "kept"])))
 
     for done in (first, again):

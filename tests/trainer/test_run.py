@@ -1,9 +1,11 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +25,7 @@ from trainer.export import Origin, ParityError, export
 from trainer.judging import evaluate
 from trainer.recipe import Recipe, load, override
 from trainer.run import train
-from trainer.run_directory import RunError
+from trainer.run_directory import RunError, RunFinished
 
 TINY = (*small.TINY, "run.epochs=2")
 
@@ -73,7 +75,8 @@ def test_a_run_ends_in_a_model_that_scores_what_it_says(photos: Path, labelled: 
     assert all(name in told for name in ("broken.jpg", "gone.jpg", "relaxed contrastive f", "R@8", report.model.id))
     curve = [json.loads(line) for line in (runs / report.run / "metrics.jsonl").read_text().splitlines()]
     assert len([line for line in curve if "recall_at_1" in line]) == 2
-    resumed = train(
+    on = partial(
+        train,
         photos,
         models=models,
         runs=runs,
@@ -82,8 +85,26 @@ def test_a_run_ends_in_a_model_that_scores_what_it_says(photos: Path, labelled: 
         resume=report.run,
         progress=silent,
     )
+    with pytest.raises(RunFinished, match=f"run '{report.run}' is finished: its model is {report.model.id}"):
+        on()
+    assert report.report.read_text() == told
+
+    (runs / report.run / "finished.json").unlink()  # as if it had been killed while it wrote its report
+    resumed = on()
     assert (resumed.model.id, resumed.trained) == (report.model.id, report.trained)
+    assert resumed.images_per_s is None
+    assert "training time since it went on" in report.report.read_text()
+    assert "images/s, with judging" not in report.report.read_text()
     assert len(json.loads((runs / report.run / "environment.json").read_text())["earlier"]) == 1
+
+
+def test_a_finished_run_whose_model_is_gone_exports_it_again(photos: Path, tmp_path: Path) -> None:
+    """Its last checkpoint has all that the model is made of."""
+    models, runs, recipe = tmp_path / "m", tmp_path / "r", tiny_recipe("run.epochs=1")
+    first = train(photos, models=models, runs=runs, recipe=recipe, progress=silent)
+    shutil.rmtree(models / first.model.id)
+    again = train(photos, models=models, runs=runs, recipe=recipe, resume=first.run, progress=silent)
+    assert again.model.id == first.model.id
 
 
 def test_without_labels_nothing_is_judged(photos: Path, tmp_path: Path) -> None:
@@ -114,6 +135,11 @@ def test_a_report_that_can_not_be_written_costs_only_itself(photos: Path, tmp_pa
     (warning,) = report.warnings
     assert warning.startswith("the report could not be written: ")
     assert not list(runs.rglob("*.u8"))
+
+    (runs / report.run / "report.html").rmdir()
+    again = train(photos, models=tmp_path / "m", runs=runs, recipe=recipe, resume=report.run, progress=silent)
+    assert again.model.id == report.model.id
+    assert again.report == runs / report.run / "report.html"
 
 
 @pytest.mark.slow
