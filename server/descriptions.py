@@ -18,7 +18,7 @@ from server.indexes import ActiveIndex, Indexes
 
 
 def index(store: Store, indexes: Indexes, name: str) -> pb.Index:
-    """An index as it is now; raises VersionError where its pointer is damaged.
+    """An index as it is now; raises VersionError where its pointer is damaged, CatalogError where its catalogue is.
 
     Number, model and items are of the version that is searched: one that another process has activated is not until
     it is swapped in. The etag is of the pointer, which the next activation moves.
@@ -32,7 +32,7 @@ def index(store: Store, indexes: Indexes, name: str) -> pb.Index:
         active_version=served.number if served else active,
         previous_version=previous,
         model=served.model if served else "",
-        items=served.snapshot.count if served else 0,
+        items=served.latest().count if served else 0,
         etag=f"{active}-{previous}",
     )
 
@@ -69,7 +69,7 @@ def evaluation(number: int, recall: Mapping[str, Any], comparison: Mapping[str, 
 
 def index_stats(store: Store, served: ActiveIndex) -> pb.IndexStats:
     """What an index holds and takes."""
-    snapshot = served.snapshot
+    snapshot = served.latest()
     found = stats(store.index(served.name), snapshot, served.catalog)
     memory = {
         "codes": found.serving_bytes,

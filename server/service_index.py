@@ -14,7 +14,8 @@ from kinsight.v1 import index_service_pb2 as pb
 from kinsight.v1 import index_service_pb2_grpc
 
 from indexer import adopt, staging, version
-from indexer.rebuild import NoActiveVersion
+from indexer.catalog import CatalogError
+from indexer.rebuild import active_number
 from server import descriptions, learning
 from server.admission import Admission
 from server.answered import answered
@@ -114,10 +115,10 @@ class IndexService(index_service_pb2_grpc.IndexServiceServicer):
         return pb.ListIndexesResponse(indexes=map(self._listed, shown.entries), next_page_token=shown.token)
 
     def _listed(self, name: str) -> pb.Index:
-        """An index; of one whose pointer is damaged the name alone, as the others are fine."""
+        """An index; of one whose pointer or catalogue is damaged the name alone, as the others are fine."""
         try:
             return descriptions.index(self._store, self._indexes, name)
-        except version.VersionError as error:
+        except (version.VersionError, CatalogError) as error:
             log.warning("nothing but the name of an index is listed: %s", error)
             return pb.Index(index=name)
 
@@ -203,20 +204,14 @@ class IndexService(index_service_pb2_grpc.IndexServiceServicer):
             descriptions.one_version(self._store, name, request.version)
             words += ["--version", str(request.version)]
         else:
-            self._check_active(name)
+            active_number(self._store, name)
         return Job("evaluate", name, tuple(words))
 
     def _snapshot(self, request: pb.SnapshotIndexRequest) -> Job:
         name = self._indexes.resolve(request.index)
-        self._check_active(name)
+        active_number(self._store, name)
         directory = self._folders.to_write(request.directory)
         return Job("snapshot", name, ("index", "snapshot", name, str(directory)), partial(check_free, directory))
-
-    def _check_active(self, name: str) -> None:
-        index_dir = self._store.index(name)
-        if version.active_version(index_dir) is None:
-            known = ", ".join(map(str, version.list_versions(index_dir)))
-            raise NoActiveVersion(f"index {name} has no active version; activate one by number: it has {known}")
 
     def _restore(self, request: pb.RestoreIndexRequest) -> Job:
         try:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from kinsight.v1.index_service_pb2 import GetIndexRequest, GetIndexStatsRequest
 from kinsight.v1.item_service_pb2 import BatchUpsertItemsRequest, ImportItemsRequest, ItemUpsert
 
 from indexer.operations import find
@@ -85,6 +86,25 @@ def test_what_one_process_takes_in_every_process_finds_at_once(tmp_path: Path) -
             assert [f"new {number}"] * CONNECTIONS == [other.found(image=image)[0] for other in clients]
             clients[-1 - number].delete(f"new {number}")
             assert not any(f"new {number}" in other.found(image=image) for other in clients)
+
+
+def test_what_one_process_takes_in_every_process_counts_at_once(tmp_path: Path) -> None:
+    """What an index holds now is told by each as it is, not as it was when it last looked."""
+    store = build_photos(tmp_path)
+    with fleet(store) as (_, target), ExitStack() as stack:
+        clients = [stack.enter_context(Stubs(target)) for _ in range(CONNECTIONS)]
+        for client in clients:
+            client.found(image=photo(0))
+        for number, client in enumerate(clients[:4]):
+            client.upsert(ItemUpsert(item=f"new {number}", image=photo(1000 + number)))
+            expected = 25 + number
+            stats = [other.indexes.GetIndexStats(GetIndexStatsRequest()) for other in clients]
+            assert {(one.items, one.delta_items) for one in stats} == {(expected, 2 * number + 1)}
+            client.upsert(ItemUpsert(item=f"new {number}", image=photo(2000 + number)))
+            assert {other.indexes.GetIndex(GetIndexRequest()).items for other in clients} == {expected}
+            client.delete(f"00{number}.png")
+            assert {other.indexes.GetIndex(GetIndexRequest()).items for other in clients} == {expected - 1}
+            client.upsert(ItemUpsert(item=f"00{number}.png", image=photo(number)))
 
 
 def test_a_process_that_dies_is_replaced_and_loses_nothing(tmp_path: Path) -> None:
