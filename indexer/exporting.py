@@ -16,7 +16,7 @@ import numpy as np
 
 from indexer import adopt, manifest, version
 from indexer.embedding import Progress
-from indexer.rebuild import NoActiveVersion
+from indexer.rebuild import active_number
 from indexer.records import Content, Item
 from indexer.rows import Embeddings
 from indexer.store import Store
@@ -70,10 +70,7 @@ def export_items(name: str, path: Path, *, store: Store, progress: Progress) -> 
     if not path.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} into; make it first")
     with _sole_writer(path) as partial:
-        number = version.active_version(index_dir)
-        if number is None:
-            raise NoActiveVersion(f"index {name!r} has no active version to export")
-        opened = version.open_version(version.version_dir(index_dir, number))
+        opened = version.open_version(version.version_dir(index_dir, active_number(store, name)))
         with closing(adopt.open_catalog(index_dir)) as catalog, catalog.frozen():
             sequence, total = catalog.sequence(), catalog.count()
             contents = catalog.contents(opened.manifest.model)

@@ -127,14 +127,25 @@ def active_manifest(store: Store, name: str) -> VersionManifest:
         NoSuchVersion: it is lost, and with it which model it was of.
         ManifestError: its manifest is damaged.
     """
+    return manifest.read_version(version.version_dir(store.index(name), active_number(store, name)))
+
+
+def active_number(store: Store, name: str) -> int:
+    """The number of an index's active version.
+
+    Raises:
+        NoActiveVersion: it has none; the message says what to do about that.
+        VersionError: the pointer is damaged, or that version is lost.
+    """
     index_dir = store.index(name)
     active = version.active_version(index_dir)
-    if active is None:
-        known = ", ".join(store.index_names()) or "none"
-        raise NoActiveVersion(
-            f"index {name!r} has no active version; build one with `kinsight index build`. Indexes here: {known}"
-        )
-    return manifest.read_version(version.version_dir(index_dir, active))
+    if active is not None:
+        return active
+    if known := ", ".join(map(str, version.list_versions(index_dir))):
+        remedy = f"activate one by `kinsight index activate`: it has {known}"
+    else:
+        remedy = f"build one with `kinsight index build`. Indexes here: {', '.join(store.index_names()) or 'none'}"
+    raise NoActiveVersion(f"index {name!r} has no active version; {remedy}")
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from indexer import adopt, manifest, version
 from indexer.catalog import CATALOG, Catalog
 from indexer.embedding import Progress
 from indexer.manifest import FileRecord
-from indexer.rebuild import NoActiveVersion
+from indexer.rebuild import active_number
 from indexer.store import Store
 
 RECEIPT = "snapshot.json"
@@ -88,9 +88,7 @@ def snapshot(store: Store, name: str, directory: Path, progress: Progress) -> Sn
     index_dir = store.index(name)
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise NotEmpty(f"{directory} is there already and not empty; give another directory, or remove it")
-    number = version.active_version(index_dir)
-    if number is None:
-        raise NoActiveVersion(f"index {name!r} has no active version to copy")
+    number = active_number(store, name)
     version_dir = version.version_dir(index_dir, number)
     opened = manifest.read_version(version_dir)
     model_dir = store.model(opened.model)

@@ -356,17 +356,11 @@ def _number(place: "Store", name: str, version: int | None) -> int:
         NotFound: it is not there; the message names what is.
         NoActiveVersion: none is given, and none is active.
     """
-    from indexer.rebuild import NoActiveVersion
+    from indexer.rebuild import active_number
     from indexer.store import NotFound
-    from indexer.version import active_version
 
     known = _known(place, name)
-    number = active_version(place.index(name)) if version is None else version
-    if number is None:
-        raise NoActiveVersion(
-            f"index {name!r} has no active version; activate one by `kinsight index activate`: it has "
-            f"{', '.join(map(str, known))}"
-        )
+    number = active_number(place, name) if version is None else version
     if number not in known:
         raise NotFound(f"index {name!r} has no version {number}; it has: {', '.join(map(str, known))}")
     return number

@@ -390,6 +390,11 @@ def test_what_can_not_be_rebuilt_says_why(store: Store, index: Path, tmp_path: P
     labels.write_text("path,class_id\nnowhere.jpg,1\n")
     with pytest.raises(NoActiveVersion, match=r"'other' has no active version.*: street"):
         rebuild("other", store=store, progress=quiet)
+    pointer = index / "active"
+    pointer.rename(index / "away")
+    with pytest.raises(NoActiveVersion, match=r"'street' has no active version; activate one by .*: it has 1"):
+        rebuild(NAME, store=store, progress=quiet)
+    (index / "away").rename(pointer)
     with pytest.raises(LabelsError, match="gives a class to 0 items of the index"):
         rebuild(NAME, store=store, labels=labels, progress=quiet)
     with pytest.raises(ValueError, match=r"min_recall is 1\.5"):
