@@ -5,7 +5,6 @@ says what became of one that could not say it itself. What a child does never to
 """
 
 import asyncio
-import fcntl
 import logging
 import os
 import signal
@@ -14,10 +13,9 @@ import sys
 import tempfile
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO
 
 from indexer import operations
@@ -26,6 +24,7 @@ from indexer.locks import is_held
 from indexer.operations import Operation, OperationError
 from indexer.store import Store
 from server.errors import BuildInProgress, LearningInProgress, OperationFailed, TooManyOperations
+from server.turns import turn
 
 NICENESS = 10  # of children: searches come first
 MAX_AT_WORK = 8  # operations; each is a process with an index or a model in its memory
@@ -117,7 +116,8 @@ class Jobs:
 
     def _start(self, job: Job, request_id: str) -> Operation:
         arguments = (*job.words, "--store", str(self.store.root.absolute()), "--json")
-        with self._starting, _turn(self.directory):
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with self._starting, turn(self.directory / ".starting"):  # each process sees what the one before it started
             known = operations.list_operations(self.directory)
             for operation in known:
                 if request_id and operation.request_id == request_id:
@@ -204,15 +204,6 @@ class Jobs:
                 process.wait(END_TIMEOUT_S)
             except subprocess.TimeoutExpired:
                 process.kill()
-
-
-@contextmanager
-def _turn(directory: Path) -> Iterator[None]:
-    """Wait for the other processes of this server: each is to see what the one before it has started."""
-    directory.mkdir(parents=True, exist_ok=True)
-    with (directory / ".starting").open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _is_unfinished(operation: Operation) -> bool:

@@ -2,9 +2,8 @@
 
 import asyncio
 import logging
-import threading
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -34,6 +33,7 @@ from server.indexes import Indexes
 from server.jobs import Job, Jobs
 from server.paging import Page, part
 from server.starting import started
+from server.turns import turn
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,6 @@ class IndexService(index_service_pb2_grpc.IndexServiceServicer):
         self.admission = admission
         self._jobs = jobs
         self._folders = folders
-        self._pointing = threading.Lock()  # an etag is compared and the pointer moved in one step
 
     @answered
     async def ListIndexes(self, request: pb.ListIndexesRequest) -> pb.ListIndexesResponse:
@@ -134,7 +133,7 @@ class IndexService(index_service_pb2_grpc.IndexServiceServicer):
     def _activate(self, request: pb.ActivateVersionRequest) -> pb.Index:
         name = self._indexes.resolve(request.index)
         descriptions.one_version(self._store, name, request.version)
-        with self._pointing:
+        with self._pointing(name):
             self._check_etag(name, request.etag)
             adopt.activate(self._store, name, request.version)
         self._indexes.serve(name)
@@ -142,13 +141,17 @@ class IndexService(index_service_pb2_grpc.IndexServiceServicer):
 
     def _roll_back(self, request: pb.RollbackIndexRequest) -> pb.Index:
         name = self._indexes.resolve(request.index)
-        with self._pointing:
+        with self._pointing(name):
             self._check_etag(name, request.etag)
             if version.previous_version(self._store.index(name)) is None:
                 raise NothingToRollBack(f"index {name} has no version that was active before; activate one by number")
             adopt.rollback(self._store, name)
         self._indexes.serve(name)
         return self._index(name)
+
+    def _pointing(self, name: str) -> AbstractContextManager[None]:
+        """Compare an etag and move the pointer in one step, for all processes of this server."""
+        return turn(self._store.index(name) / ".pointing")
 
     def _check_etag(self, name: str, etag: str) -> None:
         if not etag:
@@ -164,7 +167,7 @@ class IndexService(index_service_pb2_grpc.IndexServiceServicer):
         name = self._indexes.resolve(request.index)
         descriptions.one_version(self._store, name, request.version)
         index_dir = self._store.index(name)
-        with _unbuilt(index_dir), self._pointing:
+        with _unbuilt(index_dir), self._pointing(name):
             if request.version in version.pointed(index_dir):
                 raise VersionInUse(
                     f"version {request.version} of index {name} is active, or what a rollback goes back to; activate "

@@ -14,7 +14,12 @@ from pathlib import Path
 
 import grpc
 import pytest
-from kinsight.v1.index_service_pb2 import GetIndexRequest, GetIndexStatsRequest
+from kinsight.v1.index_service_pb2 import (
+    BuildVersionRequest,
+    GetIndexRequest,
+    GetIndexStatsRequest,
+    RollbackIndexRequest,
+)
 from kinsight.v1.item_service_pb2 import BatchUpsertItemsRequest, ImportItemsRequest, ItemUpsert
 
 from indexer.operations import find
@@ -23,7 +28,7 @@ from server import fleet as fleets
 from server.app import CannotListen
 from server.folders import Folders
 from server.news import Inbox, News
-from tests.serving import Gallery, Stubs, build_photos, photo, server_process
+from tests.serving import Gallery, Stubs, build_photos, photo, reason_of, server_process
 
 CONNECTIONS = 16  # that all of them reach one of two processes happens once in 30,000 times
 
@@ -105,6 +110,20 @@ def test_what_one_process_takes_in_every_process_counts_at_once(tmp_path: Path) 
             client.delete(f"00{number}.png")
             assert {other.indexes.GetIndex(GetIndexRequest()).items for other in clients} == {expected - 1}
             client.upsert(ItemUpsert(item=f"00{number}.png", image=photo(number)))
+
+
+def test_of_those_who_decide_on_one_etag_one_is_heard(tmp_path: Path) -> None:
+    """Whichever processes they reach: a second rollback would undo the first."""
+    store = build_photos(tmp_path)
+    with fleet(store) as (_, target), ExitStack() as stack:
+        clients = [stack.enter_context(Stubs(target)) for _ in range(CONNECTIONS)]
+        clients[0].ended(clients[0].indexes.BuildVersion(BuildVersionRequest()))
+        for _ in range(5):
+            request = RollbackIndexRequest(etag=clients[0].indexes.GetIndex(GetIndexRequest()).etag)
+            decided = [client.indexes.RollbackIndex.future(request, timeout=60) for client in clients]
+            errors = [one.exception() for one in decided]
+            assert sum(error is None for error in errors) == 1
+            assert {reason_of(error) for error in errors if error} == {("ABORTED", "STALE_ETAG")}
 
 
 def test_a_process_that_dies_is_replaced_and_loses_nothing(tmp_path: Path) -> None:

@@ -61,8 +61,8 @@ def test_a_read_only_disk_is_told(small_disk: Path) -> None:
     with serving(store) as served, Stubs(served.target) as stubs:
         reason, text = _refusal(stubs.indexes.ActivateVersion, ActivateVersionRequest(version=1))
         assert reason == ("RESOURCE_EXHAUSTED", "STORE_NOT_ACCESSIBLE")
-        pointer = store.index("photos") / "active"
-        assert text == f"{pointer}: Read-only file system; check the disk and its permissions and try again"
+        refused = f"{store.index('photos')}/.pointing: Read-only file system"
+        assert text == f"{refused}; check the disk and its permissions and try again"
 
 
 @pytest.fixture
