@@ -121,13 +121,18 @@ def train(
         images, labels = from_main(partial(named_set, images, labels, datasets, progress))
         more = [from_main(partial(named_set, further, None, datasets, progress))[0] for further in also]
         given = read_given(open_collections([images, *more]), labels, teach, keep_doubted)
-        _check_taught(recipe_of(begun) if begun else recipe, given)
+        recipe = recipe_of(begun) if begun else recipe
+        _check_taught(recipe, given)
         baseline = baseline and given.taught is not None and given.judged is not None
+        # First of all: a recipe that can't be begun must cost neither the time of decoding nor the run's name.
+        start = begin(recipe, models, chosen)
+        objective = _objective(recipe, start.encoder)
         run = begun or from_main(lambda: new_run(runs, recipe, name))
+        setting = _Setting(run, models, recipe, chosen, progress if is_main() else lambda *_: None)
         with told_how_to_go_on(run):
             if not is_main():
-                _assist(given, run, models, chosen, baseline)
-            return from_main(lambda: _learn(given, run, models, chosen, progress, profile, baseline))
+                _assist(setting, given, objective, baseline)
+            return from_main(lambda: _learn(setting, given, start, objective, profile, baseline))
 
 
 def _check_taught(recipe: Recipe, given: Given) -> None:
@@ -141,16 +146,16 @@ def _check_taught(recipe: Recipe, given: Given) -> None:
         )
 
 
-def _assist(given: Given, run: Path, models: Path, chosen: torch.device, baseline: bool) -> None:
+def _assist(setting: "_Setting", given: Given, objective: Objective, baseline: bool) -> None:
     """What a process does that is not the main one: train with it."""
-    setting = _Setting(run, models, recipe_of(run), chosen, lambda *_: None)
     wait_for_main()  # until it has decoded the images
-    cache = given.training_set(setting.recipe, run, setting.progress)
+    cache = given.training_set(setting.recipe, setting.run, setting.progress)
     known = given.without(from_main(tuple)).known(cache.items)  # the main process says what is left out
-    rounds = [setting, setting.of_labels_alone()] if baseline and setting.has_other_images else [setting]
-    for part in rounds:
-        objective = _objective(part.recipe, begin(part.recipe, models, chosen).encoder)
-        run_loop(objective, cache, part.recipe, part.run, known=known, device=chosen, progress=part.progress)
+    join = partial(run_loop, images=cache, known=known, device=setting.device, progress=setting.progress)
+    join(objective, recipe=setting.recipe, directory=setting.run)
+    if baseline and setting.has_other_images:
+        alone = setting.of_labels_alone()
+        join(alone.begun(), recipe=alone.recipe, directory=alone.run)
 
 
 @dataclass(frozen=True)
@@ -180,6 +185,10 @@ class _Setting:
         run.mkdir(exist_ok=True)
         return _Setting(run, self.models, recipe, self.device, partial(_within_baseline, self.progress))
 
+    def begun(self) -> Objective:
+        """Its objective around what it starts from."""
+        return _objective(self.recipe, begin(self.recipe, self.models, self.device).encoder)
+
 
 def _within_baseline(progress: Progress, stage: str, done: int, total: int) -> None:
     progress(f"baseline {stage}", done, total)
@@ -201,16 +210,13 @@ class _Decoded:
 
 
 def _learn(
-    given: Given, run: Path, models: Path, device: torch.device, progress: Progress, profile: bool, baseline: bool
+    setting: _Setting, given: Given, start: Start, objective: Objective, profile: bool, baseline: bool
 ) -> TrainReport:
     clock = Clock()
-    setting = _Setting(run, models, recipe_of(run), device, progress)
+    run, models, device, progress = setting.run, setting.models, setting.device, setting.progress
     environment = record_environment(run, device, setting.recipe.run.seed)
     decoded = _decode(setting, given)
     clock.lap("decode")
-    start = begin(setting.recipe, models, device)
-    # Before judging, which must not decide what the objective draws at random.
-    objective = _objective(setting.recipe, start.encoder)
     before = judge_start(start, setting.recipe, decoded.shown, decoded.judge, device, progress)
     rest = judge_rest(start, setting.recipe, decoded.rest, device, progress) if decoded.rest else None
     doubts = given.doubts(start, setting.spec, run, device, progress)
@@ -277,8 +283,7 @@ def _decode(setting: _Setting, given: Given) -> _Decoded:
 def _labels_alone(setting: _Setting, given: Given, decoded: _Decoded) -> Encoder:
     """What learns from the same labels alone, from the same start, by the same recipe and for as many epochs."""
     alone = setting.of_labels_alone()
-    objective = _objective(alone.recipe, begin(alone.recipe, alone.models, alone.device).encoder)
-    return _train(alone, given, decoded, objective, Choice(alone.run), profile=False).encoder
+    return _train(alone, given, decoded, alone.begun(), Choice(alone.run), profile=False).encoder
 
 
 def _train(

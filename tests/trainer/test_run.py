@@ -196,6 +196,25 @@ def test_images_that_go_while_it_trains_cost_no_model(photos: Path, tmp_path: Pa
     assert report.warnings == ()
 
 
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("encoder.backbone=nosuch", "no backbone is named 'nosuch'"),
+        ("objective.sigma=-1", "sigma -1.0, .* must be above 0"),
+    ],
+)
+def test_a_recipe_that_can_not_be_begun_is_refused_before_any_work(
+    photos: Path, tmp_path: Path, setting: str, message: str
+) -> None:
+    """Nothing is decoded for it, and the run's name stays free."""
+    done: list[str] = []
+    stores = partial(train, photos, models=tmp_path / "m", runs=tmp_path / "r", name="mine")
+    with pytest.raises(ValueError, match=message):
+        stores(recipe=tiny_recipe(setting), progress=lambda stage, *_: done.append(stage))
+    assert done == []
+    assert not (tmp_path / "r").exists()
+
+
 def test_an_unknown_run_or_device_is_named(photos: Path, tmp_path: Path) -> None:
     """Resuming what is not there, or a GPU that is not there, is an error with the remedy."""
     options = {"models": tmp_path / "m", "runs": tmp_path / "r", "recipe": tiny_recipe(), "progress": silent}
