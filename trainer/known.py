@@ -52,8 +52,8 @@ class Known:
         same = known & (of == to)
         if self.apart is None:
             return same, known & ~same
-        # Row -1 is the last class: looked up, and thrown away by `known`.
-        return same, known & self.apart.to(to.device)[of, to]
+        # Row -1 is the last class: looked up, and thrown away by `known`. A step on a GPU need not wait for its copy.
+        return same, known & self.apart.to(to.device, non_blocking=True)[of, to]
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import Any, cast
 import torch
 from timm.optim.adamp import AdamP
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from trainer import checkpoint, distributed
 from trainer.checkpoint import Checkpoint, Position
@@ -27,6 +27,7 @@ from trainer.known import Known
 from trainer.log import Log
 from trainer.numerics import deterministic, training_dtype
 from trainer.objective import Batch, Objective
+from trainer.parts.ema import update_teacher
 from trainer.profiling import Profile, Profiler, part
 from trainer.recipe import Optimizer, Recipe
 
@@ -133,7 +134,8 @@ class _Training:
         self.epochs = objective.first_epochs + recipe.run.epochs
         self.objective = objective.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.dtype = training_dtype(recipe.run.precision, device)
-        self.averaged = _averaged(objective.encoder, recipe.run.averaging)
+        decay = recipe.run.averaging
+        self.averaged = _Average(objective.encoder, decay) if decay else None
         self.optimizer = _optimizer(objective, recipe.optimizer)
         self.base_lrs = [float(group["lr"]) for group in self.optimizer.param_groups]
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
@@ -356,12 +358,17 @@ def _optimizer(objective: Objective, part: Optimizer) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=part.lr, weight_decay=part.weight_decay, fused=True)
 
 
-def _averaged(encoder: Encoder, decay: float) -> AveragedModel | None:
-    """The moving average of an encoder's weights and statistics; None for a decay of 0."""
-    if not decay:
-        return None
-    average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-    return AveragedModel(encoder, multi_avg_fn=average, use_buffers=True)
+class _Average(AveragedModel):
+    """The moving average of an encoder's weights and statistics, from those after the first step."""
+
+    def __init__(self, encoder: Encoder, decay: float):
+        super().__init__(encoder)
+        self.decay = decay
+
+    def update_parameters(self, model: nn.Module) -> None:
+        """Move toward a model; torch's own way waits for a GPU at each step, as it copies its counter there."""
+        update_teacher(self.module, model, self.decay if self.n_averaged else 0)
+        self.n_averaged += 1
 
 
 def _schedule(name: str, done: float) -> float:

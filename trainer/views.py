@@ -1,6 +1,7 @@
 """Random views of images, drawn in batches on the device that holds the pixels; every image draws its own values."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from trainer.objective import View
 
 _TRIES = 10  # as torchvision's RandomResizedCrop: then the largest crop of an allowed shape
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
+_CROSS = ((0.0, -1.0, 1.0), (1.0, 0.0, -1.0), (-1.0, 1.0, 0.0))  # product with (1, 1, 1), the axis of greys
 
 
 def draw_view(pixels: Tensor, aspect: Tensor, view: View, size: int, generator: torch.Generator) -> Tensor:
@@ -82,7 +84,7 @@ def _jitter(images: Tensor, view: View, generator: torch.Generator) -> Tensor:
     if not any((view.brightness, view.contrast, view.saturation, view.hue, view.grey)):
         return images
     count = (len(images), 1, 1)
-    luma = torch.tensor(_LUMA, device=images.device)
+    luma = _constant(_LUMA, images.device)
     saturation = _uniform(count, 1 - view.saturation, 1 + view.saturation, generator)
     saturation = torch.where(_uniform(count, 0, 1, generator) < view.grey, 0, saturation)
     turn = _turn_about_grey(_uniform(count, -view.hue, view.hue, generator) * 2 * math.pi)
@@ -96,9 +98,14 @@ def _jitter(images: Tensor, view: View, generator: torch.Generator) -> Tensor:
 
 def _turn_about_grey(angle: Tensor) -> Tensor:
     """Angles (B, 1, 1) to rotations (B, 3, 3) of colours about the axis from black to white (Rodrigues)."""
-    cross = torch.tensor([[0.0, -1, 1], [1, 0, -1], [-1, 1, 0]], device=angle.device) / math.sqrt(3)
+    cross = _constant(_CROSS, angle.device) / math.sqrt(3)
     identity = torch.eye(3, device=angle.device)
     return identity + angle.sin() * cross + (1 - angle.cos()) * (cross @ cross)
+
+
+def _constant(values: tuple[Any, ...], device: torch.device) -> Tensor:
+    # Made on a GPU, it would be copied there by a copy that the program waits for, behind all that the GPU has to do.
+    return torch.tensor(values).to(device, non_blocking=True)
 
 
 def _uniform(shape: tuple[int, ...], low: float, high: float, generator: torch.Generator) -> Tensor:

@@ -158,8 +158,8 @@ def test_the_bank_keeps_the_newest_and_no_more_than_half_the_images() -> None:
     assert len(objective.bank) == 20
     for first in (0, 14):
         objective._enqueue(torch.arange(first, first + 14.0)[:, None].expand(14, 8), torch.arange(first, first + 14))
-        searched, _ = objective._searched(torch.empty(0, 8), torch.empty(0, dtype=torch.int64))
-        assert len(searched) == min(20, first + 14)
+        _, _, there = objective._searched(torch.empty(0, 8), torch.empty(0, dtype=torch.int64))
+        assert there.tolist() == [place < first + 14 for place in range(20)]
     assert sorted(objective.bank_label.tolist()) == list(range(8, 28))
     assert objective.bank[:, 0].tolist() == objective.bank_label.tolist()
     objective._enqueue(torch.ones(50, 8), torch.arange(50))  # a batch above the bank

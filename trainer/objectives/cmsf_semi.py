@@ -182,15 +182,16 @@ class CMSFSemi(Objective):
             label = pseudo_labels(self.classifier(target), gather(batch.label), self.confidence)
             rows = gather(learned.float())
             prediction = F.normalize(rows + self.predictor(rows), dim=1)
-            searched, classes = self._searched(target, label)
-            loss = mean_shift(prediction, target, searched, constraint(label, classes), self.k)
+            searched, classes, there = self._searched(target, label)
+            loss = mean_shift(prediction, target, searched, constraint(label, classes) & there, self.k)
             self._enqueue(target, label)
             return {"mean_shift": loss}
 
-    def _searched(self, target: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-        """The batch's own targets, first, and what the bank holds of earlier ones, with their classes."""
-        held = int(self.filled)
-        return torch.cat([target, self.bank[:held]]), torch.cat([label, self.bank_label[:held]])
+    def _searched(self, target: Tensor, label: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The batch's own targets, first, and the bank, with their classes and whether there is such an entry yet."""
+        # All of the bank, however much is filled: to learn how much, a step would have to wait for a GPU.
+        places = torch.arange(-len(target), len(self.bank), device=target.device)
+        return torch.cat([target, self.bank]), torch.cat([label, self.bank_label]), places < self.filled
 
     @torch.no_grad()
     def _enqueue(self, target: Tensor, label: Tensor) -> None:

@@ -23,8 +23,8 @@ def proxy_anchor(similarity: Tensor, label: Tensor, *, alpha: float = 32.0, marg
     numbers = torch.arange(similarity.shape[1], device=label.device)
     same = label[:, None] == numbers
     different = (label >= 0)[:, None] & ~same
-    met = same.any(0)  # proxies without an image of their class in the batch are not pulled
-    pull = _soft_sum(-alpha * (similarity - margin), same)[met].sum() / met.sum().clamp_min(1)
+    met = same.any(0)  # proxies without an image of their class in the batch are not pulled: their sum is 0
+    pull = _soft_sum(-alpha * (similarity - margin), same).sum() / met.sum().clamp_min(1)
     push = _soft_sum(alpha * (similarity + margin), different).mean()
     return pull + push
 

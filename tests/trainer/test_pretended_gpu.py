@@ -1,0 +1,112 @@
+"""The trainer on a pretended GPU: nothing of the CPU's meets its tensors, and no step waits for it."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.trainer.pretended_gpu import GPU, PretendedGpu, TwoDevices, pretended_gpu
+from tests.trainer.small import CPU, FOUR_STEPS, Queue, Stopped, build, distilling, encoder, recipe, stop_at, train
+from trainer import loop
+from trainer.feed import Feed
+from trainer.known import Known
+from trainer.objective import Objective
+from trainer.objectives import make_objective
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[PretendedGpu]:
+    """A machine with a GPU."""
+    with pretended_gpu(monkeypatch) as found:
+        yield found
+
+
+def test_it_refuses_what_a_gpu_refuses_and_sees_what_waits_for_it(gpu: PretendedGpu) -> None:
+    """Tensors of both devices, an index of the other, another generator, NumPy; a value, a mask, a copy."""
+    here, there = torch.ones(3), torch.ones(3, device="cuda")
+    assert ((there + 1) * torch.tensor(2.0)).device == there[:2].device == GPU
+    refused: list[Callable[[], object]] = [
+        lambda: here + there,
+        lambda: torch.cat([there, here]),
+        lambda: here[there.long()],
+        lambda: torch.rand(3, device="cuda", generator=torch.Generator()),
+    ]
+    for call in refused:
+        with pytest.raises(TwoDevices):
+            call()
+    with pytest.raises(TypeError, match="numpy"):
+        there.numpy()
+    assert gpu.waits == []
+    here.to(GPU, non_blocking=True)
+    assert gpu.waits == []
+    waiting: list[Callable[[], object]] = [
+        lambda: bool(there[0] > 0),
+        lambda: there[there > 0],
+        lambda: here.to(GPU),
+        there.cpu,
+        there.tolist,
+        lambda: torch.tensor([1.0], device=GPU),
+    ]
+    for call in waiting:
+        before = len(gpu.waits)
+        call()
+        assert len(gpu.waits) == before + 1
+
+
+CLASSES = torch.full((40,), -1)
+CLASSES[:24] = torch.arange(24) % 4
+APART = torch.eye(4, dtype=torch.bool).roll(1, 0) | torch.eye(4, dtype=torch.bool).roll(-1, 0)
+
+
+def semi(name: str, **keywords: object) -> Callable[[Path], Objective]:
+    return lambda _: make_objective(name, encoder(), **keywords)
+
+
+METHODS: dict[str, tuple[Callable[[Path], Objective], Known | None]] = {
+    "stml": (lambda _: build(recipe("objective.head_init=pca")), None),
+    "distilled": (lambda path: distilling(path, pretrained_share=0.5, distillation_epochs=1), None),
+    "classes": (semi("stml_semi", background_dim=32), Known(CLASSES)),
+    "pairs": (semi("stml_semi", background_dim=32), Known(CLASSES, APART)),
+    "proxies": (semi("stml_semi", background_dim=32, supervised_loss="proxy_anchor"), Known(CLASSES)),
+    "labels alone": (semi("supervised", head_init="pca"), Known(CLASSES)),
+    "mean shift": (semi("cmsf_semi", classifier_steps=2), Known(CLASSES)),
+}
+COLOURS = ("view.brightness=0.4", "view.saturation=0.4", "view.hue=0.1", "view.grey=0.2", "view.rotation_deg=10")
+IN_STEPS = (loop._Training._step, Feed.batches)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_steps_neither_mix_devices_nor_wait(gpu: PretendedGpu, tmp_path: Path, name: str) -> None:
+    """Of every method, in bfloat16 and with averaging: losses are read, and so waited for, once an epoch."""
+    make, known = METHODS[name]
+    objective = make(tmp_path / "published").to(GPU)
+    chosen = recipe("run.epochs=1", "run.averaging=0.9", *COLOURS)
+    _, outcome = train(tmp_path, chosen, objective, device=GPU, known=known)
+    assert outcome.steps >= 2
+    assert {parameter.device for parameter in outcome.encoder.parameters()} == {GPU}
+    assert gpu.waits_within(*IN_STEPS) == []
+    assert gpu.waits_within(loop._Training._read_losses)
+
+
+def test_nor_with_scaled_losses_of_images_that_do_not_fit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """In float16, where the pixels of each step come from the machine's memory."""
+    with pretended_gpu(monkeypatch, free_bytes=1000) as gpu:
+        objective = build(recipe()).to(GPU)
+        train(tmp_path, recipe("run.epochs=1", "run.precision=float16"), objective, device=GPU)
+        assert gpu.waits_within(*IN_STEPS) == []
+
+
+@pytest.mark.parametrize(("before", "after"), [(GPU, GPU), (GPU, CPU), (CPU, GPU)])
+def test_a_run_goes_on_on_either_device(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, before: torch.device, after: torch.device
+) -> None:
+    """From a checkpoint of the GPU's or of the CPU's, generators, optimiser and scaler of the other one included."""
+    monkeypatch.setattr(loop, "LOG_EVERY", 1)
+    monkeypatch.setattr(loop, "SAVE_EVERY_S", 0.0)
+    chosen = recipe(*FOUR_STEPS, "run.precision=float16", "run.averaging=0.9")
+    with pretended_gpu(monkeypatch):
+        with pytest.raises(Stopped):
+            train(tmp_path, chosen, Queue(encoder()).to(before), device=before, progress=stop_at(3))
+        _, rest = train(tmp_path, chosen, Queue(encoder()).to(after), device=after)
+    assert rest.steps == 2
