@@ -141,6 +141,7 @@ class IndexServiceServicer:
 
     def ActivateVersion(self, request, context):
         """Makes a version the one that is searched; it may be of another model than the one before.
+        In a server of several processes the others search it once they have opened it too, as a rule a second later.
         Safe to retry: activating the active version changes nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
