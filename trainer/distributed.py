@@ -165,7 +165,8 @@ def copy_main(module: nn.Module) -> None:
     if world_size() == 1:
         return
     by_type: dict[torch.dtype, list[Tensor]] = {}
-    for tensor in module.state_dict().values():
+    # Not all of a state_dict: what a method adds to it for checkpoints is made there, and is not on the device.
+    for tensor in (*module.parameters(), *module.buffers()):
         by_type.setdefault(tensor.dtype, []).append(tensor)
     for tensors in by_type.values():
         packed = torch.cat([tensor.flatten() for tensor in tensors])

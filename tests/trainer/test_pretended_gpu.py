@@ -8,7 +8,7 @@ import torch
 
 from tests.trainer.pretended_gpu import GPU, PretendedGpu, TwoDevices, pretended_gpu
 from tests.trainer.small import CPU, FOUR_STEPS, Queue, Stopped, build, distilling, encoder, recipe, stop_at, train
-from trainer import loop
+from trainer import distributed, loop
 from trainer.feed import Feed
 from trainer.known import Known
 from trainer.objective import Objective
@@ -110,3 +110,20 @@ def test_a_run_goes_on_on_either_device(
             train(tmp_path, chosen, Queue(encoder()).to(before), device=before, progress=stop_at(3))
         _, rest = train(tmp_path, chosen, Queue(encoder()).to(after), device=after)
     assert rest.steps == 2
+
+
+@pytest.mark.parametrize("name", ["stml", "mean shift"])
+def test_processes_of_several_gpus_take_over_the_main_one_s_state(
+    gpu: PretendedGpu, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    """What is exchanged is all on the GPU, without a method's own count of epochs, which never is."""
+    make, known = METHODS[name]
+    objective = make(tmp_path)
+    objective.know(known or Known(CLASSES))
+    objective.to(GPU)
+    sent = []
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "broadcast", lambda packed, **_: sent.append(packed.device))
+    distributed.copy_main(objective)
+    assert sent == [GPU] * len(sent)
+    assert len(sent) > 1
