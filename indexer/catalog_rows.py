@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from indexer.catalog_file import CatalogFile, seal
+from indexer.items import Image
 from indexer.records import Change, Item
 from indexer.rows import Embeddings
 
@@ -51,7 +52,8 @@ def change_of(row: Row, vector: Embeddings | None) -> Change:
     """What a row says to who searches by the model of an embedding, which is None where that has made none."""
     has_image = row.source is not None or row.sha256 is not None
     live = row.state == LIVE and (vector is not None or has_image)
-    return Change(row.item, row.sequence, live, vector, row.payload)
+    image = Image(row.source, row.sha256 or "") if has_image and not row.mirrored else None
+    return Change(row.item, row.sequence, live, vector, row.payload, image)
 
 
 def read_vector(file: CatalogFile, item: str, model: str | None, vector: bytes, found: int) -> Embeddings:

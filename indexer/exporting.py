@@ -16,6 +16,7 @@ import numpy as np
 
 from indexer import adopt, manifest, version
 from indexer.embedding import Progress
+from indexer.items import Image
 from indexer.rebuild import active_number
 from indexer.records import Content, Item
 from indexer.rows import Embeddings
@@ -75,7 +76,7 @@ def export_items(name: str, path: Path, *, store: Store, progress: Progress) -> 
             sequence, total = catalog.sequence(), catalog.count()
             contents = catalog.contents(opened.manifest.model)
             done = 0
-            with _Writer(partial, opened.digests()) as writer:
+            with _Writer(partial) as writer:
                 while chunk := list(islice(contents, _CHUNK)):
                     writer.write(chunk, opened)
                     done += len(chunk)
@@ -117,13 +118,11 @@ def _is_ours(descriptor: int, partial: Path) -> bool:
 class _Writer:
     """A Parquet file of items that is being written."""
 
-    def __init__(self, path: Path, digests: Sequence[str]) -> None:
-        """`digests` are of the version's rows."""
+    def __init__(self, path: Path) -> None:
         import pyarrow
         import pyarrow.parquet
 
         self._arrow = pyarrow
-        self._digests = digests
         fields = {
             "item": pyarrow.string(),
             "embedding": pyarrow.list_(pyarrow.float32()),
@@ -135,8 +134,8 @@ class _Writer:
     def write(self, contents: Sequence[Content], opened: Version) -> None:
         """Add items, with the version's embeddings of those that the catalogue has none of."""
         lacking = {one.item.item: one.item for one in contents if one.vector is None}
-        rows = opened.rows_of([*lacking])
-        rows = {item: row for item, row in rows.items() if self._is_of(lacking[item], row)}
+        held = opened.images_of([*lacking])
+        rows = opened.rows_of([item for item, image in held.items() if _is_of(lacking[item], image)])
         known = dict(zip(rows, opened.embeddings(np.array([*rows.values()], np.int64)), strict=True))
         columns = {
             "item": [one.item.item for one in contents],
@@ -144,10 +143,6 @@ class _Writer:
             "payload": [json.dumps(one.item.payload) if one.item.payload else None for one in contents],
         }
         self._file.write_table(self._arrow.table(columns, schema=self._schema))
-
-    def _is_of(self, item: Item, row: int) -> bool:
-        """Whether a row of the version is of what an item is now: not of what was upserted in its place since."""
-        return item.mirrored or (item.sha256 is not None and item.sha256 == self._digests[row])
 
     def __enter__(self) -> "_Writer":
         return self
@@ -158,3 +153,9 @@ class _Writer:
 
 def _embedding(content: Content, known: dict[str, Embeddings]) -> Embeddings | None:
     return content.vector if content.vector is not None else known.get(content.item.item)
+
+
+def _is_of(item: Item, image: Image) -> bool:
+    """Whether what a version holds is what an item is now, not what was upserted in its place since."""
+    path = None if item.source is None else os.fsencode(item.source)
+    return item.mirrored or image.is_same(Image(path, item.sha256 or ""))

@@ -10,7 +10,7 @@ import threading
 import weakref
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from indexer.duplicates import MAX_GROUPS, MAX_NAMED, Duplicates
 
@@ -39,6 +39,22 @@ SELECT sha256, item FROM copies WHERE place <= ? ORDER BY row
 
 class UnknownItem(LookupError):
     """An index version has no item of that id."""
+
+
+class Image(NamedTuple):
+    """Which image an item has.
+
+    Attributes:
+        path: of its source, as bytes; none where it has none.
+        sha256: of it; empty where that is not known.
+    """
+
+    path: bytes | None
+    sha256: str
+
+    def is_same(self, other: "Image") -> bool:
+        """Whether it is the other one, or at another time what lies at the other's path."""
+        return (self.sha256 != "" and self.sha256 == other.sha256) or bool(self.path and self.path == other.path)
 
 
 class ItemWriter:
@@ -136,6 +152,12 @@ class ItemTable:
         """The rows of those items that there are."""
         query = "SELECT item, row FROM json_each(?) AS wanted CROSS JOIN items ON items.item = wanted.value"
         return dict(self._read(query, json.dumps(list(items))))
+
+    def images_of(self, items: Iterable[str]) -> dict[str, Image]:
+        """The images of those items that there are."""
+        query = "SELECT items.* FROM json_each(?) AS wanted CROSS JOIN items ON items.item = wanted.value"
+        found = self._read(query, json.dumps(list(items)))
+        return {item: Image(path, sha256) for _, item, path, sha256 in found}
 
     def holds(self, item: str, sha256: str) -> bool:
         """Whether there is an item of this id with the image of this digest."""

@@ -338,7 +338,8 @@ class LiveIndex:
         snapshot = Snapshot(version, rows, live, upserted, columns, version.manifest.sequence)
         for chunk in self._changes(snapshot.sequence):
             # Payloads of the version's own rows are read later, and then as they are.
-            news = [change for change in chunk if change.vector is not None or not change.live]
+            own = _of_same_images(version, chunk)
+            news = [change for change in chunk if change.item not in own]
             snapshot = self._after(snapshot, news, chunk[-1].sequence)
         return snapshot
 
@@ -355,10 +356,9 @@ class LiveIndex:
         mains = self.version.rows_of(list(last))
         upserted, first = old._upserted, self.version.count
         hidden = [*mains.values(), *(first + upserted.rows[item] for item in last if item in upserted.rows)]
-        for item, row in mains.items():
-            if last[item].live and last[item].vector is None:
-                # A changed payload needs a row of its own: those of the columns never change.
-                last[item] = last[item]._replace(vector=self.version.embedding(row))
+        for item in _of_same_images(self.version, last.values()):
+            # A changed payload needs a row of its own: those of the columns never change.
+            last[item] = last[item]._replace(vector=self.version.embedding(mains[item]))
         added = [change for change in last.values() if change.live and change.vector is not None]
         vectors = np.array([change.vector for change in added], np.float32)
         rows = old.delta.appended(vectors.reshape(-1, self.version.manifest.dim))
@@ -366,6 +366,19 @@ class LiveIndex:
         live[hidden] = False
         upserted.extend(added)
         return Snapshot(self.version, rows, live, upserted, old.columns, sequence)
+
+
+def _of_same_images(version: Version, changes: Iterable[Change]) -> set[str]:
+    """Of some items without an embedding, those that the version holds by the image that they have."""
+    lacking = {change.item: change for change in changes if change.live and change.vector is None}
+    if not lacking:
+        return set()
+    found = set()
+    for item, held in version.images_of([*lacking]).items():
+        image = lacking[item].image
+        if image is None or image.is_same(held):  # else another was upserted, which this model has not seen
+            found.add(item)
+    return found
 
 
 # No methods: columns bound to a LiveIndex would keep a version that was replaced until some late garbage collection.

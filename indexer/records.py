@@ -17,6 +17,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from indexer.catalog_file import CatalogError
+from indexer.items import Image
 from indexer.rows import Embeddings
 
 MAX_PAYLOAD_BYTES = 64 * 2**10
@@ -151,8 +152,10 @@ class Change(NamedTuple):
         sequence: of the change.
         live: False for deleted ones, ones that left the mirrored collection, and ones of which nothing but another
             model's embedding is known.
-        vector: (D,) float32 by the model asked for; None without one: what the version holds of the item stays.
+        vector: (D,) float32 by the model asked for; None without one: what the version holds of the item stays, if
+            that is of the same image.
         payload: a JSON object as text, or None.
+        image: that was upserted; None without one, and of an item of a collection, whose image is the version's own.
     """
 
     item: str
@@ -160,6 +163,7 @@ class Change(NamedTuple):
     live: bool
     vector: Embeddings | None
     payload: str | None
+    image: Image | None = None
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from indexer import ivfpq, manifest
-from indexer.items import ItemTable, UnknownItem
+from indexer.items import Image, ItemTable, UnknownItem
 from indexer.ivfpq import Index, Neighbours, Rows
 from indexer.manifest import MANIFEST, CorruptFile, VersionManifest
 from indexer.rows import Embeddings
@@ -110,6 +110,10 @@ class Version:
     def rows_of(self, items: Sequence[str]) -> dict[str, int]:
         """The rows of those items that this version has."""
         return self._items.rows_of(items)
+
+    def images_of(self, items: Sequence[str]) -> dict[str, Image]:
+        """The images of those items that this version has."""
+        return self._items.images_of(items)
 
     def holds(self, item: str, sha256: str) -> bool:
         """Whether this version has an item of this id with the image of this digest."""

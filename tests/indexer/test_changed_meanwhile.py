@@ -117,3 +117,45 @@ def test_an_embedding_of_the_model_before_leaves_no_old_image_to_be_found(
     export_items(NAME, table, store=store, progress=lambda *_: None)
     exported = {row["item"]: row["embedding"] for row in pq.read_table(table).to_pylist()}
     assert [name for name, embedding in exported.items() if embedding is None] == [item]
+
+
+def test_a_version_of_another_model_leaves_no_old_image_to_be_found(
+    store: Store, tiny_model: str, make_model: Callable[..., str], photos: Path, tmp_path: Path
+) -> None:
+    """What another image was upserted for since is not found by the old one, nor exported with it."""
+    build(NAME, photos, model=tiny_model, store=store, progress=lambda *_: None)
+    other, item, table = make_model(store, seed=1), "street/00.png", tmp_path / "items.parquet"
+    rebuild(NAME, store=store, model=other, progress=lambda *_: None)
+    with closing(adopt.open_catalog(store.index(NAME))) as catalog:
+        catalog.upsert([Upsert(item, axis(0), other, image=IMAGE)], dim=TINY_DIM)
+        adopt.rollback(store, NAME)
+        opened = version.open_version(version.version_dir(store.index(NAME), 1))
+        live = LiveIndex(opened, catalog)
+        assert item in opened.rows_of([item])
+        with pytest.raises(UnknownItem):
+            live.snapshot.row_of(item)
+        catalog.upsert([Upsert(item, payload={"number": 1})], dim=TINY_DIM)
+        live.refresh()
+        assert live.snapshot.count == 59
+        export_items(NAME, table, store=store, progress=lambda *_: None)
+        assert catalog.embed(catalog.get(item), tiny_model, axis(1))
+        live.refresh()
+        np.testing.assert_array_equal(live.snapshot.embedding(live.snapshot.row_of(item)), axis(1))
+    exported = {row["item"]: row["embedding"] for row in pq.read_table(table).to_pylist()}
+    assert [name for name, embedding in exported.items() if embedding is None] == [item]
+
+
+def test_an_imported_image_that_was_overwritten_stays_found(
+    store: Store, tiny_model: str, make_model: Callable[..., str], photos: Path, tmp_path: Path
+) -> None:
+    """Another model embeds what lies at its path by then, which is searched and exported, also with a new payload."""
+    build(NAME, photos, model=tiny_model, store=store, progress=lambda *_: None)
+    item, table = "street/00.png", tmp_path / "items.parquet"
+    with closing(adopt.open_catalog(store.index(NAME))) as catalog:
+        catalog.upsert([Upsert(item, axis(0), tiny_model, source=photos / item, sha256="0" * 64)], dim=TINY_DIM)
+        rebuild(NAME, store=store, model=make_model(store, seed=1), progress=lambda *_: None)
+        catalog.upsert([Upsert(item, payload={"number": 1})], dim=TINY_DIM)
+        opened = version.open_version(version.version_dir(store.index(NAME), 2))
+        assert LiveIndex(opened, catalog).snapshot.count == 60
+    export_items(NAME, table, store=store, progress=lambda *_: None)
+    assert all(row["embedding"] is not None for row in pq.read_table(table).to_pylist())
