@@ -14,7 +14,7 @@ OURS = {"trainer", "indexer", "server", "clients", "kinsight", "kinsight_client"
 
 # Of ours, what a room may import besides itself.
 ALLOWED = {
-    "trainer": {"indexer.pixels", "indexer.manifest", "indexer.sources", "indexer.encoder", "indexer.pairs"},
+    "trainer": {f"indexer.{part}" for part in ("pixels", "manifest", "sources", "encoder", "pairs", "locks")},
     "indexer": set(),
     "server": {"indexer", "kinsight"},
     "clients/python/kinsight_client": {"kinsight"},

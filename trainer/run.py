@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -50,6 +51,7 @@ from trainer.run_directory import (
     new_run,
     recipe_of,
     resume_run,
+    sole_process,
     told_how_to_go_on,
 )
 from trainer.start import Start, begin
@@ -105,7 +107,8 @@ def train(
         SourceError: a collection can't be read, or fewer than two of its images can be decoded.
         DataSetError: torchvision has no such set, or it can't be had.
         LabelsError: the labels can't be used.
-        RunError: there is no such run or device, or there is a run of the new one's name.
+        RunError: there is no such run or device, there is a run of the new one's name, or another process is at work
+            on it.
         RunFinished: the run to go on with is at its end.
         WeightsError: the backbone's weights can't be had.
         RecipeError: its objective needs labels, and there are none to learn from.
@@ -129,7 +132,7 @@ def train(
         objective = _objective(recipe, start.encoder)
         run = begun or from_main(lambda: new_run(runs, recipe, name))
         setting = _Setting(run, models, recipe, chosen, progress if is_main() else lambda *_: None)
-        with told_how_to_go_on(run):
+        with told_how_to_go_on(run), sole_process(run) if is_main() else nullcontext():
             if not is_main():
                 _assist(setting, given, objective, baseline)
             return from_main(lambda: _learn(setting, given, start, objective, profile, baseline))

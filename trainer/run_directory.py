@@ -3,16 +3,18 @@
 import json
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+from indexer.locks import Held, hold
 from indexer.manifest import MANIFEST, write_atomically
 from trainer.recipe import Recipe, RecipeError, load, to_toml
 
 RECIPE = "recipe.toml"
 
 _FINISHED = "finished.json"
+_LOCK = ".process"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 
 
@@ -73,6 +75,19 @@ def resume_run(runs: Path, name: str, models: Path) -> Path:
 def finish_run(run: Path, model: str) -> None:
     """Note that a run has come to its end, which was this model."""
     write_atomically(run / _FINISHED, json.dumps({"model": model}).encode())
+
+
+@contextmanager
+def sole_process(run: Path) -> Iterator[None]:
+    """Hold a run: two processes would remove each other's checkpoints; raises RunError, naming who holds it."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(hold(run / _LOCK))
+        except Held as error:
+            raise RunError(
+                f"process {error.pid} is at work on run {run.name!r} already; wait for it or end it"
+            ) from error
+        yield
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from trainer.export import Origin, ParityError, export
 from trainer.judging import evaluate
 from trainer.recipe import Recipe, load, override
 from trainer.run import train
-from trainer.run_directory import RunError, RunFinished
+from trainer.run_directory import RunError, RunFinished, new_run, sole_process
 
 TINY = (*small.TINY, "run.epochs=2")
 
@@ -194,6 +194,15 @@ def test_images_that_go_while_it_trains_cost_no_model(photos: Path, tmp_path: Pa
 
     assert report.model.parity["images"] == 60
     assert report.warnings == ()
+
+
+def test_one_process_at_a_time_works_on_a_run(photos: Path, tmp_path: Path) -> None:
+    """Going on with a run that is not stopped is refused, with the process that is at work on it."""
+    runs = tmp_path / "r"
+    run = new_run(runs, tiny_recipe(), "mine")
+    with sole_process(run), pytest.raises(RunError, match=f"process {os.getpid()} is at work on run 'mine' already"):
+        train(photos, models=tmp_path / "m", runs=runs, recipe=tiny_recipe(), resume="mine", progress=silent)
+    assert not list(runs.rglob("*.u8"))
 
 
 @pytest.mark.parametrize(
