@@ -22,7 +22,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -34,6 +34,7 @@ UNFINISHED: tuple[State, ...] = ("queued", "running", "interrupted")
 
 WRITE_EVERY_S = 0.5  # a record is for people to watch; each write of it waits for the disk
 KEPT = 200  # records of ended operations; older ones are removed when another begins
+REMEMBERED = timedelta(days=1)  # for which a repeated request finds its operation, however many followed
 
 _ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,127}")
 
@@ -292,8 +293,10 @@ def _end_recorded(recorder: Recorder) -> Iterator[None]:
 
 def _forget_oldest(directory: Path) -> None:
     ended = [operation for operation in list_operations(directory) if operation.state not in UNFINISHED]
+    long_ago = _iso(datetime.now(UTC) - REMEMBERED)
     for operation in ended[:-KEPT]:
-        _remove(directory, operation.id)
+        if not operation.request_id or operation.updated < long_ago:
+            _remove(directory, operation.id)
 
 
 def _remove(directory: Path, identity: str) -> None:
@@ -329,4 +332,8 @@ def _read(directory: Path, identity: str) -> Operation:
 
 
 def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
+    return _iso(datetime.now(UTC))
+
+
+def _iso(moment: datetime) -> str:
+    return moment.isoformat(timespec="milliseconds")

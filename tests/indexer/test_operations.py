@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -158,6 +159,21 @@ def test_old_records_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         cancel(tmp_path, ended[-1])
     last = queue(tmp_path, "build", "street", []).id
     assert [one.id for one in list_operations(tmp_path)] == [unfinished, *ended[-2:], last]
+
+
+def test_the_operation_of_a_request_is_remembered_for_a_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many follow: the same request again would do all of it again."""
+    monkeypatch.setattr(operations, "KEPT", 1)
+    asked, _, newest = (
+        cancel(tmp_path, queue(tmp_path, "build", "street", [], request_id=request_id).id).id
+        for request_id in ("one", "", "")
+    )
+    last = queue(tmp_path, "build", "street", []).id
+    assert [one.id for one in list_operations(tmp_path)] == [asked, newest, last]
+    monkeypatch.setattr(operations, "REMEMBERED", timedelta(0))
+    time.sleep(0.002)  # the records' times are of milliseconds
+    later = queue(tmp_path, "build", "street", []).id
+    assert [one.id for one in list_operations(tmp_path)] == [newest, last, later]
 
 
 def test_cancelling_waits_for_who_is_just_taking_the_operation_up(tmp_path: Path) -> None:
