@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from indexer.encoder import Device
 from indexer.encoder import Encoder as RuntimeEncoder
 from indexer.pixels import Pixels, PixelSpec
 from indexer.sources import Collection, Source, SourceError, decode_all, open_collection
@@ -265,7 +266,7 @@ def evaluate(
     labels: Path,
     *,
     recall_at: Sequence[int] = RECALL_AT,
-    device: str = "auto",
+    device: Device = "auto",
     progress: Progress,
 ) -> tuple[Metrics, tuple[tuple[str, str], ...]]:
     """Judge a model of a store on labelled images: all but the split `train`, or all where there is no split.
@@ -279,7 +280,7 @@ def evaluate(
         ValueError: no image to search with shares its class with one to find.
     """
     chosen = choose_device(device)
-    runtime = RuntimeEncoder.open(model, device="cpu" if chosen.type == "cpu" else "cuda")
+    runtime = RuntimeEncoder.open(model, device=device)  # by ONNX Runtime, whose build may be another than torch's
     collection = open_collection(images)
     known = read_labels(labels, collection)
     sources = known.judging(collection.sources)

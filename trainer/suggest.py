@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from indexer.encoder import Device
 from indexer.encoder import Encoder as RuntimeEncoder
 from indexer.pairs import PAIR_COLUMNS, PairsError, pairs_of
 from indexer.pixels import PixelSpec
@@ -79,7 +80,7 @@ def suggest(
     method: str = "usl",
     labels: Path | None = None,
     seed: int = 0,
-    device: str = "auto",
+    device: Device = "auto",
     progress: Progress,
 ) -> Suggestion:
     """Choose the images of a collection to label, as a model of a store sees them.
@@ -102,7 +103,7 @@ def suggest(
         BudgetOutOfRange: it is not 1 to the number of images without a label.
     """
     chosen = choose_device(device)
-    runtime = RuntimeEncoder.open(model, device="cpu" if chosen.type == "cpu" else "cuda")
+    runtime = RuntimeEncoder.open(model, device=device)  # by ONNX Runtime, whose build may be another than torch's
     collection = open_collection(images)
     known = _Labelled() if labels is None else _read(labels, collection)
     sources = [source for source in collection.sources if source.item not in known.kept]

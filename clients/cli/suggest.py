@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from clients.cli.options import PATH, SEED, device_option, json_option, store_option
+from clients.cli.options import PATH, SEED, Device, device_option, json_option, store_option
 from clients.cli.output import named, print_json, warn_skipped
 from clients.cli.recording import operation_option, recorded
 
@@ -45,7 +45,7 @@ def suggest(
     sheet: Path | None,
     seed: int,
     store: Path,
-    device: str,
+    device: Device,
     operation: str | None,  # noqa: ARG001  recording reads it
     as_json: bool,
 ) -> None:

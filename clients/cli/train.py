@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from clients.cli.options import PATH, device_option, json_option, labels_help, progress_option, store_option
+from clients.cli.options import PATH, Device, device_option, json_option, labels_help, progress_option, store_option
 from clients.cli.output import named, print_facts, print_json, progress, warn_skipped
 from clients.cli.recording import operation_option
 from clients.cli.training import (
@@ -207,7 +207,7 @@ class _Numbers(click.ParamType[tuple[int, ...]]):
 @device_option
 @json_option
 def evaluate(
-    model: str, images: Path, labels: Path, recall_at: tuple[int, ...], store: Path, device: str, as_json: bool
+    model: str, images: Path, labels: Path, recall_at: tuple[int, ...], store: Path, device: Device, as_json: bool
 ) -> None:
     """Measure how well the neighbours under MODEL share a class, on labelled IMAGES.
 

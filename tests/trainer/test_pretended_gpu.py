@@ -6,13 +6,31 @@ from pathlib import Path
 import pytest
 import torch
 
+from indexer.store import Store
 from tests.trainer.pretended_gpu import GPU, PretendedGpu, TwoDevices, pretended_gpu
-from tests.trainer.small import CPU, FOUR_STEPS, Queue, Stopped, build, distilling, encoder, recipe, stop_at, train
+from tests.trainer.small import (
+    CPU,
+    FOUR_STEPS,
+    Queue,
+    Stopped,
+    build,
+    distilling,
+    encoder,
+    recipe,
+    silent,
+    stop_at,
+    train,
+)
 from trainer import distributed, loop
+from trainer.evaluate import retrieval_metrics
 from trainer.feed import Feed
+from trainer.judging import evaluate
 from trainer.known import Known
 from trainer.objective import Objective
 from trainer.objectives import make_objective
+from trainer.parts.coverage import in_order
+from trainer.suggest import METHODS as METHODS_OF_CHOICE
+from trainer.suggest import suggest
 
 
 @pytest.fixture
@@ -127,3 +145,19 @@ def test_processes_of_several_gpus_take_over_the_main_one_s_state(
     distributed.copy_main(objective)
     assert sent == [GPU] * len(sent)
     assert len(sent) > 1
+
+
+def test_embeddings_of_another_build_of_onnx_runtime_are_judged_on_the_gpu(
+    gpu: PretendedGpu, store: Store, tiny_model: str, photos: Path
+) -> None:
+    """Beside a torch that sees a GPU, auto takes the CPU's ONNX Runtime as it is, and what follows is the GPU's."""
+    items = [path.relative_to(photos).as_posix() for path in sorted(photos.rglob("*.*"))]
+    table = photos / "labels.csv"
+    table.write_text("path,class_id\n" + "".join(f"{item},{row % 3}\n" for row, item in enumerate(items)))
+    metrics, _ = evaluate(store.model(tiny_model), photos, table, progress=silent)
+    assert metrics.queries == len(items) == 60
+    for method in METHODS_OF_CHOICE:
+        found = suggest(store.model(tiny_model), photos, 5, method=method, progress=silent)
+        assert len({one.source.item for one in found.suggested}) == 5
+    assert gpu.waits_within(retrieval_metrics)
+    assert gpu.waits_within(in_order)
