@@ -311,8 +311,16 @@ def _roomy(array: Any, size: int) -> Any:
 
 
 def _sound(text: str) -> str:
-    """JSON can hold halves of surrogate pairs, which UTF-8 and so NumPy's texts and every filter can't."""
-    return text.encode(errors="replace").decode()
+    """A text as NumPy compares it.
+
+    JSON can hold halves of surrogate pairs, which UTF-8 and so NumPy's texts and every filter can't.
+    """
+    return _ordered(text.encode(errors="replace").decode())
+
+
+def _ordered(text: str) -> str:
+    """A text without NUL, which NumPy takes for the end, of the same order among others and the same beginnings."""
+    return text.replace("\x01", "\x01\x02").replace("\0", "\x01\x01")
 
 
 def _evaluate(expression: Expression, views: dict[Field, _View], count: int) -> Mask:
@@ -373,11 +381,12 @@ def _mark_ordered(table: Mask, view: _View, relation: str, value: Value) -> None
     if isinstance(value, float):
         table |= holds(view.numbers, value)  # NaN, which texts are there, is in no order to anything
     else:
-        table |= holds(view.texts, value) & np.isnan(view.numbers)
+        table |= holds(view.texts, _ordered(value)) & np.isnan(view.numbers)
 
 
 def _begins(view: _View, prefix: str) -> Mask:
     """Which distinct values are texts that begin so: a range of their order, found without looking at beginnings."""
+    prefix = _ordered(prefix)
     mask: Mask = np.isnan(view.numbers) & (view.texts >= prefix)
     end = _following(prefix)
     return mask if end is None else mask & (view.texts < end)

@@ -233,6 +233,19 @@ def test_halves_of_surrogate_pairs_are_values_like_others() -> None:
     assert len(set(rows.columns.codes(("a",), 3).tolist())) == 3
 
 
+def test_texts_with_nul_are_in_their_order() -> None:
+    """NumPy takes one at the end of a text for nothing."""
+    rows = Rows({"x": text} for text in ("a", "a\0", "a\0b", "a\x01", "b", ""))
+    for text, found in (
+        ('x = "a\0*"', [1, 2]),
+        ('x = "a\x01*"', [3]),
+        ('x = "a*"', [0, 1, 2, 3]),
+        ('x <= "a\0"', [0, 1, 5]),
+        ('x > "a\0b"', [3, 4]),
+    ):
+        assert rows.found(text) == found
+
+
 def test_threads_filter_while_rows_are_added() -> None:
     """Each sees the rows that it asked about, and every one of them."""
     rng = random.Random(5)
