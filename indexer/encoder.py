@@ -6,6 +6,9 @@ EncoderError            a model's graph can't be opened or run
 """
 
 import os
+import sys
+import threading
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +27,7 @@ MIN_COSINE = 0.9999  # of the probe: kernels and threads change the last digits 
 INPUT, OUTPUT = "pixels", "embedding"
 
 _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+_opening = threading.Lock()  # stdout is the process's: of two that redirect it at once, one would leave it so
 _ERRORS_ONLY = 3  # ONNX Runtime's severity; its warnings are about graph nodes that no user can change
 
 
@@ -120,7 +124,9 @@ def _open_session(graph: Path, model: ModelManifest, device: Device, threads: in
     options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
     options.log_severity_level = _ERRORS_ONLY
     try:
-        session = onnxruntime.InferenceSession(graph, options, providers=_providers(device))
+        # Of CUDA libraries that it misses and of its fall-back to the CPU it prints to stdout, where answers go.
+        with _opening, redirect_stdout(sys.stderr):
+            session = onnxruntime.InferenceSession(graph, options, providers=_providers(device))
     except Exception as error:  # ONNX Runtime's exceptions have no common base but this
         raise EncoderError(f"{graph} can't be opened by ONNX Runtime: {error}") from error
     # A provider that is installed but finds no driver drops out of this list without an error.

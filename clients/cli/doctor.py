@@ -3,7 +3,9 @@
 import importlib
 import platform
 import re
+import sys
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -201,7 +203,8 @@ def _live_providers(onnxruntime: Any) -> list[str]:
     # A provider without its libraries logs an error; the list is the answer.
     onnxruntime.set_default_logger_severity(4)
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-        onnxruntime.preload_dlls()  # as the encoder does: finds the CUDA libraries that pip installed beside it
+        with redirect_stdout(sys.stderr):  # where it prints which of them it misses; the report goes to stdout
+            onnxruntime.preload_dlls()  # as the encoder does: finds the CUDA libraries that pip installed beside it
     live = []
     for provider in set(onnxruntime.get_available_providers()) - UNUSED_PROVIDERS:
         try:

@@ -61,3 +61,16 @@ def test_cuda_is_refused_where_it_is_not(store: Store, tiny_model: str) -> None:
     with pytest.raises(DeviceUnavailable, match="CUDA is not live"):
         Encoder.open(store.model(tiny_model), device="cuda")
     assert Encoder.open(store.model(tiny_model)).provider == "CPUExecutionProvider"
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider")  # by the CPU's build
+def test_what_onnx_runtime_says_of_a_gpu_s_libraries_is_no_part_of_an_answer(
+    store: Store, tiny_model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It prints them to stdout, as a build for a GPU does where CUDA is not whole; they go to stderr."""
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: print("Failed to load libcublasLt.so.13"))
+    Encoder.open(store.model(tiny_model))
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert "libcublasLt" in told.err
