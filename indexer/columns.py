@@ -380,7 +380,7 @@ def _mark_ordered(table: Mask, view: _View, relation: str, value: Value) -> None
     holds = _ORDERS[relation]
     if isinstance(value, float):
         table |= holds(view.numbers, value)  # NaN, which texts are there, is in no order to anything
-    else:
+    elif isinstance(value, str):  # as of every order that was parsed
         table |= holds(view.texts, _ordered(value)) & np.isnan(view.numbers)
 
 
