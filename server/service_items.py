@@ -73,14 +73,14 @@ class ItemService(item_service_pb2_grpc.ItemServiceServicer):
     @answered
     async def GetItem(self, request: GetItemRequest) -> Item:
         """Answers ItemService.GetItem; see the proto."""
-        return await asyncio.to_thread(reading.item, self._indexes.get(request.index), request.item)
+        return await self._workers.read(reading.item, self._indexes.get(request.index), request.item)
 
     @answered
     async def ListItems(self, request: ListItemsRequest) -> ListItemsResponse:
         """Answers ItemService.ListItems; see the proto."""
         index = self._indexes.get(request.index)
         page = Page.asked(request.page_size, request.page_token, index.name, request.filter)
-        found = await asyncio.to_thread(reading.page, index, page, request.filter)
+        found = await self._workers.read(reading.page, index, page, request.filter)
         return ListItemsResponse(items=found.entries, next_page_token=found.token)
 
     @answered

@@ -105,7 +105,7 @@ class SearchService(search_service_pb2_grpc.SearchServiceServicer):
             raise query
         response = await self._workers.batcher_of(query.group).submit(query)
         if request.include_payload:
-            return await asyncio.to_thread(reading.with_payloads, query.group.index, response)
+            return await self._workers.read(reading.with_payloads, query.group.index, response)
         return response
 
     async def _query(self, request: SearchRequest, index_of: Callable[[str], ActiveIndex]) -> Query:

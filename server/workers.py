@@ -2,7 +2,11 @@
 
 import asyncio
 import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from typing import ParamSpec, TypeVar
 
 from kinsight.v1.search_service_pb2 import SearchResponse
 
@@ -21,6 +25,10 @@ MAX_EMBED_BATCH = 16  # on a CPU larger batches are no faster an image, and the 
 MAX_WRITE_BATCH = 64  # requests of one transaction: the disk is waited for once
 
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
 @dataclass(frozen=True)
 class Workers:
     """The batchers that the services of a server share.
@@ -33,6 +41,7 @@ class Workers:
         choosing: queries with conditions that are not quick, which may read the payloads of all items first.
         preparing: upserts as they came to upserts as they are stored, but for the embeddings of images.
         writing: upserts and deletions; what waits becomes one transaction.
+        reading: what the catalogues know of items; asyncio's own threads may all wait for versions to be verified.
     """
 
     decoding: Batcher[tuple[bytes, PixelSpec], Pixels]
@@ -42,6 +51,7 @@ class Workers:
     choosing: Batcher[Query, SearchResponse]
     preparing: Batcher[Batch, Prepared]
     writing: Batcher[Write, Written]
+    reading: ThreadPoolExecutor
 
     @classmethod
     def start(cls, indexes: Indexes) -> "Workers":
@@ -56,6 +66,7 @@ class Workers:
             choosing=Batcher("choose", searching.search, workers=1, max_batch=batch),
             preparing=Batcher("prepare", preparing.prepare, workers=1, max_batch=1),
             writing=Batcher("write", Writer(indexes), workers=1, max_batch=MAX_WRITE_BATCH),
+            reading=ThreadPoolExecutor((os.cpu_count() or 1) + 4, "read"),  # asyncio's own measure
         )
 
     def batcher_of(self, group: Group) -> Batcher[Query, SearchResponse]:
@@ -63,6 +74,10 @@ class Workers:
         if group.condition is not None and not group.condition.is_quick:
             return self.choosing
         return self.scanning if group.exact else self.searching
+
+    async def read(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """What a function returns that reads a catalogue."""
+        return await asyncio.get_running_loop().run_in_executor(self.reading, partial(function, *args, **kwargs))
 
     async def embed(self, image: bytes, encoder: Encoder) -> Floats:
         """The embedding of an image file's bytes, (D,) float32 of unit length."""
@@ -80,3 +95,4 @@ class Workers:
             self.preparing.close(),
             self.writing.close(),
         )
+        self.reading.shutdown(wait=False)

@@ -33,7 +33,7 @@ from kinsight.v1.index_service_pb2 import (
     SnapshotIndexResponse,
     Version,
 )
-from kinsight.v1.item_service_pb2 import ImportItemsRequest, ItemUpsert
+from kinsight.v1.item_service_pb2 import GetItemRequest, ImportItemsRequest, ItemUpsert, ListItemsRequest
 from kinsight.v1.operation_metadata_pb2 import OperationMetadata
 from kinsight.v1.search_service_pb2 import SearchRequest
 
@@ -44,6 +44,7 @@ from indexer.operations import queue
 from indexer.store import Store
 from indexer.version import delete_version, list_versions
 from server.folders import Folders
+from server.turns import turn
 from tests.serving import SERVE, Stubs, build_photos, make_model, photo, reason_of, server_process, serving
 
 
@@ -159,6 +160,21 @@ def test_a_version_is_not_deleted_while_its_index_is_being_built(stubs: Stubs, s
     assert list_versions(store.index("photos")) == [1, 2, 3]
     stubs.indexes.DeleteVersion(request, timeout=30)
     assert list_versions(store.index("photos")) == [2, 3]
+
+
+def test_items_are_read_while_versions_wait_to_be_activated(stubs: Stubs, store: Store) -> None:
+    """However many of them: each takes as long as its version takes to be verified, and the next waits for it."""
+    item = ItemUpsert(item="000.png")
+    item.payload.update({"a": 1})
+    stubs.upsert(item)
+    with turn(store.index("photos") / ".pointing"):
+        waiting = [stubs.indexes.ActivateVersion.future(ActivateVersionRequest(version=1)) for _ in range(40)]
+        assert stubs.items.GetItem(GetItemRequest(item="000.png"), timeout=10).payload["a"] == 1
+        assert len(stubs.items.ListItems(ListItemsRequest(), timeout=10).items) == 24
+        search = SearchRequest(item="000.png", top_k=1, include_payload=True)
+        assert stubs.search.Search(search, timeout=10).hits[0].payload["a"] == 1
+        assert not any(one.done() for one in waiting)
+    assert {one.result(60).active_version for one in waiting} == {1}
 
 
 def test_a_version_that_was_removed_is_not_what_a_rollback_goes_back_to(stubs: Stubs, store: Store) -> None:
