@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from tests.trainer.small import Stopped, distilling, recipe, stop_at, train
 from trainer import loop
 from trainer.encoders import Encoder, make_backbone
+from trainer.loop import Outcome
 from trainer.objective import Batch
 from trainer.objectives.stml import STML, contextual_similarity, relaxed_contrastive, self_distillation
 from trainer.parts.distances import relative_distances
@@ -429,26 +430,54 @@ def test_lists_and_labels_are_of_what_the_pretrained_network_saw(tmp_path: Path)
     assert all(lists[row[0]].tolist() == row.tolist() for row in order.view(-1, 5))
 
 
-@pytest.mark.parametrize("share", [0.0, 0.5])
-@pytest.mark.parametrize("step", [2, 3, 4, 6])
-def test_a_run_resumes_exactly_from_within_and_after_distillation(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, share: float
+DISTILLED_AND_LEARNED = recipe(
+    *("run.epochs=2", "data.cache_size=40"),
+    *("optimizer.lr=1e-3", "optimizer.warmup_steps=2", "run.schedule=cosine"),
+)
+
+
+@pytest.fixture(scope="module", params=[0.0, 0.5])
+def uninterrupted(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[float, Path, dict[str, Tensor], Outcome]:
+    """A share of what the pretrained network saw; the directory, the weights and the outcome of a run with it."""
+    directory = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "LOG_EVERY", 1)
+        objective = distilling(directory, pretrained_share=request.param)
+        whole, outcome = train(directory, DISTILLED_AND_LEARNED, objective)
+    return request.param, directory, whole.state_dict(), outcome
+
+
+def test_rate_and_optimiser_begin_anew_after_distillation(
+    uninterrupted: tuple[float, Path, dict[str, Tensor], Outcome],
 ) -> None:
-    """Stopped in any epoch, a fresh object goes on in the same one; rate and optimiser begin anew with STML."""
-    monkeypatch.setattr(loop, "LOG_EVERY", 1)
-    monkeypatch.setattr(loop, "SAVE_EVERY_S", 0.0)
-    rates = ("optimizer.lr=1e-3", "optimizer.warmup_steps=2", "run.schedule=cosine")
-    chosen = recipe("run.epochs=2", "data.cache_size=40", *rates)
-    whole, outcome = train(tmp_path / "whole", chosen, distilling(tmp_path, pretrained_share=share))
-    with pytest.raises(Stopped):
-        train(tmp_path / "parts", chosen, distilling(tmp_path, pretrained_share=share), progress=stop_at(step))
-    resumed, rest = train(tmp_path / "parts", chosen, distilling(tmp_path, pretrained_share=share))
-    assert (outcome.epochs, outcome.steps, rest.steps) == (4, 8, 8 - (step - 1))
-    for name, value in whole.state_dict().items():
-        assert torch.equal(value, resumed.state_dict()[name]), name
-    log = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    """Two epochs of distillation and two of STML, each with its warm-up and its decay."""
+    _, directory, _, outcome = uninterrupted
+    assert (outcome.epochs, outcome.steps) == (4, 8)
+    log = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     found = [line["lr"] for line in log if "lr" in line]
     assert found == pytest.approx([1.5e-3, 3e-3, 3e-3, 3e-3, 5e-4, 1e-3, 5e-4, 5e-4])
-    state = torch.load(max((tmp_path / "whole" / "checkpoints").iterdir()) / "state.pt", weights_only=True)
+    state = torch.load(max((directory / "checkpoints").iterdir()) / "state.pt", weights_only=True)
     assert {int(moments["step"]) for moments in state["optimizer"]["state"].values()} == {4}
     assert ["distillation" in line for line in log if "lr" in line] == [True] * 4 + [False] * 4
+
+
+@pytest.mark.parametrize("step", [2, 3, 4, 6])
+def test_a_run_resumes_exactly_from_within_and_after_distillation(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    step: int,
+    uninterrupted: tuple[float, Path, dict[str, Tensor], Outcome],
+) -> None:
+    """Stopped in any epoch, a fresh object goes on in the same one, to the weights of a run never stopped."""
+    monkeypatch.setattr(loop, "LOG_EVERY", 1)
+    monkeypatch.setattr(loop, "SAVE_EVERY_S", 0.0)
+    share, _, weights, _ = uninterrupted
+    interrupted = distilling(tmp_path, pretrained_share=share)
+    with pytest.raises(Stopped):
+        train(tmp_path / "parts", DISTILLED_AND_LEARNED, interrupted, progress=stop_at(step))
+    resumed, rest = train(tmp_path / "parts", DISTILLED_AND_LEARNED, distilling(tmp_path, pretrained_share=share))
+    assert rest.steps == 8 - (step - 1)
+    for name, value in weights.items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
