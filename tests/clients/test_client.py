@@ -268,7 +268,7 @@ def test_what_a_second_time_would_undo_is_not_retried(gallery: Gallery) -> None:
     draining = Counting()
     draining.drain()
     with serving(gallery.store, admission=draining) as served, Client(served.target) as client:
-        for call, asked in ((client.indexes.rollback, 1), (client.indexes.get, 5)):
+        for call, asked in ((client.indexes.rollback, 1), (client.operations.delete, 1), (client.indexes.get, 5)):
             draining.asked = 0
             with pytest.raises(kinsight_client.Unavailable):
                 call("photos")

@@ -17,22 +17,29 @@ _RETRY = {
     "backoffMultiplier": 2,
     "retryableStatusCodes": ["UNAVAILABLE"],
 }
-# Most requests read, or carry a request id by which the server knows them again. These do not, and the connection may
-# have been lost after the server did what they ask for: doing it again would undo it, fail, or do it twice.
-_NOT_RETRIED = ("RollbackIndex", "ActivateVersion", "DeleteVersion", "EvaluateVersion")
 _INDEX_SERVICE = "kinsight.v1.IndexService"
 _SEARCH_SERVICE = "kinsight.v1.SearchService"
+_OPERATIONS = "google.longrunning.Operations"
+# Most requests read, or carry a request id by which the server knows them again. These do not, and the connection may
+# have been lost after the server did what they ask for: doing it again would undo it, fail, or do it twice.
+_NOT_RETRIED = (
+    *(
+        (_INDEX_SERVICE, method)
+        for method in ("RollbackIndex", "ActivateVersion", "DeleteVersion", "EvaluateVersion")
+    ),
+    (_OPERATIONS, "DeleteOperation"),
+)
 _RETRIED = (
     _SEARCH_SERVICE,
     "kinsight.v1.ItemService",
     _INDEX_SERVICE,
     "kinsight.v1.ModelService",
-    "google.longrunning.Operations",
+    _OPERATIONS,
 )
 _SERVICE_CONFIG = {
     "methodConfig": [
         {"name": [{"service": service} for service in _RETRIED], "retryPolicy": _RETRY},
-        {"name": [{"service": _INDEX_SERVICE, "method": method} for method in _NOT_RETRIED]},
+        {"name": [{"service": service, "method": method} for service, method in _NOT_RETRIED]},
         # What a stream did not answer is asked for by a call, and that is retried.
         {"name": [{"service": _SEARCH_SERVICE, "method": "StreamSearch"}]},
     ]

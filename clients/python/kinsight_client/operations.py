@@ -123,7 +123,7 @@ class OperationCalls:
         return Call(self._stub.CancelOperation, pb.CancelOperationRequest(name=_PREFIX + id), lambda _: None)
 
     def delete(self, id: str) -> Call[None]:  # noqa: A002  as the attribute of an operation
-        """Let the server forget an operation that has ended.
+        """Let the server forget an operation that has ended. Not retried.
 
         Raises:
             KinsightError: see `kinsight_client.errors`.
