@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,16 @@ def test_a_kill_before_the_rename_publishes_nothing(built: Path, tmp_path: Path)
     assert not target.exists()
     manifest.publish(staging, target, manifest.read_version(staging))
     assert open_version(target).count == 60
+
+
+def test_threads_that_write_one_file_don_t_disturb_each_other(tmp_path: Path) -> None:
+    """As requests with the same labels do: each is served, and the file is one of theirs."""
+    path, texts = tmp_path / "labels.csv", [bytes([65 + number]) * 100_000 for number in range(8)]
+    with ThreadPoolExecutor(len(texts)) as pool:
+        for _ in range(10):
+            assert [*pool.map(manifest.write_atomically, [path] * len(texts), texts)] == [None] * len(texts)
+            assert path.read_bytes() in texts
+    assert [*tmp_path.iterdir()] == [path]
 
 
 def test_an_atomic_write_that_fails_keeps_the_old(tmp_path: Path) -> None:
