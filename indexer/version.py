@@ -18,6 +18,7 @@ from indexer.manifest import MANIFEST, CorruptFile, VersionManifest
 from indexer.rows import Embeddings
 
 CODES, ROWS, ITEMS = "index.faiss", "rows.faiss", "items.sqlite"
+_CONDEMNED = ".removed-"  # and the number of a version that is being removed
 
 __all__ = [
     "NoSuchVersion",
@@ -278,8 +279,9 @@ def delete_version(index_dir: Path, version: int) -> None:
         raise VersionError(f"version {version} of {index_dir.name} is active; activate another one first")
     directory = version_dir(index_dir, version)
     # Away in one step: what was removed by half must not be taken for a damaged version.
-    condemned = index_dir / f".removed-{version}"
-    manifest.discard(condemned)
+    condemned = index_dir / f"{_CONDEMNED}{version}"
+    for left in index_dir.glob(f"{_CONDEMNED}*"):  # by a removal that was killed
+        manifest.discard(left)
     directory.rename(condemned)
     manifest.sync(directory.parent)
     manifest.discard(condemned)

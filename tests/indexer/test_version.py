@@ -1,5 +1,6 @@
 """An opened version: its searches, its items, its refusals."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 from indexer.items import UnknownItem
-from indexer.version import Version, open_version
+from indexer.version import Version, delete_version, list_versions, open_version
 
 
 @pytest.fixture
@@ -62,3 +63,14 @@ def test_rows_that_are_not_there_are_refused(opened: Version) -> None:
 def test_items_keep_the_order_of_rows(opened: Version) -> None:
     """Items come in the order asked for, repeats included."""
     assert opened.items([5, 3, 5]) == [opened.items([row])[0] for row in (5, 3, 5)]
+
+
+def test_what_a_killed_removal_left_is_removed_with_the_next_version(built: Path) -> None:
+    """It is whole versions, of which nobody else would know."""
+    index_dir = built.parents[1]
+    for number in ("2", "3"):
+        shutil.copytree(built, built.with_name(number))
+    built.with_name("2").rename(index_dir / ".removed-2")
+    delete_version(index_dir, 3)
+    assert list_versions(index_dir) == [1]
+    assert not [*index_dir.glob(".removed-*")]
