@@ -1,10 +1,17 @@
-"""Fixtures that several rooms share: a tiny real model and a folder of real pictures."""
+"""Fixtures that several rooms share: a tiny real model, one that was really learned, and folders of real pictures."""
 
 import io
+import os
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+# Before any library reads it. What the tests compute is small: a second thread costs more waiting than it saves, the
+# most where two workers share two cores (t-SNE of 60 points: 2 to 4 s of CPU time instead of 0.3).
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import onnx
@@ -18,6 +25,16 @@ from indexer.pixels import PixelSpec
 from indexer.store import Store
 
 TINY_SIZE, TINY_DIM = 32, 32
+COLOURS = [(200, 60, 60), (60, 200, 60), (60, 60, 200), (200, 200, 60)]
+
+
+@dataclass
+class School:
+    """A store with a model that can be learned on from, and the forty pictures of four colours that it saw."""
+
+    store: Store
+    pictures: Path
+    model: str
 
 
 @pytest.fixture
@@ -50,6 +67,31 @@ def photos(tmp_path: Path) -> Path:
         picture = Image.fromarray(coarse).resize((70 + number, 60), Image.Resampling.BICUBIC)
         picture.save(folder / f"{number:02d}.{'jpg' if number % 3 else 'png'}")
     return root
+
+
+@pytest.fixture(scope="session")
+def learned_school(tmp_path_factory: pytest.TempPathFactory) -> School:
+    """Learned once for all tests that start from a model: they change copies."""
+    from tests.trainer import small
+    from trainer.run import train
+
+    root = tmp_path_factory.mktemp("school")
+    rng = np.random.default_rng(3)
+    (root / "pictures").mkdir()
+    for number in range(40):
+        blocks = np.array(COLOURS[number % 4]) + rng.integers(-50, 50, (6, 6, 3))
+        picture = Image.fromarray(blocks.clip(0, 255).astype(np.uint8)).resize((50, 40))
+        picture.save(root / "pictures" / f"{number:02d}.png")
+    store, recipe = Store(root / "store"), small.one_epoch()
+    done = train(root / "pictures", models=store.models, runs=store.runs, recipe=recipe, progress=small.silent)
+    return School(store, root / "pictures", done.model.id)
+
+
+def copied(school: School, root: Path) -> School:
+    """A copy to change, under `root`."""
+    shutil.copytree(school.store.root, root / "store")
+    shutil.copytree(school.pictures, root / "pictures")
+    return School(Store(root / "store"), root / "pictures", school.model)
 
 
 def publish_tiny_model(store: Store, seed: int = 0, dim: int = TINY_DIM) -> str:

@@ -11,32 +11,19 @@ from PIL import Image
 
 from clients.cli.command import kinsight
 from indexer.store import Store
+from tests.conftest import School, copied
 from trainer.recipe import load
 
 Run = Callable[..., Result]
 
-TINY = (
-    *("--backbone", "test_resnet", "--weights", "none", "--dim", 16, "--size", 32, "--epochs", 1),
-    *("--set", "run.batch_size=20"),
-)
 CLASSES = 4
 
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Store, str]:
+def work(learned_school: School, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Store, str]:
     """Forty pictures of four colours, a store, and the model in it that learned from them without labels."""
-    root = tmp_path_factory.mktemp("finetune")
-    rng = np.random.default_rng(3)
-    (root / "pictures").mkdir()
-    for number in range(40):
-        colour = np.array([(200, 60, 60), (60, 200, 60), (60, 60, 200), (200, 200, 60)][number % CLASSES])
-        noise = rng.integers(-50, 50, (6, 6, 3))
-        picture = Image.fromarray((colour + noise).clip(0, 255).astype(np.uint8))
-        picture.resize((50, 40)).save(root / "pictures" / f"{number:02d}.png")
-    store = Store(root / "store")
-    words = ["train", root / "pictures", *TINY, "--store", store.root, "--json"]
-    told = CliRunner().invoke(kinsight, list(map(str, words)))
-    return root / "pictures", store, json.loads(told.stdout)["model"]
+    school = copied(learned_school, tmp_path_factory.mktemp("finetune"))
+    return school.pictures, school.store, school.model
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """`kinsight train` as another program runs it: from a model, on several collections, with progress to read."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from click.testing import CliRunner, Result
 from clients.cli.command import kinsight
 from clients.cli.output import JSON_INTERVAL_S, JsonProgress
 from indexer.store import Store
+from tests.conftest import School
 from trainer.recipe import load
 
 TINY = (
@@ -45,13 +47,16 @@ def test_a_program_trains_from_a_model_and_reads_progress(
     assert json.loads(again.stdout)["model"] == told["model"]
 
 
-def test_an_unknown_model_or_a_taken_name_is_one_line(run: Callable[..., Result], photos: Path) -> None:
+def test_an_unknown_model_or_a_taken_name_is_one_line(
+    run: Callable[..., Result], photos: Path, store: Store, learned_school: School
+) -> None:
     """Starting from what is not there, or a second run of one name, fails before any work."""
     missing = run("train", photos, *TINY, "--from", "beef")
     assert missing.exit_code == 1
     assert "no model 'beef'" in missing.stderr
 
-    assert run("train", photos, *TINY, "--run", "mine").exit_code == 0
+    (learned,) = learned_school.store.runs.iterdir()
+    shutil.copytree(learned, store.runs / "mine")
     taken = run("train", photos, *TINY, "--run", "mine")
     assert taken.exit_code == 1
     assert "there is a run 'mine'" in taken.stderr
@@ -59,13 +64,14 @@ def test_an_unknown_model_or_a_taken_name_is_one_line(run: Callable[..., Result]
 
 
 def test_a_model_that_learned_from_labels_alone_says_how_to_learn_on(
-    run: Callable[..., Result], store: Store, photos: Path, tmp_path: Path
+    run: Callable[..., Result], store: Store, photos: Path, tmp_path: Path, learned_school: School
 ) -> None:
     """Its own recipe can't do without labels, which is said before any work; another recipe can."""
     labels = tmp_path / "labels.csv"
     rows = [f"{path},{number % 3}" for number, path in enumerate(sorted(photos.rglob("*.*"))[:12])]
     labels.write_text("\n".join(["path,class_id", *rows]))
-    first = json.loads(run("train", photos, *TINY, "--json").stdout)["model"]
+    first = learned_school.model
+    shutil.copytree(learned_school.store.root, store.root)
     words = ("--labels", labels, "--method", "supervised", "--epochs", 1, "--json")
     taught = json.loads(run("finetune", first, photos, *words).stdout)["model"]
 

@@ -1,20 +1,16 @@
 """ModelService over a real server, with real learning in processes of its own."""
 
-import shutil
 import signal
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import grpc
-import numpy as np
 import pytest
-from click.testing import CliRunner
 from google.longrunning import operations_pb2
 from google.rpc import code_pb2
 from kinsight.v1.index_service_pb2 import (
@@ -39,53 +35,19 @@ from kinsight.v1.model_service_pb2 import (
 )
 from kinsight.v1.operation_metadata_pb2 import OperationMetadata
 from kinsight.v1.search_service_pb2 import SCORE_KIND_PROBABILITY, SearchRequest
-from PIL import Image
 
-from clients.cli.command import kinsight
 from indexer import operations
 from indexer.build import build
 from indexer.locks import hold
-from indexer.store import Store
 from server.folders import Folders
+from tests.conftest import School, copied
 from tests.serving import Stubs, reason_of, server_process, serving
-
-COLOURS = [(200, 60, 60), (60, 200, 60), (60, 60, 200), (200, 200, 60)]
-TINY = (
-    *("--backbone", "test_resnet", "--weights", "none", "--dim", "16", "--size", "32", "--epochs", "1"),
-    *("--set", "run.batch_size=20", "--device", "cpu"),
-)
-
-
-@dataclass
-class School:
-    """A store with a model that can be learned on from, and the forty pictures of four colours that it saw."""
-
-    store: Store
-    pictures: Path
-    model: str
-
-
-@pytest.fixture(scope="module")
-def learned(tmp_path_factory: pytest.TempPathFactory) -> School:
-    """Learned once; not to be changed."""
-    root = tmp_path_factory.mktemp("school")
-    rng = np.random.default_rng(3)
-    (root / "pictures").mkdir()
-    for number in range(40):
-        blocks = np.array(COLOURS[number % 4]) + rng.integers(-50, 50, (6, 6, 3))
-        picture = Image.fromarray(blocks.clip(0, 255).astype(np.uint8)).resize((50, 40))
-        picture.save(root / "pictures" / f"{number:02d}.png")
-    store = Store(root / "store")
-    words = ["train", str(root / "pictures"), *TINY, "--store", str(store.root)]
-    assert CliRunner().invoke(kinsight, words).exit_code == 0
-    return School(store, root / "pictures", store.model_ids()[0])
 
 
 @pytest.fixture
-def school(learned: School, tmp_path: Path) -> School:
+def school(learned_school: School, tmp_path: Path) -> School:
     """A copy to change."""
-    shutil.copytree(learned.store.root, tmp_path / "store")
-    return School(Store(tmp_path / "store"), learned.pictures, learned.model)
+    return copied(learned_school, tmp_path)
 
 
 @pytest.fixture

@@ -42,6 +42,11 @@ def recipe(*changes: str) -> Recipe:
     return override(load("stml"), *fixed, *plain, *changes)
 
 
+def one_epoch() -> Recipe:
+    """Of a whole run."""
+    return override(load("stml"), *TINY, "run.epochs=1")
+
+
 def images(count: int = 40) -> ImageCache:
     pixels = torch.randint(0, 256, (count, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
     return ImageCache(pixels, torch.linspace(0.5, 2, count), tuple(f"{row}.jpg" for row in range(count)), ())

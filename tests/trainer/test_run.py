@@ -18,6 +18,7 @@ from indexer.encoder import Encoder as RuntimeEncoder
 from indexer.manifest import read_model, verify
 from indexer.pixels import PixelSpec
 from indexer.sources import SourceError
+from tests.conftest import School, copied
 from tests.trainer import small
 from tests.trainer.small import silent
 from trainer.encoders import Encoder, make_backbone
@@ -98,13 +99,15 @@ def test_a_run_ends_in_a_model_that_scores_what_it_says(photos: Path, labelled: 
     assert len(json.loads((runs / report.run / "environment.json").read_text())["earlier"]) == 1
 
 
-def test_a_finished_run_whose_model_is_gone_exports_it_again(photos: Path, tmp_path: Path) -> None:
+def test_a_finished_run_whose_model_is_gone_exports_it_again(learned_school: School, tmp_path: Path) -> None:
     """Its last checkpoint has all that the model is made of."""
-    models, runs, recipe = tmp_path / "m", tmp_path / "r", tiny_recipe("run.epochs=1")
-    first = train(photos, models=models, runs=runs, recipe=recipe, progress=silent)
-    shutil.rmtree(models / first.model.id)
-    again = train(photos, models=models, runs=runs, recipe=recipe, resume=first.run, progress=silent)
-    assert again.model.id == first.model.id
+    school = copied(learned_school, tmp_path)
+    models, runs = school.store.models, school.store.runs
+    shutil.rmtree(models / school.model)
+    (run,) = (path.name for path in runs.iterdir())
+    again = train(school.pictures, models=models, runs=runs, recipe=small.one_epoch(), resume=run, progress=silent)
+    assert again.model.id == school.model
+    assert models.joinpath(school.model).is_dir()
 
 
 def test_without_labels_nothing_is_judged(photos: Path, tmp_path: Path) -> None:

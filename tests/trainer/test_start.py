@@ -14,18 +14,19 @@ from indexer import pixels
 from indexer.encoder import Encoder as RuntimeEncoder
 from indexer.manifest import CorruptFile, ManifestError, ModelManifest, publish, read_model
 from indexer.store import Store
+from tests.conftest import School, copied
 from tests.trainer import small
 from tests.trainer.small import CPU, silent
 from trainer.export import HEAD
 from trainer.images import open_collections
 from trainer.judging import evaluate
 from trainer.objectives.stml import STML
-from trainer.recipe import Recipe, load, override
+from trainer.recipe import Recipe, override
 from trainer.run import train
 from trainer.run_directory import RunError
 from trainer.start import StartError, begin, recipe_from, starting_from
 
-ONE_EPOCH = override(load("stml"), *small.TINY, "run.epochs=1")
+ONE_EPOCH = small.one_epoch()
 
 
 def draw_pictures(folder: Path, count: int) -> Path:
@@ -39,18 +40,16 @@ def draw_pictures(folder: Path, count: int) -> Path:
 
 
 @pytest.fixture(scope="module")
-def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory of a tiny model that was really learned, beside the pictures that it learned from."""
-    root = tmp_path_factory.mktemp("learned")
-    draw_pictures(root / "pictures", 24)
-    done = train(root / "pictures", models=root / "m", runs=root / "r", recipe=ONE_EPOCH, progress=silent)
-    return root / "m" / done.model.id
+def learned(learned_school: School, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a tiny model that was really learned, in a store beside the pictures that it learned from."""
+    school = copied(learned_school, tmp_path_factory.mktemp("learned"))
+    return school.store.model(school.model)
 
 
 @pytest.fixture
 def pictures(learned: Path) -> Path:
     """The pictures that `learned` learned from."""
-    return learned.parents[1] / "pictures"
+    return learned.parents[2] / "pictures"
 
 
 def republished(learned: Path, models: Path, **changes: object) -> Path:
@@ -102,7 +101,7 @@ def test_the_first_epoch_sets_head_g_and_leaves_the_models_head(learned: Path) -
 def test_a_run_from_a_model_is_judged_beside_it_and_says_so(learned: Path, pictures: Path, tmp_path: Path) -> None:
     """The report has the metrics of the model that it started from, and the new model's recipe names that one."""
     labels = tmp_path / "labels.csv"
-    rows = [f"{pictures / f'{number:02d}.png'},{number % 3}" for number in range(24)]
+    rows = [f"{pictures / f'{number:02d}.png'},{number % 3}" for number in range(40)]
     labels.write_text("\n".join(["path,class_id", *rows]) + "\n")
     done = train(
         pictures,
@@ -119,7 +118,7 @@ def test_a_run_from_a_model_is_judged_beside_it_and_says_so(learned: Path, pictu
     assert done.model.metrics["start.recall_at_1"] == done.start.recall_at_1
     assert done.model.recipe["encoder"]["from_model"] == learned.name
     card = (learned.parent / done.model.id / "card.md").read_text()
-    assert f"Learned on from model {learned.name} with `stml` from 24 images, unlabelled." in card
+    assert f"Learned on from model {learned.name} with `stml` from 40 images, unlabelled." in card
     assert done.model.id != learned.name
     assert recipe_from(learned.parent / done.model.id).encoder.from_model == done.model.id
 
@@ -184,7 +183,7 @@ def test_models_that_can_not_be_started_from_are_refused(
 def test_weights_that_are_gone_cost_only_the_comparison(learned: Path, pictures: Path, tmp_path: Path) -> None:
     """A run from a model goes on where the file that the model once started from is not there any more."""
     labels = tmp_path / "labels.csv"
-    rows = [f"{pictures / f'{number:02d}.png'},{number % 3}" for number in range(24)]
+    rows = [f"{pictures / f'{number:02d}.png'},{number % 3}" for number in range(40)]
     labels.write_text("\n".join(["path,class_id", *rows]) + "\n")
     recipe = override(recipe_from(learned), f"encoder.weights={tmp_path / 'gone.pth'}")
     done = train(pictures, models=learned.parent, runs=tmp_path / "r", recipe=recipe, labels=labels, progress=silent)
