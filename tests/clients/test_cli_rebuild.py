@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +18,12 @@ from kinsight.v1.index_service_pb2 import GetIndexRequest
 from kinsight.v1.search_service_pb2 import Hit, SearchRequest
 
 from clients.cli.command import INTERRUPTED, kinsight
+from clients.cli.rebuild import result_of
 from indexer import operations
+from indexer.build import BuildReport
 from indexer.catalog import Catalog
 from indexer.records import Upsert
+from indexer.staging import sole_builder
 from indexer.store import Store
 from indexer.version import active_version, list_versions
 from tests.serving import Stubs, serving
@@ -296,9 +299,44 @@ def test_what_was_taught_is_taken_back_by_one_command(run: Run, store: Store, ph
     assert again == before
 
 
+@pytest.mark.slow
+def test_nothing_is_trained_that_a_rebuild_does_not_ask_for(
+    run: Run, store: Store, photos: Path, tmp_path: Path
+) -> None:
+    """It judges by searches: no baseline is learned from the labels alone, which would take as long again."""
+    model = output_of(run("train", photos, *SMALL, "--json"))["model"]
+    output_of(run("index", "build", "photos", photos, "--model", model, "--json"))
+    few = tmp_path / "few.csv"
+    items = sorted(path.relative_to(photos).as_posix() for path in photos.rglob("*.*g"))
+    rows = (f"{item},{item[:6]},{'test' if number % 2 else 'train'}\n" for number, item in enumerate(items[::5]))
+    few.write_text("path,class_id,split\n" + "".join(rows))
+
+    done = run("rebuild", "photos", "--finetune", few, "--epochs", 1, "--device", "cpu", "--json")
+    assert json.loads(done.stdout)["model"] != model
+    assert "learn: train" in done.stderr
+    assert "baseline" not in done.stderr
+
+
 def test_what_was_just_built_is_no_old_version(run: Run, index: Path) -> None:
     """One that is not activated is kept to be looked at, however few old ones are."""
     for built in (2, 3):
         result = run("rebuild", "photos", "--no-activate", "--keep", 0, "--json")
         assert json.loads(result.stdout)["version"] == built
         assert list_versions(index) == [1, built]
+
+
+def test_old_versions_stay_while_the_next_build_is_at_work(
+    run: Run, index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be taking their embeddings; the rebuild itself is done, and says so."""
+    assert run("rebuild", "photos", "--no-activate").exit_code == 0
+    with ExitStack() as next_build:
+
+        def told(done: BuildReport) -> dict[str, object]:
+            next_build.enter_context(sole_builder(index))
+            return result_of(done)
+
+        monkeypatch.setattr("clients.cli.rebuild.result_of", told)
+        result = run("rebuild", "photos", "--keep", 0, "--json")
+    assert (result.exit_code, list_versions(index)) == (0, [1, 2, 3])
+    assert "warning: old versions are kept for now: process" in result.stderr
