@@ -171,7 +171,12 @@ def _without_any(table: Path, collection: Collection, unknown: Sequence[str], bl
         return f"{table}: none of its {blank:,} rows has a class_id; write a class into some"
     if not unknown:
         return f"{table} has a header and no row; write a line for each image that you label"
-    return f"{table}: none of its {len(unknown):,} paths is in {collection.root}, for example {unknown[0]!r}"
+    remedy = f"give paths relative to {collection.root} or to the table's folder, or absolute ones"
+    if "\\" in unknown[0]:
+        remedy += ", with / between folders, not \\"
+    return (
+        f"{table}: none of its {len(unknown):,} paths is in {collection.root}, for example {unknown[0]!r}; {remedy}"
+    )
 
 
 def _left_out(table: Path, blank: int, repeated: int) -> tuple[str, ...]:

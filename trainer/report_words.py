@@ -24,8 +24,8 @@ _TITLES = {
     "loader_wait_s": "waited for images, s",
 }
 _OF_EPOCHS = {
-    "contrast": "Neighbour contrast: how far, in standard deviations (SD), the 10 nearest of 500 training images "
-    "stand out from the rest; it needs no labels.",
+    "contrast": "Neighbour contrast: how far, in standard deviations (SD), the 10 nearest of at most 500 training "
+    "images stand out from the rest; it needs no labels.",
     "neighbour_precision": "Neighbour precision: share of a training image's 5 nearest that are of its class, which "
     "is what labels made from neighbours are worth.",
 }

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 Progress = Callable[[str, int, int], None]
 
 PLAIN_INTERVAL_S = 5.0  # between progress lines where stderr is a file or a pipe: readable logs, not floods
+_LEAST_RATE = 0.05  # a second; less would read 0.0/s
 JSON_INTERVAL_S = 0.1  # between a stage's lines for programs
 
 
@@ -201,7 +202,7 @@ class JsonProgress:
 
 def _line(stage: str, done: int, total: int, advanced: int, seconds: float) -> str:
     rate = advanced / seconds if seconds > 0 else 0.0
-    pace = f"  {rate:,.1f}/s" if rate > 0 else ""
+    pace = f"  {rate:,.1f}/s" if rate >= _LEAST_RATE else ""
     left = f"  ETA {_clock_time((total - done) / rate)}" if rate > 0 and done < total else ""
     return f"{stage}  {done:,}/{total:,}{pace}{left}"
 

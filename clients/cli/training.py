@@ -128,7 +128,8 @@ def tell_problems(done: "TrainReport", images: Path, labels: Path | None) -> Non
     for warning in done.warnings:
         click.echo(f"warning: {warning}", err=True)
     if done.unknown_labels:
-        click.echo(f"{len(done.unknown_labels):,} paths of {labels} are not in {images}: left out", err=True)
+        example = printable(f"{labels} are not in {images}, for example {done.unknown_labels[0]}")
+        click.echo(f"{len(done.unknown_labels):,} paths of {example}: left out", err=True)
 
 
 def train_result(done: "TrainReport") -> dict[str, object]:

@@ -146,7 +146,11 @@ def test_unknown_paths_of_the_training_split_are_not_missing(collection: Collect
     ("text", "message"),
     [
         ("path,klass\na.png,1\n", "has no column class_id; its columns are: path, klass"),
-        ("path,class_id\nx.png,1\n", "none of its 1 paths is in"),
+        (
+            "path,class_id\nx.png,1\n",
+            "none of its 1 paths is in .* 'x.png'; give paths relative to .* absolute ones$",
+        ),
+        ("path,class_id\nsub\\c.png,1\n", r"absolute ones, with / between folders, not \\$"),
         ("path,class_id\na.png,1\na.png,2\n", r"line 3: 'a\.png' has two classes"),
         ('path,class_id\n\na.png,1\n,\n"x\ny",1\na.png,2\n', r"line 7: 'a\.png' has two classes"),
         ("path,class_id,split\n\na.png,1,valid\n", "line 3: split is 'valid'"),
