@@ -142,8 +142,8 @@ class Jobs:
             process.wait()
 
     def _check_room(self, job: Job, known: Sequence[Operation]) -> None:
-        ours = {*self._processes, *self._waiting}
-        at_work = [one for one in known if one.state == "running" or (_is_unfinished(one) and one.id in ours)]
+        # Only servers give request ids: what waits for a process is waited for by this one or another of this server.
+        at_work = [one for one in known if one.state == "running" or (_is_unfinished(one) and one.request_id)]
         if job.kind in BUILDS:
             busy = [one.id for one in at_work if one.kind in BUILDS and one.index == job.index]
             if busy or is_held(self.store.index(job.index) / ".builder"):
@@ -154,12 +154,16 @@ class Jobs:
             if busy or is_held(self.store.root / ".learner"):
                 doing = f"operations/{busy[0]}" if busy else "another process"
                 raise LearningInProgress(f"{doing} is learning in this store already; wait for it or cancel it")
-        begun = [one for one in at_work if one.id not in self._waiting]
+        begun = [one for one in at_work if one.id in self._processes or not self._waits_for_its_turn(one)]
         if len(begun) >= MAX_AT_WORK:
             raise TooManyOperations(
                 f"{len(begun)} operations are at work, the most at a time, the oldest being operations/{begun[0].id}"
                 "; wait for one or cancel one"
             )
+
+    def _waits_for_its_turn(self, operation: Operation) -> bool:
+        """Whether it is one of an earlier server's that this one goes on with later."""
+        return operation.id in self._waiting or operation.state == "interrupted"
 
     def _spawn(self, operation: Operation) -> subprocess.Popen[bytes]:
         words = [sys.executable, "-m", "clients.cli", *operation.words(self.store.root)]

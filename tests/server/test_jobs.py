@@ -13,6 +13,7 @@ from kinsight.v1.item_service_pb2 import ExportItemsRequest
 from indexer import operations
 from indexer.operations import Operation
 from server import jobs
+from server.errors import BuildInProgress
 from server.folders import Folders
 from server.jobs import Job, Jobs
 from tests.serving import Stubs, build_photos, reason_of, serving
@@ -83,3 +84,25 @@ def test_processes_of_one_server_start_a_request_once(tmp_path: Path, monkeypatc
 
     one, other = asyncio.run(start_both())
     assert one.id == other.id
+
+
+def test_processes_of_one_server_build_an_index_once_at_a_time(tmp_path: Path) -> None:
+    """Though the process of the first build has not come so far as to hold the index; nor where it waits its turn."""
+    store = build_photos(tmp_path)
+    first, second = Jobs(store), Jobs(store)
+    job = Job("rebuild", "photos", ("rebuild", "photos"))
+
+    async def start_both() -> None:
+        try:
+            begun = await first.start(job)
+            with pytest.raises(BuildInProgress, match=f"operations/{begun.id} is building index photos already"):
+                await second.start(job)
+        finally:
+            await first.close()
+        left = operations.find(store.operations, begun.id)
+        assert left.state in ("queued", "interrupted")
+        with pytest.raises(BuildInProgress, match=begun.id):
+            await second.start(job)
+        await second.close()
+
+    asyncio.run(start_both())
