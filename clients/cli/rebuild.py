@@ -204,13 +204,18 @@ def _rebuild(wanted: Wanted, work: Work) -> "BuildReport":
 
 def _remove_old(wanted: Wanted, keep: int, built: int) -> None:
     """Remove the oldest versions but those that are active or can be rolled back to, and the one just built."""
+    from indexer.staging import BuildInProgress, sole_builder
     from indexer.store import Store
     from indexer.version import delete_version, list_versions, pointed
 
     index_dir = Store(wanted.store).index(wanted.name)
-    old = [number for number in list_versions(index_dir) if number not in (built, *pointed(index_dir))]
-    for number in old[: max(0, len(old) - keep)]:
-        delete_version(index_dir, number)
+    try:
+        with sole_builder(index_dir):  # the next build may be taking embeddings from them
+            old = [number for number in list_versions(index_dir) if number not in (built, *pointed(index_dir))]
+            for number in old[: max(0, len(old) - keep)]:
+                delete_version(index_dir, number)
+    except BuildInProgress as error:
+        click.echo(f"warning: old versions are kept for now: {error}", err=True)
 
 
 def _follow(wanted: Wanted) -> None:
