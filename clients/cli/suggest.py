@@ -72,6 +72,8 @@ def suggest(
     from trainer.suggest import pictures
     from trainer.suggest import suggest as run
 
+    if sheet and not sheet.parent.is_dir():  # found out before all images are embedded
+        raise click.UsageError(f"--sheet: there is no folder {sheet.parent}; make it, or name another file")
     directory = Store(store).model(model)
     with recorded("suggest", "", store) as work:
         found = run(

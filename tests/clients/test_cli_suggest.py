@@ -69,6 +69,14 @@ def test_the_table_is_one_to_fill_in_for_finetuning(suggest: Run, photos: Path, 
     assert suggest(photos, "--budget", 7).stdout == done.stdout
 
 
+def test_a_sheet_in_no_folder_is_refused_before_any_work(suggest: Run, photos: Path, tmp_path: Path) -> None:
+    """Whoever waits for a million images to be embedded gets the sheet."""
+    done = suggest(photos, "--budget", 7, "--sheet", tmp_path / "nowhere" / "sheet.html")
+    assert done.exit_code == 2
+    assert f"--sheet: there is no folder {tmp_path / 'nowhere'}; make it, or name another file" in done.stderr
+    assert "judge" not in done.stderr
+
+
 def test_the_sheet_shows_what_is_suggested_and_runs_only_its_own_script(
     suggest: Run, photos: Path, tmp_path: Path
 ) -> None:
