@@ -49,7 +49,20 @@ def identity_of(name: str) -> str:
 
 
 def message(indexes: Indexes, store: Store, operation: Operation) -> operations_pb2.Operation:
-    """An operation with how far it is, and its response or error once it ended; reads disks."""
+    """An operation with how far it is, and its response or error once it ended; reads disks.
+
+    Raises:
+        NoSuchOperation: its record is not as this release writes it.
+    """
+    try:
+        return _message(indexes, store, operation)
+    except (KeyError, TypeError, ValueError) as error:
+        raise NoSuchOperation(
+            f"the record of {PREFIX}{operation.id} is not of this release ({error!r}); remove it"
+        ) from error
+
+
+def _message(indexes: Indexes, store: Store, operation: Operation) -> operations_pb2.Operation:
     told = operations_pb2.Operation(name=PREFIX + operation.id, done=operation.state not in UNFINISHED)
     told.metadata.Pack(metadata(operation))
     if operation.state == "done":

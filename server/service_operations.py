@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import time
 from typing import Any
 
@@ -10,13 +11,17 @@ from google.protobuf import empty_pb2, json_format  # type: ignore[import-untype
 from kinsight.v1.operation_metadata_pb2 import OperationMetadata
 
 from indexer import filters, operations
+from indexer.catalog import CatalogError
 from indexer.operations import UNFINISHED, NoSuchOperation, Operation
+from indexer.version import VersionError
 from server import answers, progress, reading
 from server.admission import Admission
 from server.answered import Context, answered
 from server.indexes import Indexes
 from server.jobs import Jobs
 from server.paging import Page, part
+
+log = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 0.2  # at the record of an operation that is waited for
 MAX_WAIT_S = 3600.0  # of one call
@@ -92,8 +97,16 @@ class OperationsService(operations_pb2_grpc.OperationsServicer):
             holds = reading.matching(expression, [(one.id, json.dumps(_fields(one))) for one in found])
             found = [one for one, matches in zip(found, holds, strict=True) if matches]
         shown = part([(one.id, one) for one in found], page)
-        messages = [progress.message(self._indexes, self._jobs.store, one) for one in shown.entries]
+        messages = filter(None, map(self._listed, shown.entries))
         return operations_pb2.ListOperationsResponse(operations=messages, next_page_token=shown.token)
+
+    def _listed(self, operation: Operation) -> operations_pb2.Operation | None:
+        """An operation; none where its record is of another release, or its index damaged, as the others are fine."""
+        try:
+            return progress.message(self._indexes, self._jobs.store, operation)
+        except (NoSuchOperation, VersionError, CatalogError) as error:
+            log.warning("an operation is left out of the list: %s", error)
+            return None
 
 
 def _check_fields(expression: filters.Expression) -> None:

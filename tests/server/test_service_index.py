@@ -1,5 +1,6 @@
 """IndexService and Operations over a real server, with real builds in processes of their own."""
 
+import json
 import os
 import shutil
 import signal
@@ -296,6 +297,17 @@ def test_operations_are_listed_and_deleted(stubs: Stubs) -> None:
     for name in (build.name, "operations/no-such", "nonsense"):
         get = operations_pb2.GetOperationRequest(name=name)
         assert _reason(stubs.operations.GetOperation, get) == ("NOT_FOUND", "OPERATION_NOT_FOUND")
+
+
+def test_a_record_of_another_release_hides_no_other_operation(stubs: Stubs, store: Store) -> None:
+    """It is left out of the list, and told as what it is where it is asked for."""
+    older, newer = (stubs.ended(stubs.indexes.EvaluateVersion(EvaluateVersionRequest())) for _ in range(2))
+    path = store.operations / f"{older.name.removeprefix('operations/')}.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"result": {"measured": 1}}))
+    listed = stubs.operations.ListOperations(operations_pb2.ListOperationsRequest())
+    assert [one.name for one in listed.operations] == [newer.name]
+    get = operations_pb2.GetOperationRequest(name=older.name)
+    assert _reason(stubs.operations.GetOperation, get) == ("NOT_FOUND", "OPERATION_NOT_FOUND")
 
 
 @pytest.mark.parametrize(
