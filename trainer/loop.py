@@ -99,15 +99,22 @@ def train(
         profile: find out where the time of this call's first steps goes, and write a trace of some.
 
     Raises:
-        TrainingError: fewer than two images, a loss that is not finite, images that changed since the run began, or
-            a batch that the processes can't share equally.
+        TrainingError: fewer than two images, a loss that is not finite, images that changed since the run began, a
+            batch that the processes can't share equally, or one that the GPU has no memory for.
         CheckpointError: the run has checkpoints, and none can be read.
     """
     if len(images) < 2:
         raise TrainingError(f"one image can't teach a metric: the training set has {len(images)}; give at least two")
     profiler = Profiler(device, directory) if profile and distributed.is_main() else None
     known = known or Known(torch.full((len(images),), -1))
-    return _Training(objective, images, known, recipe, directory, device, progress, profiler).run(on_epoch)
+    try:
+        return _Training(objective, images, known, recipe, directory, device, progress, profiler).run(on_epoch)
+    except torch.OutOfMemoryError as error:
+        said = str(error).partition(". Of the allocated memory")[0]  # then follow torch's own settings
+        raise TrainingError(
+            f"the GPU's memory is full, with run.batch_size {recipe.run.batch_size}: {said}; start a run with a "
+            f"smaller one (--set run.batch_size={max(1, recipe.run.batch_size // 2)}), or see what else is on the GPU"
+        ) from error
 
 
 class _Training:

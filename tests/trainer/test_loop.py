@@ -186,6 +186,28 @@ def test_one_image_is_an_error(tmp_path: Path) -> None:
         loop.train(objective, images(1), chosen, tmp_path, device=CPU, progress=lambda *_: None)
 
 
+_FULL = (
+    "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 7.79 GiB of which 1.20 GiB is free"
+)
+
+
+class _Large(Objective):
+    """A method that needs more memory than the GPU has, as torch reports it."""
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        raise torch.OutOfMemoryError(f"{_FULL}. Of the allocated memory 5.50 GiB is allocated by PyTorch. See notes")
+
+
+def test_a_full_gpu_is_told_with_the_batch_and_a_smaller_one(tmp_path: Path) -> None:
+    """What was asked for and what there is, without torch's own settings, which don't mend a batch too large."""
+    with pytest.raises(TrainingError) as raised:
+        train(tmp_path, recipe(), _Large(encoder()))
+    assert str(raised.value) == (
+        f"the GPU's memory is full, with run.batch_size 20: {_FULL}; start a run with a smaller one (--set "
+        f"run.batch_size=10), or see what else is on the GPU"
+    )
+
+
 class _Bursts(Objective):
     """A method that the loop has never heard of; its second term stops being a number at one step."""
 
