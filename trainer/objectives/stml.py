@@ -302,7 +302,8 @@ class STML(Objective):
         """
         if batch_size < self.neighbours:
             raise ValueError(
-                f"batch_size is {batch_size}; with lists of {self.neighbours} neighbours it must be at least that"
+                f"run.batch_size is {batch_size}; it must be at least objective.neighbours, {self.neighbours}: "
+                f"a batch is made of lists of so many images; raise the one or lower the other"
             )
         self.epochs_begun += 1
         if self.large_size:
