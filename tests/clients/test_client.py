@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 from kinsight.v1.search_service_pb2 import SearchRequest
 from kinsight.v1.search_service_pb2_grpc import SearchServiceStub
-from kinsight_client import Client, Embedding, Hit, InvalidArgument, NotFound, UnreadableImage
+from kinsight_client import Cancelled, Client, Embedding, Hit, InvalidArgument, NotFound, UnreadableImage
 from kinsight_client.errors import from_rpc
 
 from clients.cli.command import kinsight
@@ -273,6 +273,32 @@ def test_what_a_second_time_would_undo_is_not_retried(gallery: Gallery) -> None:
             with pytest.raises(kinsight_client.Unavailable):
                 call("photos")
             assert draining.asked == asked
+
+
+@KINDS
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda client: client.search(item="a"),
+        lambda client: client.search(item="a", exact=True),
+        lambda client: client.search_many(items=["a"]),
+        lambda client: client.items.upsert("a", payload={}),
+        lambda client: client.items.list(),
+        lambda client: client.operations.get("a"),
+        lambda client: client.ready(),
+    ],
+    ids=["search", "exact", "search_many", "upsert", "list", "get", "ready"],
+)
+def test_a_closed_client_says_so(call: Callable[[Any], Any], kind: Any, served: Served) -> None:
+    """By the error that its calls in progress end with, whatever is asked of it."""
+    with kind(served.target) as client:
+        client.search(item="some class/1.png")
+        if kind is Client:
+            client.close()
+        else:
+            client._loop.run_until_complete(client._client.close())
+        with pytest.raises(Cancelled, match="the client was closed before the call was answered"):
+            [*(call(client) or ())]
 
 
 @KINDS

@@ -40,6 +40,8 @@ class Service(Generic[C]):
             response = await call.method(call.request, timeout=self._timeout_s if left_s is None else left_s)
         except grpc.RpcError as error:
             raise from_rpc(error) from error
+        except grpc.aio.UsageError:  # how gRPC says that the channel is closed
+            raise closed() from None
         except asyncio.CancelledError:
             if _is_cancelled():
                 raise
@@ -305,11 +307,13 @@ class AsyncClient(AsyncSearches):
     embed = _answered(SearchCalls.embed)
 
     async def ready(self) -> bool:
-        """Whether a server answers at the target and has an index to search."""
+        """Whether a server answers at the target and has an index to search; raises Cancelled once it is closed."""
         try:
             status = await self._health(channel.HEALTH_REQUEST, timeout=self._timeout_s)
         except grpc.RpcError:  # not there, or not a server of ours: not ready either way
             return False
+        except grpc.aio.UsageError:  # as above
+            raise closed() from None
         return bool(status == channel.HEALTH_SERVING)
 
     async def close(self) -> None:

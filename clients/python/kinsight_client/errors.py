@@ -8,7 +8,7 @@ KinsightError             any failed call; carries the code, the stable reason a
 ├── PermissionDenied      the path is in no folder that the server was allowed to use
 ├── FailedPrecondition    the embedding was made by another model than the index's, or a version is in use
 ├── Aborted               the index was changed since its etag was read, or is being built by someone else
-├── Cancelled             the operation was cancelled, or the client was closed during the call
+├── Cancelled             the operation was cancelled, or the client was closed before or during the call
 ├── DataLoss              a file of the server is damaged; the message names it
 ├── ResourceExhausted     the server is busy, or the message is too large
 ├── Unavailable           no server there, or one that starts, stops or has no index yet; retries were made
@@ -82,7 +82,7 @@ class Aborted(KinsightError):
 
 
 class Cancelled(KinsightError):
-    """The operation was cancelled, or the client was closed during the call."""
+    """The operation was cancelled, or the client was closed before or during the call."""
 
 
 class DataLoss(KinsightError):
@@ -138,8 +138,8 @@ def too_late() -> DeadlineExceeded:
 
 
 def closed() -> Cancelled:
-    """The error of a search that was still to be answered when its client was closed."""
-    return Cancelled("CANCELLED", "", "the client was closed before the search was answered")
+    """The error of a call of a client that was closed before it, or before its answer."""
+    return Cancelled("CANCELLED", "", "the client was closed before the call was answered")
 
 
 def _with_remedy(message: str) -> str:

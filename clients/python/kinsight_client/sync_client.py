@@ -40,6 +40,8 @@ class Service(Generic[C]):
             response = call.method(call.request, timeout=self._timeout_s if left_s is None else left_s)
         except grpc.RpcError as error:
             raise from_rpc(error) from error
+        except ValueError:  # how gRPC says that the channel is closed
+            raise closed() from None
         return call.read(response)
 
 
@@ -299,11 +301,13 @@ class Client(Searches):
     embed = _answered(SearchCalls.embed)
 
     def ready(self) -> bool:
-        """Whether a server answers at the target and has an index to search."""
+        """Whether a server answers at the target and has an index to search; raises Cancelled once it is closed."""
         try:
             status = self._health(channel.HEALTH_REQUEST, timeout=self._timeout_s)
         except grpc.RpcError:  # not there, or not a server of ours: not ready either way
             return False
+        except ValueError:  # as above
+            raise closed() from None
         return bool(status == channel.HEALTH_SERVING)
 
     def close(self) -> None:
