@@ -102,7 +102,7 @@ class Given:
         if not len(cache):
             item, reason = cache.skipped[0]
             raise SourceError(f"none of the {len(sources):,} labelled images can be decoded; {item}: {reason}")
-        embeddings = embed_images(cache, torch_embed(start.network, device), progress)
+        embeddings = embed_images(cache, torch_embed(start.network, device), progress, device)
         known = self.taught.known(cache.items)
         suspects, compared = find_suspects(embeddings, cache.items, known)
         noise = label_noise(embeddings, cache.items, known.label)

@@ -26,6 +26,7 @@ _SAMPLE = 500  # images of the training set: seconds to embed, enough to compare
 _NEIGHBOURS = 5
 _LEAST_SPREAD = 1e-4  # of embeddings, as a share of their length; float32 networks round at about 1e-6
 _ENOUGH = 20  # images with another of their class, for a share of their neighbours to mean something
+_CPU = torch.device("cpu")
 
 Embed = Callable[[Tensor], Tensor]  # pixels (B, S, S, 3) uint8 to embeddings (B, D) float32, unit length
 
@@ -133,7 +134,7 @@ def centre(encoder: Encoder, sample: ImageCache, device: torch.device, progress:
     head = encoder.head
     assert isinstance(head, nn.Linear)  # noqa: S101  # of every objective that asks to be centred
     head.bias.zero_()
-    rows = embed_images(sample, lambda pixels: encoder(_images(pixels, device)).float(), progress)
+    rows = embed_images(sample, lambda pixels: encoder(_images(pixels, device)).float(), progress, device)
     mean = rows.mean(0)
     if (rows - mean).norm(dim=1).mean() > _LEAST_SPREAD * rows.norm(dim=1).mean():
         head.bias.sub_(mean.to(head.bias))
@@ -144,10 +145,10 @@ def runtime_embed(runtime: RuntimeEncoder) -> Embed:
     return lambda pixels: torch.from_numpy(runtime.embed(pixels.numpy()))
 
 
-def embed_images(cache: ImageCache, embed: Embed, progress: Progress) -> Tensor:
-    """Embeddings (N, D) of decoded images, on the CPU."""
+def embed_images(cache: ImageCache, embed: Embed, progress: Progress, device: torch.device = _CPU) -> Tensor:
+    """Embeddings (N, D) of decoded images, on the CPU; `device` is where `embed` computes, in passes of its size."""
     parts, total = [], len(cache)
-    batch = images_at_once(cache.pixels.shape[1], cache.pixels.device)
+    batch = images_at_once(cache.pixels.shape[1], device)
     for pixels in torch.split(cache.pixels, batch):
         parts.append(embed(pixels).cpu())
         progress("judge", min(len(parts) * batch, total), total)
@@ -164,7 +165,7 @@ def embed_sources(
     """
     embeddings, items, skipped = [torch.empty(0, runtime.dim)], [], []
     batch: list[Pixels] = []
-    most = images_at_once(runtime.pixels.size, torch.device("cpu"))
+    most = images_at_once(runtime.pixels.size, _CPU)
     for decoded in decode_all(sources, runtime.pixels):
         if decoded.pixels is None:
             skipped.append((decoded.source.item, str(decoded.error)))
@@ -192,7 +193,7 @@ def judge_start(
     start: Start, recipe: Recipe, shown: ImageCache, judge: Judge | None, device: torch.device, progress: Progress
 ) -> Before:
     """Embed the images that a run shows, and judge by them, with what it starts from and with its frozen backbone."""
-    embeddings = embed_images(shown, torch_embed(start.network, device), progress)
+    embeddings = embed_images(shown, torch_embed(start.network, device), progress, device)
     measured = judge.measure(embeddings) if judge else None
     if judge is None or not recipe.encoder.from_model:
         return Before(embeddings=embeddings, frozen=measured)
@@ -201,7 +202,7 @@ def judge_start(
     except WeightsError as error:  # only a comparison is lost
         warning = f"the frozen backbone was not judged: {error}"
         return Before(embeddings=embeddings, frozen=None, start=measured, warnings=(warning,))
-    frozen = judge.measure(embed_images(shown, torch_embed(backbone, device), progress))
+    frozen = judge.measure(embed_images(shown, torch_embed(backbone, device), progress, device))
     return Before(embeddings=embeddings, frozen=frozen, start=measured)
 
 
@@ -238,7 +239,7 @@ def measured(
     """The metrics of an encoder in training; None where there is none, or nothing to judge on."""
     if encoder is None or judge is None:
         return None
-    return judge.measure(embed_images(judge.cache, torch_embed(encoder, device), progress))
+    return judge.measure(embed_images(judge.cache, torch_embed(encoder, device), progress, device))
 
 
 class Score:

@@ -317,7 +317,7 @@ def _after_epoch(
     if centred:
         centre(encoder, sample, device, progress)
     embed = torch_embed(encoder, device)
-    sampled = embed_images(sample, embed, progress)
+    sampled = embed_images(sample, embed, progress, device)
     logged = {"contrast": neighbour_contrast(sampled)}
     if setting.recipe.run.choose == "contrast":
         choice.offer(epoch, encoder, logged["contrast"])
@@ -325,7 +325,8 @@ def _after_epoch(
     if precision is not None:
         logged["neighbour_precision"] = precision
     if decoded.judge:
-        logged |= decoded.judge.measure(embed_images(decoded.judge.cache, embed, progress), clusters=False).to_dict()
+        judged = embed_images(decoded.judge.cache, embed, progress, device)
+        logged |= decoded.judge.measure(judged, clusters=False).to_dict()
     return logged
 
 

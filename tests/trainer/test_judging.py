@@ -12,7 +12,7 @@ from tests.trainer import small
 from tests.trainer.small import silent
 from trainer.encoders import Encoder, make_backbone
 from trainer.images import ImageCache
-from trainer.judging import centre, evaluate, neighbour_precision, spread
+from trainer.judging import centre, embed_images, evaluate, neighbour_precision, spread
 from trainer.recipe import load, override
 from trainer.run import train
 
@@ -112,3 +112,17 @@ def test_a_centred_encoder_has_the_samples_mean_at_its_origin() -> None:
         centre(encoder, sample, torch.device("cpu"), silent)
         after = encoder(images)
     torch.testing.assert_close(before - before.mean(0), after)
+
+
+def test_a_gpu_embeds_more_images_at_once() -> None:
+    """What judges an epoch goes through the network in passes of the size that the device is fed with elsewhere."""
+    cache = ImageCache(torch.zeros(40, 224, 224, 3, dtype=torch.uint8), torch.ones(40), ("",) * 40, ())
+    passes: list[int] = []
+
+    def embed(pixels: Tensor) -> Tensor:
+        passes.append(len(pixels))
+        return torch.zeros(len(pixels), 2)
+
+    for device in ("cpu", "cuda"):
+        assert embed_images(cache, embed, silent, torch.device(device)).shape == (40, 2)
+    assert passes == [16, 16, 8, 40]
