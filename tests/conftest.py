@@ -1,13 +1,14 @@
 """Fixtures that several rooms share: a tiny real model, one that was really learned, and folders of real pictures."""
 
+import dataclasses
 import io
 import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 # Before any library reads it. What the tests compute is small: a second thread costs more waiting than it saves, the
 # most where two workers share two cores (t-SNE of 60 points: 2 to 4 s of CPU time instead of 0.3).
@@ -24,17 +25,28 @@ from indexer.manifest import ModelManifest
 from indexer.pixels import PixelSpec
 from indexer.store import Store
 
+if TYPE_CHECKING:
+    from trainer.train_report import TrainReport
+
 TINY_SIZE, TINY_DIM = 32, 32
 COLOURS = [(200, 60, 60), (60, 200, 60), (60, 60, 200), (200, 200, 60)]
 
 
 @dataclass
 class School:
-    """A store with a model that can be learned on from, and the forty pictures of four colours that it saw."""
+    """A store with a model that can be learned on from, and the forty pictures of four colours that it saw.
+
+    Attributes:
+        store: with the model and its run.
+        pictures: the folder of `00.png` to `39.png`, the colours in turn.
+        model: its id.
+        report: what its training told, without labels.
+    """
 
     store: Store
     pictures: Path
     model: str
+    report: "TrainReport" = field(repr=False)
 
 
 @pytest.fixture
@@ -84,14 +96,14 @@ def learned_school(tmp_path_factory: pytest.TempPathFactory) -> School:
         picture.save(root / "pictures" / f"{number:02d}.png")
     store, recipe = Store(root / "store"), small.one_epoch()
     done = train(root / "pictures", models=store.models, runs=store.runs, recipe=recipe, progress=small.silent)
-    return School(store, root / "pictures", done.model.id)
+    return School(store, root / "pictures", done.model.id, done)
 
 
 def copied(school: School, root: Path) -> School:
     """A copy to change, under `root`."""
     shutil.copytree(school.store.root, root / "store")
     shutil.copytree(school.pictures, root / "pictures")
-    return School(Store(root / "store"), root / "pictures", school.model)
+    return dataclasses.replace(school, store=Store(root / "store"), pictures=root / "pictures")
 
 
 def publish_tiny_model(store: Store, seed: int = 0, dim: int = TINY_DIM) -> str:
