@@ -13,7 +13,7 @@ from trainer.recipe import Recipe, RecipeError, load, to_toml
 
 RECIPE = "recipe.toml"
 
-_FINISHED = "finished.json"
+FINISHED = "finished.json"
 _LOCK = ".process"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 
@@ -65,8 +65,8 @@ def resume_run(runs: Path, name: str, models: Path) -> Path:
     if not (run / RECIPE).is_file():
         known = sorted(path.parent.name for path in runs.glob(f"*/{RECIPE}"))
         raise RunError(f"no run {name!r} in {runs}; it has: {', '.join(known) or 'none'}")
-    if (run / _FINISHED).exists():
-        model = str(json.loads((run / _FINISHED).read_bytes())["model"])
+    if (run / FINISHED).exists():
+        model = str(json.loads((run / FINISHED).read_bytes())["model"])
         if (models / model / MANIFEST).exists():  # else it is exported again, from the last checkpoint
             raise RunFinished(run, model)
     return run
@@ -74,7 +74,7 @@ def resume_run(runs: Path, name: str, models: Path) -> Path:
 
 def finish_run(run: Path, model: str) -> None:
     """Note that a run has come to its end, which was this model."""
-    write_atomically(run / _FINISHED, json.dumps({"model": model}).encode())
+    write_atomically(run / FINISHED, json.dumps({"model": model}).encode())
 
 
 @contextmanager

@@ -36,6 +36,7 @@ from trainer import recipe as recipes
 from trainer.labels import read_labels
 from trainer.recipe import Recipe
 from trainer.run import train
+from trainer.run_directory import FINISHED, RECIPE
 from trainer.start import recipe_from
 from trainer.suggest import suggest
 
@@ -137,7 +138,8 @@ class Bench:
 
     def _learned(self, draw: Draw, method: str, name: str, report: Progress) -> Judged:
         base = self._recipe(method)
-        begun = (self.store.runs / name / "recipe.toml").exists()
+        begun = (self.store.runs / name / RECIPE).exists()
+        (self.store.runs / name / FINISHED).unlink(missing_ok=True)  # its results are gone: it is judged once more
         table = self._table(draw, report)
         done = train(
             table,
