@@ -318,9 +318,9 @@ def test_a_store_whose_path_is_not_utf8_is_refused_at_once(tmp_path: Path) -> No
     assert not place.exists()
 
 
-def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+def test_a_reader_that_has_seen_enough_is_no_error(store: Store) -> None:
     """As before `| head`, whose pipe closes: nothing is said."""
-    words = [sys.executable, "-m", "clients.cli", "recipes"]
+    words = [sys.executable, "-m", "clients.cli", "index", "list", "--json", "--store", str(store.root)]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.close()
