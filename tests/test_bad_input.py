@@ -12,6 +12,7 @@ from tests.serving import Gallery, make_gallery, photo, serving
 
 SMALL = [
     *("--backbone", "test_resnet", "--weights", "none", "--size", "32", "--dim", "16", "--epochs", "1"),
+    *("--set", "run.least_steps=1"),
     *("--set", "run.batch_size=20", "--device", "cpu"),
 ]
 

@@ -201,10 +201,12 @@ class _Training:
 
     def _draw_order(self) -> Tensor:
         """Which images each step of the next epoch has, (steps, B), the same in all processes."""
-        own = self.objective.before_epoch(self._embed_all, self.recipe.run.batch_size)
+        run = self.recipe.run
+        steps = max(1, run.least_steps, self.count // run.batch_size)
+        own = self.objective.before_epoch(self._embed_all, run.batch_size, steps)
         # What was drawn at random, heads for example, each process drew otherwise.
         distributed.copy_main(self.objective)
-        order = distributed.from_main(lambda: self._permutation() if own is None else own.cpu())
+        order = distributed.from_main(lambda: self._permutation(steps) if own is None else own.cpu())
         processes = distributed.world_size()
         if order.shape[1] % processes:
             raise TrainingError(
@@ -217,10 +219,11 @@ class _Training:
         with self._autocast():
             return self.feed.embed_all(embed, self.progress, size)
 
-    def _permutation(self) -> Tensor:
+    def _permutation(self, steps: int) -> Tensor:
         batch = min(self.recipe.run.batch_size, self.count)
-        order = torch.randperm(self.count)
-        return order[: len(order) // batch * batch].view(-1, batch)
+        whole = self.count // batch
+        passes = [torch.randperm(self.count)[: whole * batch] for _ in range(math.ceil(steps / whole))]
+        return torch.cat(passes).view(-1, batch)[:steps]
 
     def _step(self, batch: Batch, statistics: list[Tensor], total_steps: int) -> None:
         self._set_lr()

@@ -130,12 +130,13 @@ class Objective(nn.Module):
     def after_step(self, progress: float) -> None:
         """Called after each optimiser step; `progress` is the share of the run that is done, (0, 1]."""
 
-    def before_epoch(self, embed_all: EmbedAll, batch_size: int) -> Tensor | None:  # noqa: ARG002
+    def before_epoch(self, embed_all: EmbedAll, batch_size: int, steps: int) -> Tensor | None:  # noqa: ARG002
         """Called before each epoch.
 
         Args:
             embed_all: embeds the training set with any function of images.
             batch_size: about how many images a step should have.
+            steps: that the epoch should have.
 
         Returns:
             The epoch's sampling order, (steps, B) int64 rows of the training set; None for a random permutation.

@@ -120,7 +120,8 @@ class Run:
     """How long, how many at a time, how exactly.
 
     Attributes:
-        epochs: passes over the training set; each is as many steps as fill it once.
+        epochs: passes over the training set; each has as many steps as fill it once.
+        least_steps: of an epoch: a smaller set is gone through more than once in each.
         batch_size: images of a step; each is seen in as many views as the objective has.
         seed: of everything random.
         precision: of the backbone's passes; `auto` is bfloat16 or float16 on a GPU and float32 on a CPU.
@@ -134,6 +135,7 @@ class Run:
     """
 
     epochs: int = 10
+    least_steps: int = 1
     batch_size: int = 120
     seed: int = 0
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -144,6 +146,7 @@ class Run:
 
     def __post_init__(self) -> None:
         _in_range("run.epochs", self.epochs, 1, 100_000)
+        _in_range("run.least_steps", self.least_steps, 1, 1_000_000)
         _in_range("run.batch_size", self.batch_size, 2, 65_536)
         _in_range("run.seed", self.seed, 0, 2**63 - 1)
         _in_range("run.averaging", self.averaging, 0, 0.99999)

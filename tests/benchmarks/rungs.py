@@ -18,8 +18,8 @@ ALIKE_ABOVE = 0.5  # of pseudo-labels in [0, 1], where a rung needs a yes or a n
 class RandomBatches(STML):
     """As many steps of as many images, drawn at random without replacement instead of as lists of neighbours."""
 
-    def _batches(self, features: Tensor, batch_size: int) -> Tensor:
-        steps, width = super()._batches(features, batch_size).shape
+    def _batches(self, features: Tensor, batch_size: int, steps: int) -> Tensor:
+        width = super()._batches(features, batch_size, steps).shape[1]
         return torch.stack([torch.randperm(len(features))[:width] for _ in range(steps)])
 
 

@@ -16,6 +16,7 @@ from trainer.recipe import load
 
 TINY = (
     *("--backbone", "test_resnet", "--weights", "none", "--dim", 16, "--size", 32, "--epochs", 1),
+    *("--set", "run.least_steps=1"),
     *("--set", "run.batch_size=20"),
 )
 

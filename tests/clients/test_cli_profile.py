@@ -12,7 +12,8 @@ from clients.cli.command import kinsight
 def train(photos: Path, store: Path, *options: str) -> Result:
     """60 photos in batches of 20: three steps an epoch."""
     network = ["--backbone", "test_resnet", "--weights", "none", "--size", "32", "--dim", "16"]
-    words = ["train", str(photos), "--store", str(store), *network, "--set", "run.batch_size=20", "--profile"]
+    steps = ["--set", "run.batch_size=20", "--set", "run.least_steps=1"]
+    words = ["train", str(photos), "--store", str(store), *network, *steps, "--profile"]
     result = CliRunner().invoke(kinsight, [*words, *options])
     assert result.exit_code == 0
     return result

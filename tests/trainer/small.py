@@ -27,6 +27,7 @@ TINY = (
     "encoder.weights=none",
     "encoder.dim=16",
     "run.batch_size=20",
+    "run.least_steps=1",
 )
 FOUR_STEPS = ("run.epochs=1", "run.batch_size=10")
 
@@ -38,7 +39,7 @@ def silent(stage: str, done: int, total: int) -> None:
 def recipe(*changes: str) -> Recipe:
     """Two epochs of 40 images in batches of 20: two steps each."""
     fixed = ("run.epochs=2", "run.batch_size=20", "data.size=32", "data.cache_size=32", "objective.background_dim=32")
-    plain = ("optimizer.warmup_steps=0", "run.averaging=0")  # whatever the recipe is tuned to
+    plain = ("optimizer.warmup_steps=0", "run.averaging=0", "run.least_steps=1")  # whatever the recipe is tuned to
     return override(load("stml"), *fixed, *plain, *changes)
 
 

@@ -146,7 +146,7 @@ def test_the_classifier_goes_on_where_the_last_epoch_left_it() -> None:
     rows = F.normalize(torch.randn(40, 8, generator=torch.Generator().manual_seed(6)), dim=1)
     weights = [objective.classifier.state_dict()["0.weight"].clone()]
     for _ in range(2):
-        objective.before_epoch(lambda _, __=0: rows, 20)
+        objective.before_epoch(lambda _, __=0: rows, 20, 2)
         weights.append(objective.classifier.state_dict()["0.weight"].clone())
     steps = [(after - before).abs().max().item() for before, after in pairwise(weights)]
     assert all(0 < step < 0.05 for step in steps)  # one small step each, and no new start
@@ -190,7 +190,7 @@ def test_the_classifier_becomes_sure_of_what_it_was_taught() -> None:
     rows = centres[truth] + 0.02 * torch.randn(40, 8, generator=torch.Generator().manual_seed(2))
     objective.know(Known(torch.where(torch.arange(40) < 15, truth, -1)))
     torch.manual_seed(5)
-    objective.before_epoch(lambda _, __=0: rows, 20)
+    objective.before_epoch(lambda _, __=0: rows, 20, 2)
     guessed = pseudo_labels(objective.classifier(F.normalize(rows, dim=1)), torch.full((40,), -1), 0.85)
     assert torch.equal(guessed, truth)
     assert not objective.classifier.training

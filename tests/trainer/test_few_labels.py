@@ -38,7 +38,8 @@ def test_the_whole_benchmark_has_its_table_and_makes_no_cell_twice(
     labels, store = tmp_path / "labels.csv", tmp_path / "store"
     labels.write_text("\n".join(rows) + "\n")
     tiny = ("--backbone", "test_resnet", "--weights", "none", "--dim", "8", "--size", "32", "--epochs", "1")
-    words = ["train", tmp_path / "pictures", *tiny, "--set", "run.batch_size=10", "--store", store, "--json"]
+    settings = ("--set", "run.batch_size=10", "--set", "run.least_steps=1")
+    words = ["train", tmp_path / "pictures", *tiny, *settings, "--store", store, "--json"]
     model = json.loads(CliRunner().invoke(kinsight, list(map(str, words))).stdout)["model"]
 
     command = [str(tmp_path / "pictures"), "--labels", str(labels), "--store", str(store), "--model", model]

@@ -122,7 +122,7 @@ def test_random_batches_are_as_many_and_as_large_and_no_lists() -> None:
     """Steps and images equal STML's; no image comes twice in a step, and each epoch draws others."""
     features = torch.randn(60, 96, generator=torch.Generator().manual_seed(2))
     objective = build("random-batches")
-    lists, first, second = (order._batches(features, 20) for order in (build("stml"), objective, objective))
+    lists, first, second = (order._batches(features, 20, 3) for order in (build("stml"), objective, objective))
     assert lists.shape == first.shape == second.shape == (3, 20)
     assert [len(set(step)) for step in (*first.tolist(), *second.tolist())] == [20] * 6
     assert not torch.equal(first, second)

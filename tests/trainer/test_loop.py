@@ -50,6 +50,23 @@ def test_resumed_training_equals_uninterrupted(tmp_path: Path, monkeypatch: pyte
     assert_equal_weights(whole.state_dict(), resumed.state_dict())
 
 
+def test_a_small_set_is_gone_through_several_times_an_epoch(tmp_path: Path) -> None:
+    """Steps of an epoch: as many as the set fills, or run.least_steps; each pass draws every image once, anew."""
+    queue = Queue(encoder())
+    _, outcome = train(tmp_path, recipe("run.least_steps=5"), queue)
+    assert outcome.steps == 2 * 5
+    passes = [sorted(queue.shares[at] + queue.shares[at + 1]) for at in (0, 2, 5, 7)]
+    assert passes == [list(range(40))] * 4
+    assert len({tuple(share) for share in queue.shares}) == 10
+
+
+def test_least_steps_of_stml_are_drawn_from_the_same_lists(tmp_path: Path) -> None:
+    """Lists of neighbours are made once an epoch, however many steps it has."""
+    _, outcome = train(tmp_path / "more", recipe("run.least_steps=7"))
+    _, plain = train(tmp_path / "plain", recipe())
+    assert (outcome.steps, plain.steps) == (14, 4)
+
+
 CASES = [
     ("optimizer.name=adamp", "run.precision=float32"),
     ("optimizer.name=adamw", "run.precision=bfloat16"),

@@ -92,7 +92,7 @@ def test_the_first_epoch_sets_head_g_and_leaves_the_models_head(learned: Path) -
     objective = STML(start.encoder, background_dim=8, head_init="pca").eval()
     drawn = objective.background.weight.clone()
     features = torch.randn(40, head.shape[1])
-    objective.before_epoch(lambda _, __=0: features, 20)
+    objective.before_epoch(lambda _, __=0: features, 20, 2)
     assert torch.equal(objective.encoder.head.weight, head)  # type: ignore[arg-type]
     assert not torch.equal(objective.background.weight, drawn)
     assert torch.equal(objective.teacher[1].weight, objective.background.weight)  # type: ignore[arg-type]

@@ -267,7 +267,7 @@ def test_batches_are_lists_of_neighbours_led_by_their_queries() -> None:
     """Each step has B // n different queries, each followed by its true nearest images under head g."""
     objective = make(neighbours=5)
     embed_all = embed_all_of(objective, 50)
-    order = objective.before_epoch(embed_all, 22)
+    order = objective.before_epoch(embed_all, 22, 2)
     assert order is not None
     g = embed_all(nn.Sequential(objective.encoder.backbone, objective.background))
     nearest = torch.cdist(g.double(), g.double()).fill_diagonal_(-1).topk(5, largest=False).indices
@@ -279,9 +279,9 @@ def test_batches_are_lists_of_neighbours_led_by_their_queries() -> None:
 
 
 def test_fewer_images_than_a_batch_use_what_there_is() -> None:
-    """Three images, a batch of 120: one step of three lists of three."""
+    """Three images, a batch of 120: each step has three lists of three."""
     objective = make(neighbours=5)
-    order = objective.before_epoch(embed_all_of(objective, 3), 120)
+    order = objective.before_epoch(embed_all_of(objective, 3), 120, 1)
     assert order is not None
     assert tuple(order.shape) == (1, 9)
 
@@ -290,14 +290,14 @@ def test_pca_heads_keep_the_backbones_distances_and_are_set_once() -> None:
     """The first epoch sets f, g and the teacher; the second leaves what was learned."""
     objective = make(head_init="pca")
     embed_all = embed_all_of(objective, 50)
-    objective.before_epoch(embed_all, 20)
+    objective.before_epoch(embed_all, 20, 2)
     features = embed_all(objective.encoder.backbone)
     wide = objective.background(features)  # more outputs than the rank of 50 images
     assert torch.cdist(wide, wide).mean() > 0.9 * torch.cdist(features, features).mean()
     torch.testing.assert_close(wide.mean(0), torch.zeros(96), atol=1e-4, rtol=0)
     assert torch.equal(objective.teacher.get_parameter("1.weight"), objective.background.weight)
     nn.init.ones_(objective.encoder.head.weight)  # type: ignore[arg-type]
-    objective.before_epoch(embed_all, 20)
+    objective.before_epoch(embed_all, 20, 2)
     assert bool((objective.encoder.head.weight == 1).all())  # type: ignore[union-attr]
 
 
@@ -321,7 +321,7 @@ def test_batch_smaller_than_a_list_is_an_error() -> None:
     """A batch can't hold one list of neighbours: the error names both numbers."""
     objective = make(neighbours=5)
     with pytest.raises(ValueError, match=r"run\.batch_size is 4; it must be at least objective\.neighbours, 5"):
-        objective.before_epoch(embed_all_of(objective, 10), 4)
+        objective.before_epoch(embed_all_of(objective, 10), 4, 2)
 
 
 def embed_sizes(objective: STML, asked: list[int]) -> Any:
@@ -342,16 +342,16 @@ def test_epochs_of_distillation_come_before_those_of_stml(tmp_path: Path) -> Non
     objective, asked = distilling(tmp_path), list[int]()
     embed_all = embed_sizes(objective, asked)
     assert (objective.first_epochs, objective.large_size) == (2, 0)
-    assert objective.before_epoch(embed_all, 20) is None
+    assert objective.before_epoch(embed_all, 20, 1) is None
     assert (objective.large_size, asked) == (64, [64])
     wide = objective.background(embed_all(objective.pretrained, 64))
     torch.testing.assert_close(wide.mean(0), torch.zeros(96), atol=1e-4, rtol=0)
-    assert objective.before_epoch(embed_all, 20) is None
+    assert objective.before_epoch(embed_all, 20, 1) is None
     with torch.no_grad():
         for parameter in objective.encoder.backbone.parameters():
             parameter.add_(0.1)
     objective.after_step(0.5)
-    order = objective.before_epoch(embed_all, 20)
+    order = objective.before_epoch(embed_all, 20, 1)
     assert order is not None
     assert (tuple(order.shape), objective.large_size) == ((1, 20), 0)
     learned = dict(objective.encoder.backbone.named_parameters())
@@ -362,7 +362,7 @@ def test_epochs_of_distillation_come_before_those_of_stml(tmp_path: Path) -> Non
 def test_distillation_is_the_mean_distance_of_directions_and_moves_the_backbone_alone(tmp_path: Path) -> None:
     """1 - cos to the pretrained features of the large images, image by image; nobody else has a gradient."""
     objective = distilling(tmp_path)
-    objective.before_epoch(embed_sizes(objective, []), 20)
+    objective.before_epoch(embed_sizes(objective, []), 20, 1)
     objective.train()
     images = torch.rand(2, 6, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     large = torch.rand(6, 3, 64, 64, generator=torch.Generator().manual_seed(2))
@@ -392,7 +392,7 @@ def test_nothing_is_distilled_where_nothing_can_be(tmp_path: Path, why: str) -> 
         objective = STML(encoder, head_init="pca", distillation_epochs=2, distillation_size=64)
     assert objective.first_epochs == 0
     assert objective.pretrained is None
-    assert objective.before_epoch(embed_sizes(objective, []), 20) is not None
+    assert objective.before_epoch(embed_sizes(objective, []), 20, 1) is not None
     assert objective.large_size == 0
 
 
@@ -400,7 +400,7 @@ def test_what_the_pretrained_network_saw_is_part_of_the_labels(tmp_path: Path) -
     """Squared distances are the teacher's and those of whitened pretrained features, by share; unit length stays."""
     objective = distilling(tmp_path, pretrained_share=0.3, whitening=0.5)
     embed_all = embed_sizes(objective, [])
-    objective.before_epoch(embed_all, 20)
+    objective.before_epoch(embed_all, 20, 1)
     features = embed_all(objective.pretrained, 64)
     head = nn.Linear(features.shape[1], features.shape[1])
     set_to_principal_axes(head, features, 0.5)
@@ -419,11 +419,11 @@ def test_lists_and_labels_are_of_what_the_pretrained_network_saw(tmp_path: Path)
     """With the whole share, a student that has forgotten everything still gets its lists and its pseudo-labels."""
     objective = distilling(tmp_path, pretrained_share=1.0, distillation_epochs=1)
     embed_all = embed_sizes(objective, [])
-    objective.before_epoch(embed_all, 20)
+    objective.before_epoch(embed_all, 20, 1)
     with torch.no_grad():
         for parameter in objective.background.parameters():
             parameter.zero_()
-    order = objective.before_epoch(embed_all, 20)
+    order = objective.before_epoch(embed_all, 20, 1)
     assert order is not None
     assert objective.seen_large is not None
     lists = nearest(objective.seen_large.float(), 5)

@@ -69,7 +69,7 @@ def test_without_labels_it_is_stml() -> None:
     orders = []
     for objective in (plain, known):
         torch.manual_seed(4)
-        order = objective.before_epoch(lambda _, __=0: features, 20)
+        order = objective.before_epoch(lambda _, __=0: features, 20, 2)
         assert order is not None
         orders.append(order)
     assert torch.equal(*orders)
@@ -102,7 +102,7 @@ def test_labelled_images_join_each_batch() -> None:
     """After STML's neighbours come as many of each class, and every epoch draws others."""
     objective = semi()
     features = torch.randn(40, objective.encoder.backbone.channels)
-    first, second = (objective.before_epoch(lambda _, __=0: features, 20) for _ in range(2))
+    first, second = (objective.before_epoch(lambda _, __=0: features, 20, 2) for _ in range(2))
     assert first is not None
     assert second is not None
     assert first.shape == (2, 20 + 4)
@@ -118,7 +118,7 @@ def test_classes_with_one_labelled_image_do_not_join() -> None:
     for known, joining in ((label, {0, 1}), (label.masked_fill(label == 1, -1), set())):
         objective = semi(known)
         features = torch.randn(40, objective.encoder.backbone.channels)
-        order = objective.before_epoch(lambda _, __=0, features=features: features, 20)
+        order = objective.before_epoch(lambda _, __=0, features=features: features, 20, 2)
         assert order is not None
         assert order.shape == (2, 20 + 2 * len(joining))
         assert set(known[order[:, 20:]].flatten().tolist()) == joining
@@ -141,7 +141,7 @@ def test_few_labels_make_few_steps_from_a_learned_model(label: list[int], traine
     objective = STMLSemi(learner, background_dim=16, classes=2, images=2)
     objective.know(Known(torch.tensor(label + [-1] * (80 - len(label)))))
     features = torch.randn(80, learner.backbone.channels, generator=torch.Generator().manual_seed(3))
-    order = objective.before_epoch(lambda _, __=0: features, 5)
+    order = objective.before_epoch(lambda _, __=0: features, 5, 16)
     assert order is not None
     assert len(order) == steps
 
@@ -174,7 +174,7 @@ def test_the_baseline_draws_labelled_images_alone_and_as_many_steps_as_the_other
     """Its epochs compare with those of an objective that learns from all images."""
     objective = Supervised(encoder(), images=2)
     objective.know(Known(LABEL))
-    order = objective.before_epoch(lambda _, __=0: torch.empty(0), 10)
+    order = objective.before_epoch(lambda _, __=0: torch.empty(0), 10, 4)
     assert order.shape == (4, 6)
     assert (LABEL[order] >= 0).all()
     with pytest.raises(ValueError, match="learns from labels alone"):
@@ -197,9 +197,9 @@ def test_labels_alone_start_where_the_features_are(trained: bool) -> None:
     features = torch.randn(40, dim, generator=torch.Generator().manual_seed(3)) @ torch.eye(
         dim, start.backbone.channels
     )
-    objective.before_epoch(lambda _, __=0: features, 20)
+    objective.before_epoch(lambda _, __=0: features, 20, 2)
     head = copy.deepcopy(start.head.state_dict())
-    objective.before_epoch(lambda _, __=0: 2 * features.flip(1), 20)
+    objective.before_epoch(lambda _, __=0: 2 * features.flip(1), 20, 2)
 
     assert all(torch.equal(value, head[key]) for key, value in start.head.state_dict().items())
     if trained:
@@ -237,9 +237,9 @@ def test_epochs_of_distillation_have_no_labelled_images_and_no_other_term() -> N
     )
     objective.know(Known(LABEL))
     features = torch.randn(40, inner.backbone.channels)
-    assert objective.before_epoch(lambda _, __=0: features, 20) is None
+    assert objective.before_epoch(lambda _, __=0: features, 20, 2) is None
     batch = dataclasses.replace(batch_of(torch.arange(6)), large=torch.rand(6, 3, 64, 64))
     assert list(objective.losses(batch)) == ["distillation"]
-    order = objective.before_epoch(lambda _, __=0: features, 20)
+    order = objective.before_epoch(lambda _, __=0: features, 20, 2)
     assert order is not None
     assert order.shape == (2, 20 + 4)

@@ -207,7 +207,7 @@ class CMSFSemi(Objective):
         """The teacher follows the student."""
         update_teacher(self.teacher, self.encoder, self.momentum)
 
-    def before_epoch(self, embed_all: EmbedAll, batch_size: int) -> None:  # noqa: ARG002
+    def before_epoch(self, embed_all: EmbedAll, batch_size: int, steps: int) -> None:  # noqa: ARG002
         """Teach the classifier the labelled images as the teacher now embeds them; batches are drawn at random."""
         rows = F.normalize(embed_all(self.teacher).float(), dim=1)
         labelled = (self.known.label >= 0).nonzero().flatten()

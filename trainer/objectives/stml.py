@@ -287,15 +287,16 @@ class STML(Objective):
         if not self.large_size:
             self._move_teacher(self.momentum)
 
-    def before_epoch(self, embed_all: EmbedAll, batch_size: int) -> Tensor | None:
+    def before_epoch(self, embed_all: EmbedAll, batch_size: int, steps: int) -> Tensor | None:
         """Find each image's neighbours by head g of the student and draw batches of such lists.
 
         Args:
             embed_all: embeds the training set.
             batch_size: B; a step has B // n queries, all different, and n images each. Fewer where N is small.
+            steps: that the epoch should have.
 
         Returns:
-            (max(1, N // B), queries * n) int64; None while the backbone is distilled, from images at random.
+            (steps, queries * n) int64; None while the backbone is distilled, from images at random.
 
         Raises:
             ValueError: B is below n.
@@ -319,7 +320,7 @@ class STML(Objective):
             self._set_heads(features)
         if self.epochs_begun == self.first_epochs + 1:
             self._move_teacher(0)  # equal to the student when STML begins
-        return self._batches(features, batch_size)
+        return self._batches(features, batch_size, steps)
 
     def resume_epoch(self, embed_all: EmbedAll) -> None:
         """Let the pretrained network see the training set again, where this process has not done so."""
@@ -353,13 +354,12 @@ class STML(Objective):
             rows[index] = self._with_seen_large(F.normalize(self.background(features[index]), dim=1), index)
         return rows
 
-    def _batches(self, features: Tensor, batch_size: int) -> Tensor:
+    def _batches(self, features: Tensor, batch_size: int, steps: int) -> Tensor:
         """An epoch's sampling order, of the backbone's (N, C) features of the training set."""
         with torch.no_grad():
             lists = nearest(self._listed(features), self.neighbours).cpu()
         draw = random.Random(int(torch.randint(2**62, ())))  # noqa: S311  # of the loop's seeded generator
         queries = min(batch_size // self.neighbours, len(lists))
-        steps = max(1, len(lists) // batch_size)
         drawn = torch.tensor([draw.sample(range(len(lists)), queries) for _ in range(steps)])
         return lists[drawn].flatten(1)
 

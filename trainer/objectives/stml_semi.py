@@ -151,13 +151,13 @@ class STMLSemi(STML):
             return proxy_anchor(rows @ F.normalize(self.proxies, dim=1).T, label)
         return multi_similarity(rows @ rows.T, *self.known.relations(label, label))
 
-    def before_epoch(self, embed_all: EmbedAll, batch_size: int) -> Tensor | None:
+    def before_epoch(self, embed_all: EmbedAll, batch_size: int, steps: int) -> Tensor | None:
         """Draw STML's batches of neighbours, and labelled images that join each.
 
         Returns:
             (steps, B + L) int64, the L labelled images last; None while the backbone is distilled.
         """
-        order = super().before_epoch(embed_all, batch_size)
+        order = super().before_epoch(embed_all, batch_size, steps)
         if order is None:
             return order
         order = order[: self._most_steps()]

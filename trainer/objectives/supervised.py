@@ -79,11 +79,11 @@ class Supervised(Objective):
             rows = F.normalize(f, dim=1)
             return {"multi_similarity": multi_similarity(rows @ rows.T, *self.known.relations(label, label))}
 
-    def before_epoch(self, embed_all: EmbedAll, batch_size: int) -> Tensor:
+    def before_epoch(self, embed_all: EmbedAll, batch_size: int, steps: int) -> Tensor:
         """Set the head before the first epoch, and draw batches of about B labelled images, as many of each class.
 
         Returns:
-            (max(1, N // B), classes * images) int64.
+            (steps, classes * images) int64.
         """
         if not self.head_is_set:
             assert isinstance(self.encoder.head, nn.Linear)  # noqa: S101  # checked in __init__
@@ -91,5 +91,4 @@ class Supervised(Objective):
             self.head_is_set.fill_(True)
         draw = random.Random(int(torch.randint(2**62, ())))  # noqa: S311  # of the loop's seeded generator
         classes = min(self.classes, max(2, batch_size // self.images))
-        steps = max(1, len(self.known.label) // batch_size)
         return balanced_batches(self.known, steps, classes, self.images, draw)
