@@ -54,7 +54,9 @@ _KEY_OF = {
 @click.option("--weights", help="What to start from: none, imagenet, or a file (.safetensors, .pth).")
 @click.option("--size", type=int, metavar="PX", help="Side of the images that the encoder embeds.")
 @click.option("--dim", type=int, metavar="D", help="Dimension of the embeddings.")
-@click.option("--epochs", type=int, metavar="N", help="Passes over the images (a few hundred: several), after distillation.")
+@click.option(
+    "--epochs", type=int, metavar="N", help="Passes over the images (a few hundred: several), after distillation."
+)
 @click.option("--seed", type=int, metavar="N", help="Of everything random.")
 @device_option
 @click.option("--run", "name", metavar="NAME", help="What to call the run, for --resume.  [default: by the time]")
