@@ -98,6 +98,7 @@ def test_the_command_loads_rooms_lazily() -> None:
         ("import server.app", ("torch", "trainer", "timm")),
         ("import indexer.build, indexer.version", ("torch", "trainer", "grpc")),
         ("import trainer.objective, trainer.loop", ("grpc", "faiss")),
+        ("import trainer.recipe_files", ("torch", "timm")),
         ("import kinsight_client", ("torch", "faiss", "onnxruntime", "indexer", "click")),
         ("import clients.cli.command", ("torch", "faiss", "onnxruntime", "grpc", "numpy", "PIL", "rich")),
     ],

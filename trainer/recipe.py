@@ -1,31 +1,20 @@
-"""Recipes: everything a training run is made of, as a TOML file or the name of one that ships with the trainer.
-
-RecipeError   an unknown section or key (the nearest name is given), or a value of the wrong type or out of range
-"""
+"""Recipes: everything a training run is made of, as a TOML file or the name of one that ships with the trainer."""
 
 import dataclasses
-import difflib
 import json
-import math
 import tomllib
-import types
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 import tomli_w
 
 from trainer.objective import View
 from trainer.objectives import objective_keywords
+from trainer.recipe_files import RecipeError, check_known, read, values_of
 
-_FOLDER = Path(__file__).parent / "recipes"
-_ABOUT = ("description", "measured")  # what a file says of its recipe beside its values
 _LARGEST = 1024  # side of an image, pixels
-
-
-class RecipeError(ValueError):
-    """A recipe can't be used; the message names the key and the remedy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,98 +153,14 @@ class Recipe:
     run: Run = field(default_factory=Run)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Measured:
-    """What a recipe reached once: figures of a run that anyone can repeat.
-
-    Attributes:
-        data: the images that it was judged on.
-        seed: of the run.
-        commit: of the code.
-        hardware: that it ran on.
-        command: that gives these figures.
-        seconds: wall clock of the training.
-        frozen_recall_at_1, recall_at_1: R@1 of the backbone before training, and of the model.
-        frozen_map_at_r, map_at_r: MAP@R of the same two.
-    """
-
-    data: str
-    seed: int
-    commit: str
-    hardware: str
-    command: str
-    seconds: float
-    frozen_recall_at_1: float
-    recall_at_1: float
-    frozen_map_at_r: float
-    map_at_r: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class About:
-    """What a recipe's file says of it.
-
-    Attributes:
-        name: of the recipe.
-        description: one sentence: what it is for.
-        measured: what it reached; empty where nobody has measured it.
-    """
-
-    name: str
-    description: str
-    measured: tuple[Measured, ...]
-
-
 def load(name: str | Path) -> Recipe:
     """A recipe by name, such as `stml`, or from a TOML file.
 
     Raises:
         RecipeError: no such recipe or file, not TOML, or a key or value that is not right.
     """
-    fields = _read(name)
-    _about(str(name), fields)  # a mistake there is told too
-    return from_dict({section: values for section, values in fields.items() if section not in _ABOUT})
-
-
-def about(name: str) -> About:
-    """What a recipe says of itself; raises RecipeError as `load` does."""
-    return _about(name, _read(name))
-
-
-def names() -> list[str]:
-    """The recipes that ship with the trainer."""
-    return sorted(path.stem for path in _FOLDER.glob("*.toml"))
-
-
-def _read(name: str | Path) -> dict[str, Any]:
-    path = _FOLDER / f"{name}.toml"
-    if not path.is_file():
-        path = Path(name)
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(
-            f"no recipe {str(name)!r}; there are: {', '.join(names())}, or give a .toml file"
-        ) from error
-    except tomllib.TOMLDecodeError as error:
-        raise RecipeError(f"recipe {path} is not TOML: {error}") from error
-
-
-def _about(name: str, fields: Mapping[str, Any]) -> About:
-    description, tables = fields.get("description", ""), fields.get("measured", [])
-    if not isinstance(description, str):
-        raise RecipeError(f"description is {description!r}; it must be of type str")
-    if not isinstance(tables, list) or not all(isinstance(table, Mapping) for table in tables):
-        raise RecipeError("measured must be one table for each run, [[measured]]")
-    return About(name=name, description=description, measured=tuple(map(_measured, tables)))
-
-
-def _measured(table: Mapping[str, Any]) -> Measured:
-    kinds = get_type_hints(Measured)
-    missing = [key for key in kinds if key not in table]
-    if missing:
-        raise RecipeError(f"[[measured]] lacks {', '.join(missing)}; a figure that can't be repeated is not one")
-    return Measured(**_values("measured", table, kinds))
+    _, fields = read(name)
+    return from_dict(fields)
 
 
 def override(recipe: Recipe, *assignments: str) -> Recipe:
@@ -272,7 +177,7 @@ def override(recipe: Recipe, *assignments: str) -> Recipe:
         section, dot, key = target.strip().partition(".")
         if not (equals and dot):
             raise RecipeError(f"{assignment!r} is not of the form section.key=value, for example run.epochs=20")
-        _known(section, fields, "section")
+        check_known(section, fields, "section")
         fields[section][key] = _parsed(text.strip())
     return from_dict(fields)
 
@@ -332,16 +237,16 @@ def from_dict(fields: Mapping[str, Mapping[str, Any]]) -> Recipe:
     kinds = get_type_hints(Recipe)
     sections: dict[str, Any] = {}
     for section, values in fields.items():
-        _known(section, kinds, "section")
+        check_known(section, kinds, "section")
         if not isinstance(values, Mapping):
             raise RecipeError(f"{section} is {values!r}; it must be a section, [{section}]")
         if section == "objective":
             sections[section] = _objective(values)
         elif section == "view":
-            sections[section] = _values(section, values, get_type_hints(View))
+            sections[section] = values_of(section, values, get_type_hints(View))
             _construct(View, sections[section])
         else:
-            sections[section] = _construct(kinds[section], _values(section, values, get_type_hints(kinds[section])))
+            sections[section] = _construct(kinds[section], values_of(section, values, get_type_hints(kinds[section])))
     return Recipe(**sections)
 
 
@@ -352,35 +257,7 @@ def _objective(values: Mapping[str, Any]) -> ObjectivePart:
     except (ValueError, TypeError) as error:
         raise RecipeError(f"objective.name: {error}") from error
     keywords = {key: value for key, value in values.items() if key != "name"}
-    return ObjectivePart(name=name, keywords=_values("objective", keywords, kinds))
-
-
-def _values(section: str, values: Mapping[str, Any], kinds: Mapping[str, Any]) -> dict[str, Any]:
-    for key in values:
-        _known(key, kinds, f"key of [{section}]")
-    return {key: _checked(f"{section}.{key}", value, kinds[key]) for key, value in values.items()}
-
-
-def _checked(key: str, value: Any, kind: Any) -> Any:
-    """The value as its type; RecipeError where it is none of that type."""
-    origin, parts = get_origin(kind), get_args(kind)
-    if origin in (Union, types.UnionType):
-        return None if value is None or value == "none" else _checked(key, value, parts[0])
-    if origin is Literal:
-        if value in parts:
-            return value
-        raise RecipeError(f"{key} is {value!r}; it must be one of: {', '.join(parts)}")
-    if origin is tuple:
-        if isinstance(value, (list, tuple)) and len(value) == len(parts):
-            return tuple(_checked(key, item, part) for item, part in zip(value, parts, strict=True))
-        raise RecipeError(f"{key} is {value!r}; it must be a list of {len(parts)} numbers")
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if type(value) is not kind:
-        raise RecipeError(f"{key} is {value!r}; it must be of type {kind.__name__}")
-    if kind is float and not math.isfinite(value):  # no range that is checked later holds nan for out of it
-        raise RecipeError(f"{key} is {value}; it must be a finite number")
-    return value
+    return ObjectivePart(name=name, keywords=values_of("objective", keywords, kinds))
 
 
 def _construct(kind: type, values: dict[str, Any]) -> Any:
@@ -390,13 +267,6 @@ def _construct(kind: type, values: dict[str, Any]) -> Any:
         raise
     except ValueError as error:
         raise RecipeError(str(error)) from error
-
-
-def _known(name: str, names: Mapping[str, Any], what: str) -> None:
-    if name not in names:
-        near = difflib.get_close_matches(name, names, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else "."
-        raise RecipeError(f"no {what} is named {name!r}{hint} There are: {', '.join(names)}")
 
 
 def _parsed(text: str) -> Any:

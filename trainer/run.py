@@ -43,7 +43,8 @@ from trainer.loop import train as run_loop
 from trainer.memory import keep_freed_memory
 from trainer.objective import Objective
 from trainer.objectives import make_objective, objective_class
-from trainer.recipe import Recipe, RecipeError, to_dict, with_objective
+from trainer.recipe import Recipe, to_dict, with_objective
+from trainer.recipe_files import RecipeError
 from trainer.report_cases import Shown
 from trainer.run_directory import (
     finish_run,

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from indexer.locks import Held, hold
 from indexer.manifest import MANIFEST, write_atomically
-from trainer.recipe import Recipe, RecipeError, load, to_toml
+from trainer.recipe import Recipe, load, to_toml
+from trainer.recipe_files import RecipeError
 
 RECIPE = "recipe.toml"
 

@@ -16,7 +16,8 @@ from indexer import pixels
 from indexer.manifest import ModelManifest, read_model, verify
 from trainer.encoders import Backbone, Encoder, make_backbone
 from trainer.export import BACKBONE, HEAD
-from trainer.recipe import Recipe, RecipeError, from_dict
+from trainer.recipe import Recipe, from_dict
+from trainer.recipe_files import RecipeError
 
 # Its own weights give a probe the model's own embedding but for rounding; another pooling, for example, does not.
 _PROBE_COSINE = 0.999

@@ -20,7 +20,7 @@ def recipes(as_json: bool) -> None:
     JSON keys: recipes[].name, recipes[].description, and in each of recipes[].measured[]: data, seed, commit,
     hardware, command, seconds, frozen_recall_at_1, recall_at_1, frozen_map_at_r, map_at_r
     """
-    from trainer.recipe import about, names
+    from trainer.recipe_files import about, names
 
     found = [about(name) for name in names()]
     if as_json:

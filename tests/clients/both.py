@@ -2,7 +2,6 @@
 
 import asyncio
 import inspect
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -58,12 +57,3 @@ class _Part:
 
 BOTH: list[Any] = [Client, Blocking]
 KINDS = pytest.mark.parametrize("kind", BOTH, ids=["sync", "asyncio"])
-NO_FLAKE_S = 20
-
-
-def until(holds: Callable[[], bool]) -> None:
-    """Return as soon as it holds."""
-    end = time.monotonic() + NO_FLAKE_S
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.002)

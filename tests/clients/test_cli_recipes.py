@@ -8,8 +8,9 @@ import pytest
 from click.testing import CliRunner
 
 from clients.cli.command import kinsight
-from trainer import recipe
-from trainer.recipe import Measured, about, load, names
+from trainer import recipe_files
+from trainer.recipe import load
+from trainer.recipe_files import Measured, RecipeError, about, names
 
 MEASURED = """
 description = "For birds"
@@ -49,7 +50,7 @@ def test_every_recipe_is_listed_with_its_description() -> None:
 def test_measured_figures_are_shown_as_the_file_has_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run in a recipe's file is one row of the table, and whole in the JSON object."""
     (tmp_path / "mine.toml").write_text(MEASURED)
-    monkeypatch.setattr(recipe, "_FOLDER", tmp_path)
+    monkeypatch.setattr(recipe_files, "_FOLDER", tmp_path)
     (entry,) = json.loads(run("--json"))["recipes"]
     assert [asdict(measured) for measured in about("mine").measured] == entry["measured"]
     assert {field.name for field in fields(Measured)} == set(entry["measured"][0])
@@ -82,5 +83,5 @@ def test_a_measured_run_that_can_not_be_repeated_is_refused(
     """Where a key is missing, misspelt or of another type, loading says which."""
     file = tmp_path / "mine.toml"
     file.write_text(MEASURED.replace(*change))
-    with pytest.raises(recipe.RecipeError, match=message):
+    with pytest.raises(RecipeError, match=message):
         load(file)

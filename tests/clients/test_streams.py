@@ -31,8 +31,9 @@ from kinsight_client import (
 
 from indexer.store import Store
 from server.admission import Admission
-from tests.clients.both import KINDS, NO_FLAKE_S, Blocking, until
+from tests.clients.both import KINDS, Blocking
 from tests.serving import Gallery, make_gallery, server_process, serving
+from tests.waiting import NO_FLAKE_S, until
 
 
 class Counting(Admission):

@@ -30,8 +30,8 @@ from indexer.catalog import CatalogBusy
 from server import searching, service_search
 from server.admission import Admission, Admitted
 from server.searching import Query
-from tests.clients.both import NO_FLAKE_S, until
 from tests.serving import Gallery, Served, make_gallery, make_version, photo, server_process, serving
+from tests.waiting import NO_FLAKE_S, until
 
 Asked = Sequence[dict[str, Any]]
 

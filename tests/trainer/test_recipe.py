@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from trainer.objectives import objective_class
-from trainer.recipe import RecipeError, about, from_dict, load, names, override, resized, taught, to_dict, to_toml
+from trainer.recipe import from_dict, load, override, resized, taught, to_dict, to_toml
+from trainer.recipe_files import RecipeError, about, names
 
 
 @pytest.mark.parametrize("name", names())
