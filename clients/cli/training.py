@@ -101,7 +101,7 @@ def train_recorded(
     try:
         done = train()
     except RunFinished as finished:
-        work.finish(_finished_result(finished))
+        work.finish(_finished_record(finished))
         return finished
     work.finish(result(done))
     return done
@@ -119,6 +119,13 @@ def tell_finished(finished: "RunFinished", as_json: bool) -> None:
 
 def _finished_result(finished: "RunFinished") -> dict[str, object]:
     return {"model": finished.model, "run": finished.run.name, "report": str(finished.run / "report.html")}
+
+
+def _finished_record(finished: "RunFinished") -> dict[str, object]:
+    """With all that a server's answer is made of: a training may be killed between its run's end and its own."""
+    lost = f"run {finished.run.name!r} was finished already: what it left out and warned of is in its report alone"
+    unknown = {"skipped": [], "unknown_labels": [], "compared": 0, "suspects": [], "warnings": [lost]}
+    return {**_finished_result(finished), **unknown}
 
 
 def tell_problems(done: "TrainReport", images: Path, labels: Path | None) -> None:

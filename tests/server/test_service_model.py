@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc
 import pytest
+from click.testing import CliRunner
 from google.longrunning import operations_pb2
 from google.rpc import code_pb2
 from kinsight.v1.index_service_pb2 import (
@@ -36,12 +37,17 @@ from kinsight.v1.model_service_pb2 import (
 from kinsight.v1.operation_metadata_pb2 import OperationMetadata
 from kinsight.v1.search_service_pb2 import SCORE_KIND_PROBABILITY, SearchRequest
 
+from clients.cli.command import kinsight
 from indexer import operations
 from indexer.build import build
 from indexer.locks import hold
 from server.folders import Folders
 from tests.conftest import School, copied
 from tests.serving import Stubs, reason_of, server_process, serving
+from tests.trainer import small
+from trainer.recipe import taught
+from trainer.run_directory import finish_run, new_run
+from trainer.start import starting_from
 
 
 @pytest.fixture
@@ -215,6 +221,29 @@ def test_training_goes_on_after_the_server_was_killed(school: School) -> None:
         )
     assert _response(done, TrainResponse).model.images == 40
     assert (school.store.runs / left.id / "recipe.toml").is_file()
+
+
+@pytest.mark.parametrize(("verb", "kind"), [("train", TrainResponse), ("finetune", FineTuneResponse)])
+def test_a_training_that_was_killed_after_its_run_s_end_has_its_model_for_an_answer(
+    stubs: Stubs, school: School, tmp_path: Path, verb: str, kind: Any
+) -> None:
+    """What else it found is in the run's report, which a warning says."""
+    (tmp_path / "few.csv").write_text("path,class_id\n00.png,a\n01.png,b\n")
+    recipe = starting_from(small.one_epoch(), school.model)
+    if verb == "finetune":
+        recipe = taught(recipe, "stml_semi")
+    finish_run(new_run(school.store.runs, recipe, "ended"), school.model)
+    taught_by = [school.model, school.pictures, "--labels", tmp_path / "few.csv"]
+    words = [verb, *(taught_by if verb == "finetune" else [school.pictures]), "--resume", "ended"]
+    done = CliRunner().invoke(kinsight, list(map(str, [*words, "--store", school.store.root])))
+    assert done.exit_code == 0, done.stderr
+    (left,) = operations.list_operations(school.store.operations)
+    told = stubs.operations.GetOperation(operations_pb2.GetOperationRequest(name=f"operations/{left.id}"))
+    response = _response(told, kind)
+    assert response.model.model == school.model
+    assert [*response.warnings] == [
+        "run 'ended' was finished already: what it left out and warned of is in its report alone"
+    ]
 
 
 @pytest.mark.slow
