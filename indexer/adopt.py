@@ -41,8 +41,8 @@ def open_catalog(index_dir: Path) -> Catalog:
             adopt(catalog, version.open_version(version.version_dir(index_dir, active)))
     # What is to go is not in the active version: from a full or read-only disk that is searched all the same.
     with suppress(CatalogWriteFailed, CatalogBusy, OSError):
-        if _switching_to(index_dir) in map(str, version.pointed(index_dir)[:1]):
-            _agree(index_dir, catalog)
+        if (noted := _switching_to(index_dir)) in map(str, version.pointed(index_dir)[:1]):
+            _agree(index_dir, catalog, noted)
     return catalog
 
 
@@ -69,7 +69,7 @@ def switch(index_dir: Path, catalog: Catalog, number: int) -> tuple[str, ...]:
     _begin(index_dir, number)
     version.activate(index_dir, number)
     try:
-        _agree(index_dir, catalog)
+        _agree(index_dir, catalog, str(number))
     except (CatalogWriteFailed, CatalogBusy, OSError) as error:
         return (f"version {number} is searched, but what left the collection is not off the catalogue yet: {error}",)
     return ()
@@ -82,8 +82,8 @@ def settle(index_dir: Path, catalog: Catalog) -> None:
         CatalogError, OSError: it is still to be done.
         ManifestError: the active version is damaged.
     """
-    if _switching_to(index_dir):
-        _agree(index_dir, catalog)
+    if noted := _switching_to(index_dir):
+        _agree(index_dir, catalog, noted)
 
 
 def activate(store: Store, name: str, number: int) -> None:
@@ -132,14 +132,23 @@ def _begin(index_dir: Path, number: int) -> None:
     manifest.write_atomically(index_dir / _SWITCHING, f"{number}\n".encode())
 
 
-def _agree(index_dir: Path, catalog: Catalog) -> None:
-    """Make the catalogue know of collections what the active version has, and what that could not read."""
-    with catalog.transaction():  # so that who activates another version meanwhile comes after this, and is right
-        for active in version.pointed(index_dir)[:1]:
-            searched = version.open_version(version.version_dir(index_dir, active), verify=False)
-            unread = (item for item, _ in searched.skipped())
-            catalog.mirror(_collected(searched), complete=True, unread=unread)
-    (index_dir / _SWITCHING).unlink(missing_ok=True)
+def _agree(index_dir: Path, catalog: Catalog, noted: str) -> None:
+    """Make the catalogue know of collections what the active version has, and what that could not read.
+
+    Then what was `noted` is done; what somebody else has begun meanwhile is not.
+    """
+    while active := version.pointed(index_dir)[:1]:
+
+        def is_searched(known: tuple[int, ...] = active) -> bool:
+            return version.pointed(index_dir)[:1] == known
+
+        searched = version.open_version(version.version_dir(index_dir, *active), verify=False)
+        unread = (item for item, _ in searched.skipped())
+        # Who activates another version meanwhile comes after this, and is right.
+        if catalog.mirror(_collected(searched), complete=True, unread=unread, still=is_searched) is not None:
+            break
+    if _switching_to(index_dir) == noted:
+        (index_dir / _SWITCHING).unlink(missing_ok=True)
 
 
 def _switching_to(index_dir: Path) -> str:

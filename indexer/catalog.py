@@ -38,18 +38,19 @@ CATALOG = "catalog.sqlite"  # of an index's directory
 _CHUNK = 1_000  # rows read at a time; in between, others may read
 
 # A collection that a build found, and what of it the catalogue does not know so: as a rule little, and looked for a
-# row at a time a million items would keep everybody from writing for twenty seconds.
-_FOUND = """
-CREATE TEMP TABLE found (
+# row at a time a million items would keep everybody from writing for twenty seconds. The table is filled before
+# anybody is kept from it, as that takes most of the time.
+_NOTED = """
+CREATE TEMP TABLE noted (
     place INTEGER PRIMARY KEY, item TEXT NOT NULL UNIQUE, source BLOB NOT NULL, sha256 TEXT NOT NULL, payload TEXT
 )
 """
-_FIND = "INSERT OR IGNORE INTO found VALUES (NULL, ?, ?, ?, ?)"
+_NOTE = "INSERT OR IGNORE INTO noted VALUES (NULL, ?, ?, ?, ?)"
 _DIFFERING = """
-SELECT found.* FROM found LEFT JOIN items USING (item)
+SELECT noted.* FROM noted LEFT JOIN items USING (item)
 WHERE place > ? AND (items.item IS NULL OR (mirrored = 1 AND (
-    state != 'live' OR items.source IS NOT found.source OR items.sha256 IS NOT found.sha256
-    OR (found.payload IS NOT NULL AND found.payload IS NOT items.payload)
+    state != 'live' OR items.source IS NOT noted.source OR items.sha256 IS NOT noted.sha256
+    OR (noted.payload IS NOT NULL AND noted.payload IS NOT items.payload)
 )))
 ORDER BY place LIMIT ?
 """
@@ -289,7 +290,14 @@ class Catalog:
             catalog_rows.count(connection, sequence)
         return True
 
-    def mirror(self, collection: Iterable[Mirrored], *, complete: bool, unread: Iterable[str] = ()) -> int:
+    def mirror(
+        self,
+        collection: Iterable[Mirrored],
+        *,
+        complete: bool,
+        unread: Iterable[str] = (),
+        still: Callable[[], bool] = lambda: True,
+    ) -> int | None:
         """Take in what a build found in its collection, in one transaction.
 
         What users upserted or deleted stays theirs.
@@ -298,27 +306,27 @@ class Catalog:
             collection: its items.
             complete: items of earlier collections that are not in this one are gone.
             unread: but for these, which could not be read: they stay as they are known.
+            still: whether that is to be done; asked when nobody else can write any more.
 
         Returns:
-            How many items changed.
+            How many items changed; None where it was not to be done any more.
 
         Raises:
             Refused: a payload is not as it must be; nothing was taken.
         """
-        with self._file.write() as connection:
+        noting = self._file.noting(_NOTED, _NOTE, map(_columns, collection))
+        with noting, self._file.write() as connection:
+            if not still():
+                return None
             start = last = self._file.counted(connection)
-            connection.execute(_FOUND)
-            connection.executemany(_FIND, map(_columns, collection))
             place = 0
             while differing := connection.execute(_DIFFERING, (place, _CHUNK)).fetchall():
                 for _, *columns in differing:
                     last += self._mirror(connection, last + 1, *columns)
                 place = differing[-1][0]
             if complete:
-                kept = ((item, b"", "", None) for item in unread)
-                connection.executemany(_FIND, kept)
+                connection.executemany(_NOTE, ((item, b"", "", None) for item in unread))
                 last += self._leave(connection, last)
-            connection.execute("DROP TABLE found")
             catalog_rows.count(connection, last)
         return last - start
 
@@ -377,7 +385,7 @@ class Catalog:
 
     def _leave(self, connection: sqlite3.Connection, last: int) -> int:
         """Mark what is no longer in the mirrored collection; how many items those are."""
-        query = "SELECT * FROM items WHERE mirrored = 1 AND state = 'live' AND item NOT IN (SELECT item FROM found)"
+        query = "SELECT * FROM items WHERE mirrored = 1 AND state = 'live' AND item NOT IN (SELECT item FROM noted)"
         gone = connection.execute(query).fetchall()
         for sequence, row in enumerate(gone, start=last + 1):
             catalog_rows.put(connection, self._read_row(row)._replace(sequence=sequence, state=GONE, quiet=0))
@@ -393,7 +401,7 @@ class Catalog:
 
 
 def _columns(entry: Mirrored) -> tuple[str, bytes, str, str | None]:
-    """Those of the table `found`; raises Refused."""
+    """Those of the table `noted`; raises Refused."""
     return entry.item, os.fsencode(entry.source), entry.sha256, records.payload_text(entry.payload)
 
 

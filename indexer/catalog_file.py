@@ -12,7 +12,7 @@ import sqlite3
 import threading
 import weakref
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -141,6 +141,29 @@ class CatalogFile:
                         self._writer.execute("ROLLBACK")
                     raise
                 self._note(last)
+
+    @contextmanager
+    def noting(self, table: str, insert: str, rows: Iterable[tuple[object, ...]]) -> Iterator[None]:
+        """A temporary table for the block, filled before it; other processes may write the catalogue meanwhile.
+
+        Args:
+            table: that creates it, named `noted`.
+            insert: that puts a row into it.
+            rows: for it.
+        """
+        with self._writing, self.translated():
+            self._writer.execute("BEGIN")
+            try:
+                self._writer.execute(table)
+                self._writer.executemany(insert, rows)
+                self._writer.execute("COMMIT")
+            except BaseException:
+                self._writer.execute("ROLLBACK")
+                raise
+            try:
+                yield
+            finally:
+                self._writer.execute("DROP TABLE noted")
 
     @contextmanager
     def translated(self) -> Iterator[None]:

@@ -4,12 +4,14 @@ import hashlib
 import re
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from indexer import catalog_file
 from indexer.catalog import Catalog, RequestReused, UnknownContent
 from indexer.records import Change, InvalidEmbedding, Item, Mirrored, Outcome, Upsert
 from indexer.requests import REMEMBER_S
@@ -358,6 +360,23 @@ def test_a_bad_payload_in_a_collection_takes_nothing(catalog: Catalog) -> None:
         catalog.mirror([*mirrored("a"), *mirrored("b", payload={"n": b""})], complete=True)
     assert (catalog.sequence(), catalog.page()) == (0, [])
     assert catalog.mirror(mirrored("a"), complete=True) == 1
+
+
+def test_others_write_while_a_collection_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only what differs is written while nobody else can: reading a million items takes longer than others wait."""
+    monkeypatch.setattr(catalog_file, "BUSY_TIMEOUT_S", 0.1)
+    with closing(Catalog(tmp_path)) as one, closing(Catalog(tmp_path)) as other:
+
+        def collection() -> Iterator[Mirrored]:
+            yield from mirrored("a")
+            other.upsert([Upsert("theirs", image=b"x"), Upsert("b", image=b"y")], dim=DIM)
+            yield from mirrored("b")
+
+        assert one.mirror(collection(), complete=True) == 1
+        assert [item.item for item in one.page()] == ["a", "b", "theirs"]
+        assert not one.get("b").mirrored
+        assert one.mirror(mirrored("c"), complete=True, still=lambda: False) is None
+        assert one.mirror(mirrored("a"), complete=True) == 0
 
 
 def test_pending_items_get_another_models_embedding(catalog: Catalog) -> None:

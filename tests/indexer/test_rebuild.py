@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import tarfile
+import threading
+import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -28,6 +30,7 @@ from indexer.rows import Embeddings
 from indexer.staging import BuildInProgress, sole_builder
 from indexer.store import Store
 from tests.conftest import TINY_DIM
+from tests.waiting import until
 
 NAME = "street"
 
@@ -455,6 +458,24 @@ def test_what_an_interrupted_switch_took_in_is_not_taken_in_by_the_next_build(
     assert searched(index) == items_of(photos)
     assert rebuild(NAME, store=store, progress=quiet).count == 60
     assert searched(index) == items_of(photos)
+
+
+def test_a_switch_leaves_what_another_one_has_noted_meanwhile(
+    store: Store, index: Path, photos: Path, more: Path
+) -> None:
+    """That may be killed before its version is searched: the next build lets go of what it made known."""
+    number = rebuild(NAME, more, store=store, activate=False, progress=quiet).version
+    with closing(Catalog(index)) as one, closing(Catalog(index)) as other:
+        with other.transaction():
+            first = threading.Thread(target=adopt.switch, args=(index, one, 1))
+            first.start()
+            until(lambda: (index / "active").read_text() == "1\n" and (index / ".letting-go").exists())
+            time.sleep(0.1)
+            adopt._begin(index, number)  # as `take_in` does, which then waits for the first one to have written
+        first.join()
+        adopt.adopt(other, version.open_version(version.version_dir(index, number)))
+    assert searched(index) == items_of(photos)
+    assert rebuild(NAME, store=store, progress=quiet).count == 60
 
 
 def test_what_a_version_could_not_read_is_taken_in_once_it_can_be(
