@@ -13,12 +13,12 @@ import sys
 import tempfile
 import threading
 import uuid
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import IO
 
-from indexer import operations
+from indexer import operations, staging
 from indexer.catalog import RequestReused
 from indexer.locks import is_held
 from indexer.operations import Operation, OperationError
@@ -114,6 +114,24 @@ class Jobs:
         self.drain()
         await asyncio.to_thread(self._end)
 
+    @contextmanager
+    def unbuilt(self, index: str) -> Iterator[None]:
+        """Keep builders off an index: one may be taking embeddings from a version, or be about to activate another.
+
+        Raises:
+            BuildInProgress: one is at work, or was started and has not got so far as to hold the index.
+        """
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as stack:
+            with self._starting, turn(self.directory / ".starting"):
+                if busy := _builds(_at_work(operations.list_operations(self.directory)), index):
+                    raise BuildInProgress(f"operations/{busy[0]} is building index {index}; wait for it or cancel it")
+                try:
+                    stack.enter_context(staging.sole_builder(self.store.index(index)))
+                except staging.BuildInProgress as error:
+                    raise BuildInProgress(f"index {index} is in use: {error}") from error
+            yield
+
     def _start(self, job: Job, request_id: str) -> Operation:
         arguments = (*job.words, "--store", str(self.store.root.absolute()), "--json")
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -142,10 +160,9 @@ class Jobs:
             process.wait()
 
     def _check_room(self, job: Job, known: Sequence[Operation]) -> None:
-        # Only servers give request ids: what waits for a process is waited for by this one or another of this server.
-        at_work = [one for one in known if one.state == "running" or (_is_unfinished(one) and one.request_id)]
+        at_work = _at_work(known)
         if job.kind in BUILDS:
-            busy = [one.id for one in at_work if one.kind in BUILDS and one.index == job.index]
+            busy = _builds(at_work, job.index)
             if busy or is_held(self.store.index(job.index) / ".builder"):
                 doing = f"operations/{busy[0]}" if busy else "another process"
                 raise BuildInProgress(f"{doing} is building index {job.index} already; wait for it or cancel it")
@@ -213,6 +230,16 @@ class Jobs:
 def _is_unfinished(operation: Operation) -> bool:
     """Whether it waits for a process, or lost the one that it had."""
     return operation.state in ("queued", "interrupted")
+
+
+def _at_work(known: Sequence[Operation]) -> list[Operation]:
+    """Those that a process works on, or is to."""
+    # Only servers give request ids: what waits for a process is waited for by this one or another of this server.
+    return [one for one in known if one.state == "running" or (_is_unfinished(one) and one.request_id)]
+
+
+def _builds(at_work: Sequence[Operation], index: str) -> list[str]:
+    return [one.id for one in at_work if one.kind in BUILDS and one.index == index]
 
 
 def _learns(kind: str, words: Sequence[str]) -> bool:

@@ -2,24 +2,22 @@
 
 import asyncio
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from functools import partial
-from pathlib import Path
 
 from google.longrunning import operations_pb2
 from google.protobuf import empty_pb2  # type: ignore[import-untyped]
 from kinsight.v1 import index_service_pb2 as pb
 from kinsight.v1 import index_service_pb2_grpc
 
-from indexer import adopt, staging, version
+from indexer import adopt, version
 from indexer.catalog import CatalogError
 from indexer.rebuild import active_number
 from server import descriptions, learning
 from server.admission import Admission
 from server.answered import answered
 from server.errors import (
-    BuildInProgress,
     IndexExists,
     IndexNameInvalid,
     InvalidLearning,
@@ -167,7 +165,8 @@ class IndexService(index_service_pb2_grpc.IndexServiceServicer):
         name = self._indexes.resolve(request.index)
         descriptions.one_version(self._store, name, request.version)
         index_dir = self._store.index(name)
-        with _unbuilt(index_dir), self._pointing(name):
+        # In this order: while an activation is waited for, builds may go on, and deletions come one after the other.
+        with self._pointing(name), self._jobs.unbuilt(name):
             if request.version in version.pointed(index_dir):
                 raise VersionInUse(
                     f"version {request.version} of index {name} is active, or what a rollback goes back to; activate "
@@ -232,18 +231,3 @@ class IndexService(index_service_pb2_grpc.IndexServiceServicer):
 
     def _path(self, option: str, path: str) -> Sequence[str]:
         return [option, str(self._folders.to_read(path))] if path else []
-
-
-@contextmanager
-def _unbuilt(index_dir: Path) -> Iterator[None]:
-    """Keep builders off an index: one may be taking embeddings from a version, or be about to activate another.
-
-    Raises:
-        BuildInProgress: one is at work.
-    """
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(staging.sole_builder(index_dir))
-        except staging.BuildInProgress as error:
-            raise BuildInProgress(f"no version of {index_dir.name} can be deleted now: {error}") from error
-        yield

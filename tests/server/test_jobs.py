@@ -87,7 +87,10 @@ def test_processes_of_one_server_start_a_request_once(tmp_path: Path, monkeypatc
 
 
 def test_processes_of_one_server_build_an_index_once_at_a_time(tmp_path: Path) -> None:
-    """Though the process of the first build has not come so far as to hold the index; nor where it waits its turn."""
+    """Though the process of the first build has not come so far as to hold the index; nor where it waits its turn.
+
+    Nor is a version of it deleted, which would keep that process from the index.
+    """
     store = build_photos(tmp_path)
     first, second = Jobs(store), Jobs(store)
     job = Job("rebuild", "photos", ("rebuild", "photos"))
@@ -97,6 +100,8 @@ def test_processes_of_one_server_build_an_index_once_at_a_time(tmp_path: Path) -
             begun = await first.start(job)
             with pytest.raises(BuildInProgress, match=f"operations/{begun.id} is building index photos already"):
                 await second.start(job)
+            with pytest.raises(BuildInProgress, match=f"operations/{begun.id} is building"), second.unbuilt("photos"):
+                pass
         finally:
             await first.close()
         left = operations.find(store.operations, begun.id)

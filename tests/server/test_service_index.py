@@ -164,6 +164,19 @@ def test_a_version_is_not_deleted_while_its_index_is_being_built(stubs: Stubs, s
     assert list_versions(store.index("photos")) == [2, 3]
 
 
+def test_deletions_that_wait_for_an_activation_keep_no_build_away(stubs: Stubs, store: Store) -> None:
+    """And several at once are done one after the other: none is told that the server builds the index."""
+    for _ in range(3):
+        stubs.ended(stubs.indexes.BuildVersion(BuildVersionRequest()))
+    with turn(store.index("photos") / ".pointing"):
+        waiting = [stubs.indexes.DeleteVersion.future(DeleteVersionRequest(version=number)) for number in (1, 2)]
+        stubs.ended(stubs.indexes.BuildVersion(BuildVersionRequest(activate=False)))
+        assert not any(one.done() for one in waiting)
+    for one in waiting:
+        one.result(60)
+    assert list_versions(store.index("photos")) == [3, 4, 5]
+
+
 def test_items_are_read_while_versions_wait_to_be_activated(stubs: Stubs, store: Store) -> None:
     """However many of them: each takes as long as its version takes to be verified, and the next waits for it."""
     item = ItemUpsert(item="000.png")
