@@ -47,6 +47,7 @@ from trainer.recipe import Recipe, to_dict, with_objective
 from trainer.recipe_files import RecipeError
 from trainer.report_cases import Shown
 from trainer.run_directory import (
+    doubted_are_kept,
     finish_run,
     forget_pixels,
     new_run,
@@ -109,7 +110,7 @@ def train(
         DataSetError: torchvision has no such set, or it can't be had.
         LabelsError: the labels can't be used.
         RunError: there is no such run or device, there is a run of the new one's name, or another process is at work
-            on it.
+            on it, or it is to go on with labels otherwise than it began.
         RunFinished: the run to go on with is at its end.
         WeightsError: the backbone's weights can't be had.
         RecipeError: its objective needs labels, and there are none to learn from.
@@ -122,6 +123,8 @@ def train(
     keep_freed_memory()
     with joined(choose_device(device)) as chosen:
         begun = resume_run(runs, resume, models) if resume else None
+        if begun:
+            keep_doubted = doubted_are_kept(begun, teach=teach, keep_doubted=keep_doubted)
         images, labels = from_main(partial(named_set, images, labels, datasets, progress))
         more = [from_main(partial(named_set, further, None, datasets, progress))[0] for further in also]
         given = read_given(open_collections([images, *more]), labels, teach, keep_doubted)
@@ -131,7 +134,7 @@ def train(
         # First of all: a recipe that can't be begun must cost neither the time of decoding nor the run's name.
         start = begin(recipe, models, chosen)
         objective = _objective(recipe, start.encoder)
-        run = begun or from_main(lambda: new_run(runs, recipe, name))
+        run = begun or from_main(lambda: new_run(runs, recipe, name, teach=teach, keep_doubted=keep_doubted))
         setting = _Setting(run, models, recipe, chosen, progress if is_main() else lambda *_: None)
         with told_how_to_go_on(run), sole_process(run) if is_main() else nullcontext():
             if not is_main():

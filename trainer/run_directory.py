@@ -15,6 +15,7 @@ from trainer.recipe_files import RecipeError
 RECIPE = "recipe.toml"
 
 FINISHED = "finished.json"
+_LABELS = "labels.json"
 _LOCK = ".process"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 
@@ -40,8 +41,18 @@ class RunStopped(OSError):
     """The disk is full or fails; the run keeps what it has written and can be resumed."""
 
 
-def new_run(runs: Path, recipe: Recipe, name: str | None = None) -> Path:
-    """The directory of a run that begins, with its recipe in it; raises RunError where the name can't be had."""
+def new_run(
+    runs: Path, recipe: Recipe, name: str | None = None, *, teach: bool = False, keep_doubted: bool = False
+) -> Path:
+    """The directory of a run that begins, with its recipe in it; raises RunError where the name can't be had.
+
+    Args:
+        runs: the store's directory of runs.
+        recipe: what it learns with.
+        name: 1 to 100 characters; made of the time, the objective and the seed where it is not given.
+        teach: whether it learns from labels.
+        keep_doubted: whether also from those that are likely wrong.
+    """
     if name is None:
         stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")[:-3]
         name = f"{stamp}-{recipe.objective.name}-seed{recipe.run.seed}"
@@ -51,6 +62,7 @@ def new_run(runs: Path, recipe: Recipe, name: str | None = None) -> Path:
     if (run / RECIPE).exists():
         raise RunError(f"there is a run {name!r} in {runs}; go on with it by --resume {name}, or name another")
     run.mkdir(parents=True, exist_ok=True)  # one that was stopped before it had its recipe is not begun
+    write_atomically(run / _LABELS, json.dumps({"teach": teach, "keep_doubted": keep_doubted}).encode())
     write_atomically(run / RECIPE, to_toml(recipe).encode())
     return run
 
@@ -71,6 +83,30 @@ def resume_run(runs: Path, name: str, models: Path) -> Path:
         if (models / model / MANIFEST).exists():  # else it is exported again, from the last checkpoint
             raise RunFinished(run, model)
     return run
+
+
+def doubted_are_kept(run: Path, *, teach: bool, keep_doubted: bool) -> bool:
+    """Whether a run that goes on learns from labels that are likely wrong, which it does where it began so.
+
+    Raises:
+        RunError: it began without labels and is to go on with them, or the other way; or it began without those that
+            are likely wrong and is to keep them.
+    """
+    if not (run / _LABELS).exists():  # of an older Kinsight, which did not note it
+        return keep_doubted
+    begun = json.loads((run / _LABELS).read_bytes())
+    if begun["teach"] and not teach:
+        raise RunError(
+            f"run {run.name!r} learns from labels: go on by `kinsight finetune`, with the model, the images and the "
+            f"--labels that it began with, and --resume {run.name}"
+        )
+    if teach and not begun["teach"]:
+        raise RunError(f"run {run.name!r} learns without labels: go on by `kinsight train`, or start a new run")
+    if keep_doubted and not begun["keep_doubted"]:
+        raise RunError(
+            f"run {run.name!r} began without --keep-doubted and goes on as it began; leave it out, or start a new run"
+        )
+    return bool(begun["keep_doubted"])
 
 
 def finish_run(run: Path, model: str) -> None:

@@ -12,7 +12,9 @@ from PIL import Image
 from clients.cli.command import kinsight
 from indexer.store import Store
 from tests.conftest import School, copied
-from trainer.recipe import load
+from trainer.recipe import load, taught
+from trainer.run_directory import new_run
+from trainer.start import recipe_from
 
 Run = Callable[..., Result]
 
@@ -204,6 +206,28 @@ def test_a_run_goes_on_only_as_what_it_was_begun_as(
     unlabelled = next(path.parent for path in store.runs.glob("*/*.toml") if load(path).objective.name == "stml")
     assert "without labels: go on by `kinsight train`" in finetune(table, "--resume", unlabelled.name).stderr
     assert finetune(table, "--resume", "alone").exit_code == 0
+
+
+def test_a_run_goes_on_only_with_labels_as_it_began(
+    finetune: Run, work: tuple[Path, Store, str], tmp_path: Path
+) -> None:
+    """Also where it has no checkpoint yet: `train` does not go on without them, nor --keep-doubted with more."""
+    pictures, store, model = work
+    recipe = taught(recipe_from(store.model(model)), "stml_semi")
+    new_run(store.runs, recipe, "labelled", teach=True)
+    new_run(store.runs, recipe, "unlabelled")
+    words = ["train", pictures, "--store", store.root, "--resume", "labelled"]
+    without = CliRunner().invoke(kinsight, list(map(str, words)))
+    assert without.exit_code == 1
+    assert "run 'labelled' learns from labels: go on by `kinsight finetune`" in without.stderr
+    assert "--resume labelled" in without.stderr
+    more = finetune(few_classes(), "--resume", "labelled", "--keep-doubted")
+    assert more.exit_code == 1
+    assert "run 'labelled' began without --keep-doubted" in more.stderr
+    other = finetune(few_classes(), "--resume", "unlabelled")
+    assert other.exit_code == 1
+    assert "run 'unlabelled' learns without labels: go on by `kinsight train`" in other.stderr
+    assert not list(store.runs.glob("*labelled/*.u8"))
 
 
 HUES = [(r, g, b) for r in (50, 200) for g in (50, 200) for b in (50, 200)]
