@@ -22,13 +22,17 @@ class Folders:
             InvalidPath, PathNotAllowed: see `_inside`.
             PathNotFound: there is nothing.
         """
-        found = _inside(path, self.read, "--allow-read")
-        if "{" not in found.name:  # a brace pattern stands for several
-            try:
-                found.stat()
-            except OSError as error:  # also where the name is longer than the disk takes, or a folder is closed to it
-                raise PathNotFound(f"the server's machine has no {path} to read: {error.strerror}") from error
+        found = self.readable(path)
+        check_there(found)
         return found
+
+    def readable(self, path: str) -> Path:
+        """A path that may be read, whether there is something by now or not.
+
+        Raises:
+            InvalidPath, PathNotAllowed: see `_inside`.
+        """
+        return _inside(path, self.read, "--allow-read")
 
     def to_write(self, path: str) -> Path:
         """A path that is to be made, whether there is something by now or not.
@@ -37,6 +41,15 @@ class Folders:
             InvalidPath, PathNotAllowed: see `_inside`.
         """
         return _inside(path, self.write, "--allow-write")
+
+
+def check_there(path: Path) -> None:
+    """Raise PathNotFound where there is nothing at a path that is to be read."""
+    if "{" not in path.name:  # a brace pattern stands for several
+        try:
+            path.stat()
+        except OSError as error:  # also where the name is longer than the disk takes, or a folder is closed to it
+            raise PathNotFound(f"the server's machine has no {path} to read: {error.strerror}") from error
 
 
 def check_free(path: Path) -> None:

@@ -26,7 +26,7 @@ from server.errors import (
     StaleEtag,
     VersionInUse,
 )
-from server.folders import Folders, check_free
+from server.folders import Folders, check_free, check_there
 from server.indexes import Indexes
 from server.jobs import Job, Jobs
 from server.paging import Page, part
@@ -224,8 +224,9 @@ class IndexService(index_service_pb2_grpc.IndexServiceServicer):
         def check() -> None:
             if index_dir.exists():
                 raise IndexExists(f"index {request.index} is there already; restore under another name")
+            check_there(directory)
 
-        directory = self._folders.to_read(request.directory)
+        directory = self._folders.readable(request.directory)
         words = ("index", "restore", str(directory), "--name", request.index)
         return Job("restore", request.index, words, check)
 

@@ -28,7 +28,7 @@ from server import answers, reading
 from server.admission import Admission
 from server.answered import answered
 from server.errors import BatchSizeOutOfRange, RefusedBefore
-from server.folders import Folders, check_free
+from server.folders import Folders, check_free, check_there
 from server.indexes import ActiveIndex, Indexes
 from server.jobs import Job, Jobs
 from server.paging import Page
@@ -88,8 +88,8 @@ class ItemService(item_service_pb2_grpc.ItemServiceServicer):
         """Answers ItemService.ImportItems; see the proto."""
 
         def job() -> Job:
-            path, name = self._folders.to_read(request.path), self._indexes.get(request.index).name
-            return Job("import", name, ("items", "import", name, str(path)))
+            path, name = self._folders.readable(request.path), self._indexes.get(request.index).name
+            return Job("import", name, ("items", "import", name, str(path)), partial(check_there, path))
 
         return await started(self._jobs, self._indexes, job, request.request_id)
 

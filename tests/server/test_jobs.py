@@ -1,6 +1,7 @@
 """How many operations a server has at work."""
 
 import asyncio
+import shutil
 import time
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import grpc
 import pytest
 from google.longrunning import operations_pb2
 from kinsight.v1.index_service_pb2 import EvaluateVersionRequest, RestoreIndexRequest, SnapshotIndexRequest
-from kinsight.v1.item_service_pb2 import ExportItemsRequest
+from kinsight.v1.item_service_pb2 import ExportItemsRequest, ImportItemsRequest
 
 from indexer import operations
 from indexer.operations import Operation
@@ -16,7 +17,7 @@ from server import jobs
 from server.errors import BuildInProgress
 from server.folders import Folders
 from server.jobs import Job, Jobs
-from tests.serving import Stubs, build_photos, reason_of, serving
+from tests.serving import Stubs, build_photos, photo, reason_of, serving
 
 
 def test_no_more_operations_than_the_bound_are_at_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,6 +60,31 @@ def test_a_repetition_of_what_made_something_finds_its_operation(tmp_path: Path)
             with pytest.raises(grpc.RpcError) as refused:
                 method(request)
             assert reason_of(refused.value)[0] == "ALREADY_EXISTS"
+
+
+def test_a_repetition_of_what_read_something_finds_its_operation(tmp_path: Path) -> None:
+    """Also where that is gone by now, which would be refused to another request."""
+    store = build_photos(tmp_path)
+    new, copy = tmp_path / "new", tmp_path / "copy"
+    new.mkdir()
+    (new / "new.png").write_bytes(photo(100))
+    with serving(store, folders=Folders((tmp_path,), (tmp_path,))) as served, Stubs(served.target) as stubs:
+        stubs.ended(stubs.indexes.SnapshotIndex(SnapshotIndexRequest(directory=str(copy))))
+        for method, request, source in (
+            (stubs.items.ImportItems, ImportItemsRequest(path=str(new), request_id="import"), new),
+            (
+                stubs.indexes.RestoreIndex,
+                RestoreIndexRequest(index="again", directory=str(copy), request_id="restore"),
+                copy,
+            ),
+        ):
+            done = stubs.ended(method(request))
+            assert not done.HasField("error")
+            shutil.rmtree(source)
+            assert method(request).name == done.name
+        with pytest.raises(grpc.RpcError) as refused:
+            stubs.items.ImportItems(ImportItemsRequest(index="photos", path=str(new), request_id="another"))
+        assert reason_of(refused.value) == ("NOT_FOUND", "PATH_NOT_FOUND")
 
 
 def test_processes_of_one_server_start_a_request_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
