@@ -7,6 +7,9 @@ from typing import Any
 
 import kinsight_client
 import pytest
+from google.longrunning import operations_pb2
+from kinsight.v1.operation_metadata_pb2 import OperationMetadata
+from kinsight_client.operations import operation_of, result_of
 
 from server.folders import Folders
 from tests.clients.both import BOTH, KINDS
@@ -132,3 +135,15 @@ def test_learning_from_a_given_model_is_a_mistake(client: Any) -> None:
     """Found before anything is sent."""
     with pytest.raises(TypeError, match="give one of model, learn"):
         client.indexes.build(model="m", learn=True)
+
+
+def test_an_operation_of_a_newer_server_is_told() -> None:
+    """What this client has no word for is told by its number, and only its result is out of reach."""
+    message = operations_pb2.Operation(name="operations/new", done=True)
+    message.metadata.Pack(OperationMetadata(kind=99, index="photos", state=98))  # type: ignore[arg-type]
+    message.response.Pack(OperationMetadata())
+    operation = operation_of(message)
+    assert (operation.id, operation.kind, operation.state, operation.index) == ("new", "99", "98", "photos")
+    assert (operation.is_done, operation.result) == (True, None)
+    with pytest.raises(TypeError, match="operation new succeeded; its result is of a newer server"):
+        result_of(operation)

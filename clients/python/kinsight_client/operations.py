@@ -41,7 +41,7 @@ class Operation(Generic[R]):
     Attributes:
         id: its id.
         kind: import, export, build, evaluate, snapshot, restore, train, fine_tune, suggest_labels or
-            calibrate.
+            calibrate; of a newer server's, the number in OperationMetadata.
         index: name of the index that it is about; empty for the last four.
         state: queued, running, interrupted (its process was killed; the server resumes it), succeeded, failed or
             cancelled.
@@ -54,7 +54,7 @@ class Operation(Generic[R]):
         updated: when it last told how far it is.
         ended: when it ended; None until then.
         is_done: whether it has ended.
-        result: of one that succeeded.
+        result: of one that succeeded; None where it is of a kind that only a newer client knows.
         error: why one failed, `Cancelled` where it was cancelled.
     """
 
@@ -137,9 +137,9 @@ def operation_of(message: pb.Operation) -> Operation[Any]:
     message.metadata.Unpack(metadata)
     return Operation(
         id=message.name.removeprefix(_PREFIX),
-        kind=_word(OperationMetadata.Kind.Name(metadata.kind)),
+        kind=_word(OperationMetadata.Kind, metadata.kind),
         index=metadata.index,
-        state=_word(OperationMetadata.State.Name(metadata.state)),
+        state=_word(OperationMetadata.State, metadata.state),
         stage=metadata.stage,
         done=metadata.done,
         total=metadata.total,
@@ -155,10 +155,11 @@ def operation_of(message: pb.Operation) -> Operation[Any]:
 
 
 def result_of(operation: Operation[R]) -> R:
-    """The result of an operation that is done; raises the error of one that failed."""
+    """The result of an operation that is done; raises the error of one that failed, or TypeError."""
     if operation.error is not None:
         raise operation.error
-    assert operation.result is not None  # noqa: S101  what is done has one of the two
+    if operation.result is None:
+        raise TypeError(f"operation {operation.id} succeeded; its result is of a newer server than this client")
     return operation.result
 
 
@@ -173,9 +174,12 @@ def _response_of(message: pb.Operation) -> Any:
         response = kind()
         if message.response.Unpack(response):
             return read(response)
-    raise TypeError(f"{message.response.type_url}: of a newer server than this client")
+    return None
 
 
-def _word(name: str) -> str:
-    """`KIND_BUILD` as `build`."""
+def _word(words: Any, number: int) -> str:
+    """`KIND_BUILD` as `build`; of a newer server's word, which has no name here, the number."""
+    if number not in words.values():
+        return str(number)
+    name: str = words.Name(number)
     return name.partition("_")[2].lower()
