@@ -108,6 +108,8 @@ def _search_all(
         try:
             if query.startswith(ITEM):
                 results[query] = client.search(item=query.removeprefix(ITEM), **options)
+            elif Path(query).exists() and not Path(query).is_file():  # reading a pipe may wait for ever
+                errors[query] = "can't be read: it is not a file"
             else:
                 results[query] = client.search(image=Path(query), **options)
         except Unavailable:

@@ -1,5 +1,6 @@
 """kinsight_client.Client and AsyncClient against real servers; one suite for both."""
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -197,6 +198,21 @@ def test_the_command_line_shows_it_as_its_one_line(served: Served, tmp_path: Pat
     (line,) = result.stderr.splitlines()
     assert line.startswith(f"error: {large}: RESOURCE_EXHAUSTED: the request is 40,000,")
     assert line.endswith("; send a smaller image, or fewer items in a call")
+
+
+def test_the_command_line_reads_no_pipe(served: Served, tmp_path: Path) -> None:
+    """It would wait for ever where nobody writes into it; a folder is refused alike."""
+    pipe = tmp_path / "pipe.png"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_bytes, args=(photo(0),))
+    writer.start()
+    result = CliRunner().invoke(kinsight, ["search", str(pipe), str(tmp_path), "--server", served.target])
+    assert result.exit_code == 1
+    assert result.stderr.splitlines() == [
+        f"error: {path}: can't be read: it is not a file" for path in (pipe, tmp_path)
+    ]
+    assert pipe.read_bytes() == photo(0)
+    writer.join()
 
 
 def test_a_message_that_the_channel_would_not_send_is_told_alike(served: Served) -> None:
