@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from indexer import adopt, manifest, version
+from indexer.catalog import Catalog
 from indexer.embedding import Progress
 from indexer.items import Image
 from indexer.rebuild import active_number
@@ -67,12 +68,10 @@ def export_items(name: str, path: Path, *, store: Store, progress: Progress) -> 
         ManifestError, CatalogError: the index is damaged.
         OSError: the file can't be written.
     """
-    index_dir = store.index(name)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} into; make it first")
     with _sole_writer(path) as partial:
-        opened = version.open_version(version.version_dir(index_dir, active_number(store, name)))
-        with closing(adopt.open_catalog(index_dir)) as catalog, catalog.frozen():
+        with _of_one_moment(store, name) as (opened, catalog):
             sequence, total = catalog.sequence(), catalog.count()
             contents = catalog.contents(opened.manifest.model)
             done = 0
@@ -85,6 +84,19 @@ def export_items(name: str, path: Path, *, store: Store, progress: Progress) -> 
         partial.rename(path)
         manifest.sync(path.parent)
     return ExportReport(str(path), done, path.stat().st_size, opened.manifest.model, sequence)
+
+
+@contextmanager
+def _of_one_moment(store: Store, name: str) -> Iterator[tuple[Version, Catalog]]:
+    """The active version of an index, and its catalogue as of a moment in which that was active."""
+    while True:
+        number = active_number(store, name)
+        opened = version.open_version(version.version_dir(store.index(name), number))
+        with closing(adopt.open_catalog(store.index(name))) as catalog, catalog.frozen():
+            catalog.sequence()  # the first read is the moment
+            if active_number(store, name) == number:  # else another took over while it was verified
+                yield opened, catalog
+                return
 
 
 @contextmanager

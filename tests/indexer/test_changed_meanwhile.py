@@ -1,5 +1,6 @@
 """An item that people change while a version is built: its row is of one state of it, and the search has the last."""
 
+import shutil
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -159,3 +160,26 @@ def test_an_imported_image_that_was_overwritten_stays_found(
         assert LiveIndex(opened, catalog).snapshot.count == 60
     export_items(NAME, table, store=store, progress=lambda *_: None)
     assert all(row["embedding"] is not None for row in pq.read_table(table).to_pylist())
+
+
+def test_an_export_is_of_one_version(
+    store: Store, tiny_model: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where another one takes over while it is verified: no item is without its embedding."""
+    folder, table = tmp_path / "other", tmp_path / "items.parquet"
+    shutil.copytree(photos, folder / "copies")
+    build(NAME, photos, model=tiny_model, store=store, progress=lambda *_: None)
+    build(NAME, folder, model=tiny_model, store=store, activate=False, progress=lambda *_: None)
+    opens = version.open_version
+
+    def open_slowly(directory: Path, *, verify: bool = True) -> version.Version:
+        opened = opens(directory, verify=verify)
+        monkeypatch.undo()
+        adopt.activate(store, NAME, 2)
+        return opened
+
+    monkeypatch.setattr(version, "open_version", open_slowly)
+    export_items(NAME, table, store=store, progress=lambda *_: None)
+    exported = pq.read_table(table)
+    assert exported["embedding"].null_count == 0
+    assert all(item.startswith("copies/") for item in exported["item"].to_pylist())
