@@ -110,7 +110,10 @@ class SearchService(search_service_pb2_grpc.SearchServiceServicer):
 
     async def _query(self, request: SearchRequest, index_of: Callable[[str], ActiveIndex]) -> Query:
         index = index_of(request.index)
-        group = group_of(request, index)
+        if request.filter or request.group_by:  # a long one takes milliseconds to parse, and a batch has 256
+            group = await self._workers.read(group_of, request, index)
+        else:
+            group = group_of(request, index)
         match request.WhichOneof("query"):
             case "embedding":
                 return Query(group, unit(request.embedding, index))

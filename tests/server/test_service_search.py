@@ -24,7 +24,7 @@ from kinsight.v1.search_service_pb2 import (
 )
 from kinsight.v1.search_service_pb2 import Embedding as EmbeddingMessage
 
-from indexer import pixels
+from indexer import filters, pixels
 from indexer.live import Snapshot
 from indexer.store import Store
 from indexer.version import activate, open_version, version_dir
@@ -273,6 +273,25 @@ def test_a_least_similarity_does_not_wait_for_filters(
         finally:
             may_read.set()
         assert gallery.items[1] in _hits(filtered.result())
+
+
+def test_filters_are_parsed_beside_the_event_loop(
+    gallery: Gallery, stub: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each long one takes milliseconds, in which nobody else would be answered; what is wrong is told alike."""
+    parsers = []
+    parse = filters.parse
+
+    def parse_noting(text: str) -> filters.Expression:
+        parsers.append(asyncio._get_running_loop())
+        return parse(text)
+
+    monkeypatch.setattr(filters, "parse", parse_noting)
+    conditions = [" OR ".join(f"item = a{number}" for number in range(count)) for count in (100, 200)]
+    requests = [SearchRequest(item=gallery.items[0], filter=text) for text in (*conditions, "item =")]
+    results = stub.BatchSearch(BatchSearchRequest(requests=requests)).results
+    assert [reason_of(one.status)[1] if one.status.code else "" for one in results] == ["", "", "FILTER_SYNTAX"]
+    assert parsers == [None] * 3
 
 
 def test_a_batch_is_answered_by_one_version_while_others_are_swapped_in(tmp_path: Path) -> None:
