@@ -103,7 +103,8 @@ def activate(store: Store, name: str, number: int) -> None:
     wanted = version.open_version(version.existing_dir(index_dir, number))
     model_dir = store.model(wanted.manifest.model)
     manifest.verify(model_dir, manifest.read_model(model_dir))
-    with closing(open_catalog(index_dir)) as catalog:
+    # Not as it is opened otherwise, by which it would learn of the version until now first: that may be damaged.
+    with closing(Catalog(index_dir)) as catalog:
         take_in(index_dir, catalog, wanted)
         switch(index_dir, catalog, number)
 

@@ -478,6 +478,19 @@ def test_a_switch_leaves_what_another_one_has_noted_meanwhile(
     assert rebuild(NAME, store=store, progress=quiet).count == 60
 
 
+def test_a_damaged_version_whose_activation_was_cut_short_is_rolled_back(
+    store: Store, index: Path, photos: Path, more: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a power failure: what is still to be done for it must not keep anybody from the version before."""
+    with monkeypatch.context() as patched:
+        patched.setattr(adopt, "_agree", lambda *_: None)
+        number = rebuild(NAME, more, store=store, progress=quiet).version
+    (version.version_dir(index, number) / "manifest.json").unlink()
+    assert adopt.rollback(store, NAME) == 1
+    assert searched(index) == items_of(photos)
+    assert rebuild(NAME, store=store, progress=quiet).count == 60
+
+
 def test_what_a_version_could_not_read_is_taken_in_once_it_can_be(
     store: Store, tiny_model: str, make_model: Callable[..., str], photos: Path, index: Path
 ) -> None:
