@@ -115,6 +115,9 @@ class Objective(nn.Module):
         super().__init__()
         self.encoder = encoder
 
+    def check_batch(self, batch_size: int) -> None:
+        """Called before anything is decoded; raises ValueError where it can't learn from batches of this size."""
+
     def know(self, known: Known) -> None:
         """Called once before training with what people have told of the training set; most methods need nothing."""
 

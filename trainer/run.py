@@ -349,7 +349,9 @@ def _export(
 
 
 def _objective(recipe: Recipe, encoder: Encoder) -> Objective:
-    return make_objective(recipe.objective.name, encoder, **recipe.objective.keywords)
+    objective = make_objective(recipe.objective.name, encoder, **recipe.objective.keywords)
+    objective.check_batch(recipe.run.batch_size)
+    return objective
 
 
 def _sample(cache: ImageCache) -> Pixels:

@@ -211,6 +211,7 @@ def test_one_process_at_a_time_works_on_a_run(photos: Path, tmp_path: Path) -> N
     [
         ("encoder.backbone=nosuch", "no backbone is named 'nosuch'"),
         ("objective.sigma=-1", "sigma -1.0, .* must be above 0"),
+        ("objective.neighbours=21", "run.batch_size is 20; it must be at least objective.neighbours, 21"),
     ],
 )
 def test_a_recipe_that_can_not_be_begun_is_refused_before_any_work(

@@ -321,7 +321,7 @@ def test_batch_smaller_than_a_list_is_an_error() -> None:
     """A batch can't hold one list of neighbours: the error names both numbers."""
     objective = make(neighbours=5)
     with pytest.raises(ValueError, match=r"run\.batch_size is 4; it must be at least objective\.neighbours, 5"):
-        objective.before_epoch(embed_all_of(objective, 10), 4, 2)
+        objective.check_batch(4)
 
 
 def embed_sizes(objective: STML, asked: list[int]) -> Any:

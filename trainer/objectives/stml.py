@@ -223,6 +223,14 @@ class STML(Objective):
         """As `get_extra_state` gave it."""
         self.epochs_begun = int(state)
 
+    def check_batch(self, batch_size: int) -> None:
+        """Make sure that a batch holds a list of neighbours; raises ValueError."""
+        if batch_size < self.neighbours:
+            raise ValueError(
+                f"run.batch_size is {batch_size}; it must be at least objective.neighbours, {self.neighbours}: "
+                f"a batch is made of lists of so many images; raise the one or lower the other"
+            )
+
     @property
     def large_size(self) -> int:  # type: ignore[override] # it depends on the epoch
         """Side of `Batch.large`: that of the images which teach while the backbone is distilled."""
@@ -292,20 +300,13 @@ class STML(Objective):
 
         Args:
             embed_all: embeds the training set.
-            batch_size: B; a step has B // n queries, all different, and n images each. Fewer where N is small.
+            batch_size: B, at least n; a step has B // n queries, all different, and n images each, fewer where N is
+                small.
             steps: that the epoch should have.
 
         Returns:
             (steps, queries * n) int64; None while the backbone is distilled, from images at random.
-
-        Raises:
-            ValueError: B is below n.
         """
-        if batch_size < self.neighbours:
-            raise ValueError(
-                f"run.batch_size is {batch_size}; it must be at least objective.neighbours, {self.neighbours}: "
-                f"a batch is made of lists of so many images; raise the one or lower the other"
-            )
         self.epochs_begun += 1
         if self.large_size:
             if not self.heads_are_set and self.pretrained is not None:
