@@ -15,7 +15,7 @@ from pathlib import Path
 
 from indexer import manifest, plan, version
 from indexer.build import BuildReport, Job, Judge, Judgement, evolve
-from indexer.candidate import MIN_RECALL, compare, objections
+from indexer.candidate import FEWEST, MIN_RECALL, compare, objections
 from indexer.codes import Clock
 from indexer.embedding import CHANGED, Progress
 from indexer.encoder import Device, Encoder
@@ -111,6 +111,8 @@ def rebuild(
         report = evolve(job, progress)
         if learn is not None:
             forget_lesson(index_dir)
+        if active is not None and active.manifest.model != chosen.name:
+            report = _with_warning_of_too_few(report, active.manifest.version)
         return _with_warning(report) if few_labels else report
 
 
@@ -199,6 +201,17 @@ def _with_warning(report: BuildReport) -> BuildReport:
     warning = (
         "no label that was held out measured what was learned: only contrast decided, which tells a metric that fell "
         "apart; hold some out by a column split with test, two or more of a class, or give --labels of other items"
+    )
+    return dataclasses.replace(report, warnings=(*report.warnings, warning))
+
+
+def _with_warning_of_too_few(report: BuildReport, active: int) -> BuildReport:
+    """A report that says where nothing tells whether another model is better than the active version's."""
+    if report.comparison is not None:
+        return report
+    warning = (
+        f"nothing was compared with version {active}, though the model is another: fewer than {FEWEST} items are in "
+        f"both with the same image, too few to say which is better; look at some searches before you rely on it"
     )
     return dataclasses.replace(report, warnings=(*report.warnings, warning))
 

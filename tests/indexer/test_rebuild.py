@@ -215,6 +215,23 @@ def test_another_model_embeds_everything_anew(
     assert len(searched(index_dir)) == 62
 
 
+def test_another_model_of_too_few_items_to_compare_is_told(
+    store: Store, make_model: Callable[..., str], tiny_model: str, photos: Path
+) -> None:
+    """It is activated all the same, as nothing speaks against it; under one model recall says it all."""
+    for picture in sorted(photos.rglob("*.*"))[20:]:
+        picture.unlink()
+    build("few", photos, model=tiny_model, store=store, progress=quiet)
+    same = rebuild("few", store=store, progress=quiet)
+    assert not any("nothing was compared" in warning for warning in same.warnings)
+    report = rebuild("few", store=store, model=make_model(store, seed=2), progress=quiet)
+    assert (report.activated, report.comparison) == (True, None)
+    (told,) = [warning for warning in report.warnings if "nothing was compared" in warning]
+    assert told.startswith(
+        f"nothing was compared with version {same.version}, though the model is another: fewer than"
+    )
+
+
 def test_what_is_upserted_during_a_rebuild_is_found_after_it(
     store: Store, make_model: Callable[..., str], tiny_model: str, index: Path
 ) -> None:
