@@ -114,11 +114,16 @@ def tell_finished(finished: "RunFinished", as_json: bool) -> None:
     if as_json:
         print_json(told)
     else:
-        print_facts({name: printable(str(value)) for name, value in told.items()})
+        print_facts({name: printable(str(value)) for name, value in told.items() if value is not None})
 
 
 def _finished_result(finished: "RunFinished") -> dict[str, object]:
-    return {"model": finished.model, "run": finished.run.name, "report": str(finished.run / "report.html")}
+    report = finished.run / "report.html"
+    return {
+        "model": finished.model,
+        "run": finished.run.name,
+        "report": str(report) if report.exists() else None,  # it may have been removed since
+    }
 
 
 def _finished_record(finished: "RunFinished") -> dict[str, object]:

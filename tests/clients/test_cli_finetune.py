@@ -13,7 +13,7 @@ from clients.cli.command import kinsight
 from indexer.store import Store
 from tests.conftest import School, copied
 from trainer.recipe import load, taught
-from trainer.run_directory import new_run
+from trainer.run_directory import finish_run, new_run
 from trainer.start import recipe_from
 
 Run = Callable[..., Result]
@@ -228,6 +228,16 @@ def test_a_run_goes_on_only_with_labels_as_it_began(
     assert other.exit_code == 1
     assert "run 'unlabelled' learns without labels: go on by `kinsight train`" in other.stderr
     assert not list(store.runs.glob("*labelled/*.u8"))
+
+
+def test_a_finished_run_names_no_report_that_was_removed(finetune: Run, work: tuple[Path, Store, str]) -> None:
+    """The model and the run are told all the same, to programs and to people."""
+    _, store, model = work
+    recipe = taught(recipe_from(store.model(model)), "stml_semi")
+    finish_run(new_run(store.runs, recipe, "ended", teach=True), model)
+    told = json.loads(finetune(few_classes(), "--resume", "ended", "--json").stdout)
+    assert told == {"model": model, "run": "ended", "report": None}
+    assert "report" not in finetune(few_classes(), "--resume", "ended").stdout
 
 
 HUES = [(r, g, b) for r in (50, 200) for g in (50, 200) for b in (50, 200)]
