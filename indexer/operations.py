@@ -186,8 +186,8 @@ def running(directory: Path, identity: str) -> Iterator[Recorder]:
         recorder = Recorder(
             directory, dataclasses.replace(found, state="running", pid=os.getpid(), error="", error_types=())
         )
-        recorder.write()
         with _end_recorded(recorder):
+            recorder.write()  # who reads the process's number there may interrupt it at once
             yield recorder
 
 

@@ -17,6 +17,7 @@ from indexer import operations
 from indexer.locks import hold
 from indexer.operations import (
     NoSuchOperation,
+    Operation,
     OperationEnded,
     OperationRunning,
     cancel,
@@ -197,6 +198,24 @@ def test_cancelling_waits_for_who_is_just_taking_the_operation_up(tmp_path: Path
             process.wait(10)
         finally:
             process.kill()
+    assert find(tmp_path, identity).state == "cancelled"
+
+
+def test_an_interrupt_as_soon_as_the_record_is_there_is_a_cancellation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who cancels has the process's number from the record: nothing may lie between that and being heard."""
+    identity = queue(tmp_path, "rebuild", "street", ["rebuild", "street"]).id
+    write = operations._write
+
+    def write_then_interrupt(directory: Path, operation: Operation) -> None:
+        write(directory, operation)
+        if operation.state == "running":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(operations, "_write", write_then_interrupt)
+    with pytest.raises(KeyboardInterrupt), running(tmp_path, identity):
+        pytest.fail("it went on")
     assert find(tmp_path, identity).state == "cancelled"
 
 
