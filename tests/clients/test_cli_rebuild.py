@@ -27,7 +27,7 @@ from indexer.staging import sole_builder
 from indexer.store import Store
 from indexer.version import active_version, list_versions
 from tests.serving import Stubs, serving
-from tests.waiting import until
+from tests.waiting import PROCESS_S, until
 
 Run = Callable[..., Result]
 
@@ -170,7 +170,7 @@ def test_a_killed_rebuild_is_resumed_by_its_operation(
     model = make_model(store, seed=5)
     place = ["--store", store.root]
     with started("rebuild", "photos", "--model", model, *place) as process:
-        until(lambda: bool(list(index.glob(".staging-*"))))
+        until(lambda: bool(list(index.glob(".staging-*"))), PROCESS_S)
         process.kill()
         process.wait()
     last = operations.list_operations(store.operations)[-1]
@@ -212,7 +212,9 @@ def test_following_waits_for_a_folder_to_fill(store: Store, index: Path, more: P
         assert f"no image in {inbox} (it is empty)" in process.stderr.readline()
         time.sleep(0.5)  # several looks
         shutil.copy(more / "new.png", inbox)
-        until(lambda: [one.state for one in operations.list_operations(store.operations)] == ["done", "done"])
+        until(
+            lambda: [one.state for one in operations.list_operations(store.operations)] == ["done", "done"], PROCESS_S
+        )
         process.send_signal(signal.SIGINT)
         _, stderr = process.communicate(timeout=30)
     assert process.returncode == INTERRUPTED, stderr
@@ -244,8 +246,8 @@ def test_learning_trains_on_and_embeds_anew(run: Run, store: Store, photos: Path
     index_dir = store.index("photos")
     words = ["rebuild", "photos", "--images", more, "--learn", "--epochs", 1, "--device", "cpu"]
     with started(*words, "--store", store.root) as process:
-        until(lambda: bool(list((index_dir / ".learning").glob("lesson.json"))))
-        until(lambda: len(list(store.runs.glob("*/recipe.toml"))) == 2)
+        until(lambda: bool(list((index_dir / ".learning").glob("lesson.json"))), PROCESS_S)
+        until(lambda: len(list(store.runs.glob("*/recipe.toml"))) == 2, PROCESS_S)
         process.kill()
         process.wait()
     assert active_version(index_dir) == 1
@@ -276,7 +278,7 @@ def test_what_was_taught_is_taken_back_by_one_command(run: Run, store: Store, ph
     with serving(store) as served, Stubs(served.target) as stubs:
 
         def answers(version: int) -> list[list[Hit]]:
-            until(lambda: stubs.indexes.GetIndex(GetIndexRequest()).active_version == version)
+            until(lambda: stubs.indexes.GetIndex(GetIndexRequest()).active_version == version, PROCESS_S)
             searches = (SearchRequest(item=item, top_k=5) for item in items[:4])
             return [list(stubs.search.Search(search, timeout=30).hits) for search in searches]
 
