@@ -179,7 +179,10 @@ class Older(SearchServiceServicer):
 
 @KINDS
 def test_a_server_without_streams_is_called(kind: Any) -> None:
-    """It answers by calls all that others answer by streams, and is not asked for one with every search."""
+    """It answers by calls all that others answer by streams, and is not asked for one with every search.
+
+    It is asked again where gRPC's asyncio learns that it can't write to what has ended before it learns why.
+    """
     server, older = grpc.server(futures.ThreadPoolExecutor(2)), Older()
     add_SearchServiceServicer_to_server(older, server)  # type: ignore[no-untyped-call]
     port = server.add_insecure_port("127.0.0.1:0")
@@ -189,7 +192,7 @@ def test_a_server_without_streams_is_called(kind: Any) -> None:
             assert [client.search(item=item).hits[0].item for item in "abcdefgh"] == [*"abcdefgh"]
     finally:
         server.stop(None).wait()
-    assert older.streams == 1
+    assert 1 <= older.streams <= 4
 
 
 LEFT_OPEN = """
@@ -219,13 +222,13 @@ def test_a_client_that_is_dropped_without_being_closed_leaves_nothing(gallery: G
     """Neither gRPC's threads nor the stream of a client that nobody has any more, however late its deadline."""
     counting = Counting()
     with serving(gallery.store, admission=counting) as served:
-        before = threading.active_count()
+        before = {*threading.enumerate()}
         client = Client(served.target, timeout_s=600)
         search_twice(client, gallery)
-        assert (counting.streams, threading.active_count() > before) == (1, True)
+        assert (counting.streams, {*threading.enumerate()} <= before) == (1, False)
         del client
         gc.collect()
-        until(lambda: threading.active_count() == before and not counting._idle_streams)
+        until(lambda: {*threading.enumerate()} <= before and not counting._idle_streams)
 
 
 def test_closing_leaves_no_task_to_the_loop(gallery: Gallery) -> None:
