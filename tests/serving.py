@@ -1,17 +1,22 @@
 """Small real stores, made without the trainer and the builder, and real servers on them."""
 
 import asyncio
+import atexit
 import dataclasses
+import functools
 import io
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
+from unittest.mock import patch
 
 import grpc
 import numpy as np
@@ -39,7 +44,7 @@ from indexer.plan import plan
 from indexer.rows import RowWriter
 from indexer.store import Store
 from indexer.version import CODES, ITEMS, ROWS, activate, version_dir
-from server import app
+from server import app, service_operations
 from server.admission import Admission
 from server.folders import Folders
 from tests.conftest import TINY_SIZE, publish_tiny_model
@@ -65,13 +70,24 @@ make_model = publish_tiny_model
 
 
 def build_photos(root: Path, count: int = 24) -> Store:
-    """A store whose index `photos` was built from the files of `photo(0)` to `photo(count - 1)` in `root/images`."""
+    """A store whose index `photos` was built from the files of `photo(0)` to `photo(count - 1)` in `root/images`.
+
+    It is a copy, as building one takes its time: the paths of its items lead to the images of the first.
+    """
+    shutil.copytree(_photos_built_once(count), root, dirs_exist_ok=True)
+    return Store(root / "store")
+
+
+@functools.cache
+def _photos_built_once(count: int) -> Path:
+    root = Path(tempfile.mkdtemp(prefix="kinsight-photos-"))
+    atexit.register(shutil.rmtree, root, ignore_errors=True)
     images, store = root / "images", Store(root / "store")
-    images.mkdir(parents=True)
+    images.mkdir()
     for seed in range(count):
         (images / f"{seed:03}.png").write_bytes(photo(seed))
     build("photos", images, model=make_model(store), store=store, device="cpu", progress=lambda *_: None)
-    return store
+    return root
 
 
 def photo(seed: int, side: int = 48) -> bytes:
@@ -179,7 +195,10 @@ def serving(
     port: int = 0,
     folders: Folders = app.NO_FOLDERS,
 ) -> Iterator[Served]:
-    """A real server in this process, drained at the end."""
+    """A real server in this process, drained at the end.
+
+    It says at once that an operation is done, and closes its door without notice: nobody watches its health.
+    """
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
@@ -188,9 +207,11 @@ def serving(
         start = app.start(store, listen=listen, index=index, admission=admission, folders=folders)
         running = asyncio.run_coroutine_threadsafe(start, loop).result(30)
         try:
-            yield Served(f"127.0.0.1:{running.port}", running, loop)
+            with patch.object(service_operations, "LOOK_EVERY_S", 0.02):
+                yield Served(f"127.0.0.1:{running.port}", running, loop)
         finally:
-            asyncio.run_coroutine_threadsafe(app.drain(running), loop).result(30)
+            with patch.object(app, "NOTICE_S", 0):
+                asyncio.run_coroutine_threadsafe(app.drain(running), loop).result(30)
     finally:
         loop.call_soon_threadsafe(loop.stop)
         thread.join(10)
