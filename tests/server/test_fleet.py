@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -25,10 +25,13 @@ from kinsight.v1.item_service_pb2 import BatchUpsertItemsRequest, ImportItemsReq
 from indexer.operations import find
 from indexer.store import Store
 from server import fleet as fleets
-from server.app import CannotListen
+from server.app import CannotListen, StoreServed, sole_server
 from server.folders import Folders
 from server.news import Inbox, News
-from tests.serving import Gallery, Stubs, build_photos, photo, reason_of, server_process
+from tests.serving import Gallery, Served, Stubs, build_photos, photo, reason_of
+from tests.waiting import PROCESS_S, until
+
+Two = tuple[subprocess.Popen[str], str]
 
 CONNECTIONS = 16  # that all of them reach one of two processes happens once in 30,000 times
 
@@ -66,24 +69,28 @@ def members(process: subprocess.Popen[str]) -> list[int]:
     return [int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
-def eventually(is_so: Callable[[], bool], timeout_s: float = 30) -> bool:
-    """Whether something becomes true in time."""
-    end = time.monotonic() + timeout_s
-    while not is_so():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.05)
-    return True
-
-
-def test_what_one_process_takes_in_every_process_finds_at_once(tmp_path: Path) -> None:
-    """Upserted over one connection, an item is found over all; deleted over another, over none."""
-    store = build_photos(tmp_path)
-    with fleet(store) as (process, target), ExitStack() as stack:
-        assert len(members(process)) == 2
+@contextmanager
+def connected(target: str) -> Iterator[list[Stubs]]:
+    """Clients that reach both of two processes, and have searched once."""
+    with ExitStack() as stack:
         clients = [stack.enter_context(Stubs(target)) for _ in range(CONNECTIONS)]
         for client in clients:
             client.found(image=photo(0))
+        yield clients
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Two]:
+    """Two processes on an index of 24 photographs, which tests leave two, but may change the index of."""
+    with fleet(build_photos(tmp_path_factory.mktemp("two"))) as (process, target):
+        yield process, target
+
+
+def test_what_one_process_takes_in_every_process_finds_at_once(two: Two) -> None:
+    """Upserted over one connection, an item is found over all; deleted over another, over none."""
+    process, target = two
+    assert len(members(process)) == 2
+    with connected(target) as clients:
         for number, client in enumerate(clients[:4]):
             image = photo(1000 + number)
             results = client.upsert(ItemUpsert(item=f"new {number}", image=image))
@@ -93,30 +100,26 @@ def test_what_one_process_takes_in_every_process_finds_at_once(tmp_path: Path) -
             assert not any(f"new {number}" in other.found(image=image) for other in clients)
 
 
-def test_what_one_process_takes_in_every_process_counts_at_once(tmp_path: Path) -> None:
+def test_what_one_process_takes_in_every_process_counts_at_once(two: Two) -> None:
     """What an index holds now is told by each as it is, not as it was when it last looked."""
-    store = build_photos(tmp_path)
-    with fleet(store) as (_, target), ExitStack() as stack:
-        clients = [stack.enter_context(Stubs(target)) for _ in range(CONNECTIONS)]
-        for client in clients:
-            client.found(image=photo(0))
+    with connected(two[1]) as clients:
+        before = clients[0].indexes.GetIndexStats(GetIndexStatsRequest())
         for number, client in enumerate(clients[:4]):
-            client.upsert(ItemUpsert(item=f"new {number}", image=photo(1000 + number)))
-            expected = 25 + number
+            client.upsert(ItemUpsert(item=f"counted {number}", image=photo(2000 + number)))
+            expected = before.items + number + 1
             stats = [other.indexes.GetIndexStats(GetIndexStatsRequest()) for other in clients]
-            assert {(one.items, one.delta_items) for one in stats} == {(expected, 2 * number + 1)}
-            client.upsert(ItemUpsert(item=f"new {number}", image=photo(2000 + number)))
+            changed = before.delta_items + 2 * number + 1
+            assert {(one.items, one.delta_items) for one in stats} == {(expected, changed)}
+            client.upsert(ItemUpsert(item=f"counted {number}", image=photo(3000 + number)))
             assert {other.indexes.GetIndex(GetIndexRequest()).items for other in clients} == {expected}
             client.delete(f"00{number}.png")
             assert {other.indexes.GetIndex(GetIndexRequest()).items for other in clients} == {expected - 1}
             client.upsert(ItemUpsert(item=f"00{number}.png", image=photo(number)))
 
 
-def test_of_those_who_decide_on_one_etag_one_is_heard(tmp_path: Path) -> None:
+def test_of_those_who_decide_on_one_etag_one_is_heard(two: Two) -> None:
     """Whichever processes they reach: a second rollback would undo the first."""
-    store = build_photos(tmp_path)
-    with fleet(store) as (_, target), ExitStack() as stack:
-        clients = [stack.enter_context(Stubs(target)) for _ in range(CONNECTIONS)]
+    with connected(two[1]) as clients:
         clients[0].ended(clients[0].indexes.BuildVersion(BuildVersionRequest()))
         for _ in range(5):
             request = RollbackIndexRequest(etag=clients[0].indexes.GetIndex(GetIndexRequest()).etag)
@@ -126,19 +129,17 @@ def test_of_those_who_decide_on_one_etag_one_is_heard(tmp_path: Path) -> None:
             assert {reason_of(error) for error in errors if error} == {("ABORTED", "STALE_ETAG")}
 
 
-def test_a_process_that_dies_is_replaced_and_loses_nothing(tmp_path: Path) -> None:
+def test_a_process_that_dies_is_replaced_and_loses_nothing(two: Two) -> None:
     """After SIGKILL of one process there are two again, and what was acknowledged is found by both."""
-    store = build_photos(tmp_path)
-    with fleet(store) as (process, target):
-        with Stubs(target) as client:
-            client.upsert(ItemUpsert(item="kept", image=photo(1000)))
-        killed = members(process)[0]
-        os.kill(killed, signal.SIGKILL)
-        assert eventually(lambda: killed not in members(process) and len(members(process)) == 2)
-        assert eventually(lambda: answers(target))
-        with ExitStack() as stack:
-            clients = [stack.enter_context(Stubs(target)) for _ in range(CONNECTIONS)]
-            assert [client.found(image=photo(1000))[0] for client in clients] == ["kept"] * CONNECTIONS
+    process, target = two
+    with Stubs(target) as client:
+        client.upsert(ItemUpsert(item="kept", image=photo(4000)))
+    killed = members(process)[0]
+    os.kill(killed, signal.SIGKILL)
+    until(lambda: killed not in members(process) and len(members(process)) == 2, PROCESS_S)
+    until(lambda: answers(target), PROCESS_S)
+    with connected(target) as clients:
+        assert [client.found(image=photo(4000))[0] for client in clients] == ["kept"] * CONNECTIONS
 
 
 def answers(target: str) -> bool:
@@ -158,11 +159,17 @@ def test_no_process_outlives_its_server(gallery: Gallery, number: signal.Signals
         serving = members(process)
         process.send_signal(number)
         assert process.wait(30) == (0 if number == signal.SIGTERM else -signal.SIGKILL)
-        assert eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in serving))
+        until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in serving))
 
 
 @pytest.mark.parametrize(
-    ("number", "processes"), [(signal.SIGINT, 1), (signal.SIGTERM, 1), (signal.SIGINT, 2), (signal.SIGTERM, 2)]
+    ("number", "processes"),
+    [
+        (signal.SIGINT, 1),
+        (signal.SIGTERM, 2),
+        pytest.param(signal.SIGTERM, 1, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, 2, marks=pytest.mark.slow),
+    ],
 )
 def test_the_end_of_all_processes_at_once_leaves_long_work_to_the_next_server(
     number: signal.Signals, processes: int, tmp_path: Path
@@ -170,13 +177,14 @@ def test_the_end_of_all_processes_at_once_leaves_long_work_to_the_next_server(
     """Ctrl-C in a terminal, and SIGTERM from what stops a service, reach the processes of operations too."""
     store = build_photos(tmp_path)
     (tmp_path / "more").mkdir()
-    for seed in range(2000):  # photographs of other bytes
-        (tmp_path / "more" / f"{seed}.png").write_bytes(photo(seed % 20) + b"%d" % seed)
+    image = photo(100)
+    for copy in range(2000):  # photographs of other bytes
+        (tmp_path / "more" / f"{copy}.png").write_bytes(image + b"%d" % copy)
     with fleet(store, "127.0.0.1:0", processes, "--allow-read", str(tmp_path)) as (process, target):
         with Stubs(target) as client:
             started = client.items.ImportItems(ImportItemsRequest(path=str(tmp_path / "more")))
         identity = started.name.removeprefix("operations/")
-        assert eventually(lambda: find(store.operations, identity).state == "running")
+        until(lambda: find(store.operations, identity).state == "running", PROCESS_S)
         os.killpg(process.pid, number)
         assert process.wait(30) == 0
     assert find(store.operations, identity).state == "interrupted"
@@ -195,19 +203,15 @@ def test_a_fleet_of_which_all_are_told_to_end_answers_what_it_took(tmp_path: Pat
         assert process.wait(30) == 0
 
 
-def test_a_port_or_store_that_is_taken_is_refused(gallery: Gallery, tmp_path: Path) -> None:
+def test_a_port_or_store_that_is_taken_is_refused(served: Served, tmp_path: Path) -> None:
     """A fleet neither shares the port of another server nor serves a store beside it."""
-    with server_process(gallery.store) as (process, target):
-        for listen, store, problem in (
-            (target, Store(tmp_path), "can't listen on"),
-            ("127.0.0.1:0", gallery.store, f"process {process.pid} serves"),
-        ):
-            words = ["serve", "--store", str(store.root), "--listen", listen, "--processes", "2"]
-            refused = subprocess.run(
-                [sys.executable, "-m", "clients.cli", *words], capture_output=True, text=True, timeout=60, check=False
-            )
-            assert refused.returncode == 1
-            assert problem in refused.stderr
+    with pytest.raises(CannotListen, match=f"can't listen on {served.target}: it is taken"):
+        run_fleet(tmp_path, served.target)
+    with (
+        sole_server(Store(tmp_path)),
+        pytest.raises(StoreServed, match=f"process {os.getpid()} serves {tmp_path} already"),
+    ):
+        run_fleet(tmp_path, "127.0.0.1:0")
 
 
 @pytest.mark.parametrize(
