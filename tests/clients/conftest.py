@@ -1,5 +1,6 @@
-"""The store and the server that these tests share."""
+"""The store and the server that these tests share, and clients that soon give up."""
 
+from tests.clients.both import quick_retries
 from tests.serving import gallery, served
 
-__all__ = ["gallery", "served"]
+__all__ = ["gallery", "quick_retries", "served"]

@@ -260,6 +260,7 @@ def test_a_call_waits_for_a_server_that_starts_late(kind: Any, gallery: Gallery)
     assert [gallery.items[2]] == found
 
 
+@pytest.mark.usefixtures("quick_retries")
 @KINDS
 def test_only_unavailable_is_retried(kind: Any, gallery: Gallery) -> None:
     """A busy server is not asked again behind the caller's back; one that shuts down is, five times."""
@@ -279,6 +280,7 @@ def test_only_unavailable_is_retried(kind: Any, gallery: Gallery) -> None:
     assert (caught.value.reason, draining.asked) == ("DRAINING", 5)
 
 
+@pytest.mark.usefixtures("quick_retries")
 def test_what_a_second_time_would_undo_is_not_retried(gallery: Gallery) -> None:
     """A rollback whose answer was lost may have happened; reading again is harmless."""
     draining = Counting()
@@ -330,6 +332,7 @@ def test_ready_says_whether_there_is_something_to_search(kind: Any, served: Serv
         assert client.ready() is False
 
 
+@pytest.mark.usefixtures("quick_retries")
 def test_nobody_at_the_target_is_unavailable_with_its_address() -> None:
     """After the retries, and well before the timeout."""
     port = free_port()

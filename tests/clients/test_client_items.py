@@ -190,6 +190,7 @@ def test_a_wrong_upsert_is_found_where_it_is_made(fields: dict[str, Any], error:
         Upsert("a", **fields)
 
 
+@pytest.mark.usefixtures("quick_retries")
 @KINDS
 def test_upserting_where_no_server_is_raises_unavailable(kind: Any) -> None:
     """And does not look like success."""
