@@ -83,18 +83,28 @@ def photos(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def learned_school(tmp_path_factory: pytest.TempPathFactory) -> School:
-    """Learned once for all tests that start from a model: they change copies."""
+    """Learned once for all tests that start from a model in other processes: they change copies."""
+    return _learned(tmp_path_factory.mktemp("school"), "encoder.backbone=test_resnet")
+
+
+@pytest.fixture(scope="session")
+def tiny_school(tmp_path_factory: pytest.TempPathFactory) -> School:
+    """The same for tests that learn on in their own process, of a network that no other knows."""
+    return _learned(tmp_path_factory.mktemp("tiny-school"))
+
+
+def _learned(root: Path, *changes: str) -> School:
     from tests.trainer import small
+    from trainer.recipe import override
     from trainer.run import train
 
-    root = tmp_path_factory.mktemp("school")
     rng = np.random.default_rng(3)
     (root / "pictures").mkdir()
     for number in range(40):
         blocks = np.array(COLOURS[number % 4]) + rng.integers(-50, 50, (6, 6, 3))
         picture = Image.fromarray(blocks.clip(0, 255).astype(np.uint8)).resize((50, 40))
         picture.save(root / "pictures" / f"{number:02d}.png")
-    store, recipe = Store(root / "store"), small.one_epoch()
+    store, recipe = Store(root / "store"), override(small.one_epoch(), *changes)
     done = train(root / "pictures", models=store.models, runs=store.runs, recipe=recipe, progress=small.silent)
     return School(store, root / "pictures", done.model.id, done)
 

@@ -18,6 +18,7 @@ from indexer.sources import open_collection
 from indexer.store import Store
 from indexer.version import open_version, version_dir
 from tests.serving import serving
+from tests.trainer import network
 from trainer.encoders import Encoder, make_backbone
 from trainer.export import Origin, export
 from trainer.images import cache_images
@@ -63,12 +64,12 @@ def road(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Road]:
     folder.mkdir()
     write_kinds(folder)
     torch.manual_seed(0)
-    backbone = make_backbone("test_resnet", "none", size=SPEC.size)
+    backbone = make_backbone(network.NAME, "none", size=SPEC.size)
     encoder = Encoder(backbone, nn.Linear(backbone.channels, 32)).eval()
     cache = cache_images(open_collection(folder).sources, SPEC, root / "cache.u8", silent, "decode")
     with torch.no_grad():
         evaluated = encoder.embed(cache.pixels.permute(0, 3, 1, 2).float() / 255).numpy()
-    origin = Origin(backbone="test_resnet", weights="none", objective="stml", recipe={}, images=8, licence="none")
+    origin = Origin(backbone=network.NAME, weights="none", objective="stml", recipe={}, images=8, licence="none")
     model = export(encoder, SPEC, cache.pixels.numpy(), store.models, origin, lambda _: {})
     built = build("photos", folder, model=model.id, store=store, device="cpu", progress=silent)
     version = open_version(version_dir(store.index("photos"), built.version))

@@ -22,9 +22,9 @@ CLASSES = 4
 
 
 @pytest.fixture(scope="module")
-def work(learned_school: School, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Store, str]:
+def work(tiny_school: School, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Store, str]:
     """Forty pictures of four colours, a store, and the model in it that learned from them without labels."""
-    school = copied(learned_school, tmp_path_factory.mktemp("finetune"))
+    school = copied(tiny_school, tmp_path_factory.mktemp("finetune"))
     return school.pictures, school.store, school.model
 
 

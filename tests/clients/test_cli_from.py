@@ -12,10 +12,11 @@ from clients.cli.command import kinsight
 from clients.cli.output import JSON_INTERVAL_S, JsonProgress
 from indexer.store import Store
 from tests.conftest import School
+from tests.trainer import network
 from trainer.recipe import load
 
 TINY = (
-    *("--backbone", "test_resnet", "--weights", "none", "--dim", 16, "--size", 32, "--epochs", 1),
+    *("--backbone", network.NAME, "--weights", "none", "--dim", 16, "--size", 32, "--epochs", 1),
     *("--set", "run.least_steps=1"),
     *("--set", "run.batch_size=20"),
 )
@@ -49,14 +50,14 @@ def test_a_program_trains_from_a_model_and_reads_progress(
 
 
 def test_an_unknown_model_or_a_taken_name_is_one_line(
-    run: Callable[..., Result], photos: Path, store: Store, learned_school: School
+    run: Callable[..., Result], photos: Path, store: Store, tiny_school: School
 ) -> None:
     """Starting from what is not there, or a second run of one name, fails before any work."""
     missing = run("train", photos, *TINY, "--from", "beef")
     assert missing.exit_code == 1
     assert "no model 'beef'" in missing.stderr
 
-    (learned,) = learned_school.store.runs.iterdir()
+    (learned,) = tiny_school.store.runs.iterdir()
     shutil.copytree(learned, store.runs / "mine")
     taken = run("train", photos, *TINY, "--run", "mine")
     assert taken.exit_code == 1
@@ -65,14 +66,14 @@ def test_an_unknown_model_or_a_taken_name_is_one_line(
 
 
 def test_a_model_that_learned_from_labels_alone_says_how_to_learn_on(
-    run: Callable[..., Result], store: Store, photos: Path, tmp_path: Path, learned_school: School
+    run: Callable[..., Result], store: Store, photos: Path, tmp_path: Path, tiny_school: School
 ) -> None:
     """Its own recipe can't do without labels, which is said before any work; another recipe can."""
     labels = tmp_path / "labels.csv"
     rows = [f"{path},{number % 3}" for number, path in enumerate(sorted(photos.rglob("*.*"))[:12])]
     labels.write_text("\n".join(["path,class_id", *rows]))
-    first = learned_school.model
-    shutil.copytree(learned_school.store.root, store.root)
+    first = tiny_school.model
+    shutil.copytree(tiny_school.store.root, store.root)
     words = ("--labels", labels, "--method", "supervised", "--epochs", 1, "--json")
     taught = json.loads(run("finetune", first, photos, *words).stdout)["model"]
 

@@ -7,13 +7,14 @@ import pytest
 from click.testing import CliRunner, Result
 
 from clients.cli.command import kinsight
+from tests.trainer import network
 
 
 def train(photos: Path, store: Path, *options: str) -> Result:
     """60 photos in batches of 20: three steps an epoch."""
-    network = ["--backbone", "test_resnet", "--weights", "none", "--size", "32", "--dim", "16"]
+    tiny = ["--backbone", network.NAME, "--weights", "none", "--size", "32", "--dim", "16"]
     steps = ["--set", "run.batch_size=20", "--set", "run.least_steps=1"]
-    words = ["train", str(photos), "--store", str(store), *network, *steps, "--profile"]
+    words = ["train", str(photos), "--store", str(store), *tiny, *steps, "--profile"]
     result = CliRunner().invoke(kinsight, [*words, *options])
     assert result.exit_code == 0
     return result

@@ -17,9 +17,10 @@ from PIL import Image
 
 from clients.cli.command import kinsight
 from indexer.store import Store
+from tests.trainer import network
 
 SMALL = [
-    *("--backbone", "test_resnet", "--weights", "none", "--size", "32", "--dim", "16", "--epochs", "1"),
+    *("--backbone", network.NAME, "--weights", "none", "--size", "32", "--dim", "16", "--epochs", "1"),
     *("--set", "run.least_steps=1"),
     *("--set", "run.batch_size=20", "--device", "cpu"),
 ]

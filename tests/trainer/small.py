@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tests.trainer import network
 from trainer import distributed
 from trainer.encoders import Encoder, make_backbone
 from trainer.images import ImageCache
@@ -23,7 +24,7 @@ CPU = torch.device("cpu")
 TINY = (
     "data.size=32",
     "data.cache_size=40",
-    "encoder.backbone=test_resnet",
+    f"encoder.backbone={network.NAME}",
     "encoder.weights=none",
     "encoder.dim=16",
     "run.batch_size=20",
@@ -55,7 +56,7 @@ def images(count: int = 40) -> ImageCache:
 
 def encoder(*, freeze_bn: bool = False) -> Encoder:
     torch.manual_seed(0)
-    backbone = make_backbone("test_resnet", "none", size=32)
+    backbone = make_backbone(network.NAME, "none", size=32)
     if freeze_bn:
         backbone.freeze_norms()
     return Encoder(backbone, nn.Linear(backbone.channels, 8))
@@ -70,8 +71,8 @@ def distilling(tmp_path: Path, *, background_dim: int = 96, **keywords: Any) -> 
     torch.manual_seed(0)
     tmp_path.mkdir(parents=True, exist_ok=True)
     file = tmp_path / "published.safetensors"
-    save_file(make_backbone("test_resnet", "none", size=32).named_weights(), file)
-    backbone = make_backbone("test_resnet", str(file), size=32, freeze_bn=True)
+    save_file(make_backbone(network.NAME, "none", size=32).named_weights(), file)
+    backbone = make_backbone(network.NAME, str(file), size=32, freeze_bn=True)
     options = {"head_init": "pca", "distillation_epochs": 2, "distillation_size": 64, **keywords}
     return STML(Encoder(backbone, nn.Linear(backbone.channels, 8)), background_dim=background_dim, **options)
 

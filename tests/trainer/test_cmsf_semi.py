@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tests.trainer import small
+from tests.trainer import network, small
 from trainer.encoders import Encoder, make_backbone
 from trainer.known import Known
 from trainer.loop import train as run_loop
@@ -27,7 +27,7 @@ def unit(*shape: int, seed: int) -> Tensor:
 
 def semi(label: Tensor = LABEL, **keywords: Any) -> CMSFSemi:
     torch.manual_seed(0)
-    backbone = make_backbone("test_resnet", "none", size=32)
+    backbone = make_backbone(network.NAME, "none", size=32)
     objective = CMSFSemi(Encoder(backbone, nn.Linear(backbone.channels, 8)), **keywords)
     objective.know(Known(label))
     return objective

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tests.trainer import small
+from tests.trainer import network, small
 from tests.trainer.small import silent
 from trainer.encoders import Encoder, make_backbone
 from trainer.images import ImageCache
@@ -102,7 +102,7 @@ def test_neighbour_precision_of_too_few_images_is_unknown() -> None:
 
 def test_a_centred_encoder_has_the_samples_mean_at_its_origin() -> None:
     """Centring moves all embeddings alike, so that their mean is zero and no distance changes."""
-    backbone = make_backbone("test_resnet", "none", size=32)
+    backbone = make_backbone(network.NAME, "none", size=32)
     encoder = Encoder(backbone, nn.Linear(backbone.channels, 8)).eval()
     pixels = torch.randint(0, 256, (40, 32, 32, 3), dtype=torch.uint8)
     sample = ImageCache(pixels, torch.ones(40), tuple(map(str, range(40))), ())

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from tests.benchmarks import ladder
 from tests.benchmarks.rungs import RUNGS, contrastive
+from tests.trainer import network
 from tests.trainer.test_stml import oracle_relaxed_contrastive, oracle_self_distillation, oracle_similarity
 from trainer import recipe as recipes
 from trainer.encoders import Encoder, make_backbone
@@ -24,13 +25,14 @@ from trainer.objective import Batch
 from trainer.objectives.stml import STML
 
 SETTINGS = (
-    "encoder.backbone=test_resnet",
+    f"encoder.backbone={network.NAME}",
     "encoder.weights=none",
     "encoder.dim=8",
     "data.size=32",
     "data.cache_size=32",
     "objective.background_dim=16",
     "run.batch_size=10",
+    "run.least_steps=1",
     "run.epochs=2",
 )
 
@@ -42,7 +44,7 @@ def build(rung: str) -> STML:
     method = RUNGS[rung].method
     assert method is not None
     torch.manual_seed(0)
-    backbone = make_backbone("test_resnet", "none", size=32)
+    backbone = make_backbone(network.NAME, "none", size=32)
     return method(Encoder(backbone, nn.Linear(backbone.channels, 8)), background_dim=16, context=4)
 
 
@@ -131,7 +133,7 @@ def test_random_batches_are_as_many_and_as_large_and_no_lists() -> None:
 def test_without_ema_the_teacher_is_the_student_after_each_step() -> None:
     """Momentum 0 copies the student."""
     chosen = RUNGS["no-ema"].recipe(recipes.load("stml"), seed=0)
-    backbone = make_backbone("test_resnet", "none", size=32)
+    backbone = make_backbone(network.NAME, "none", size=32)
     objective = STML(Encoder(backbone, nn.Linear(backbone.channels, 8)), **chosen.objective.keywords)
     nn.init.ones_(objective.background.weight)
     objective.after_step(0.5)

@@ -19,7 +19,7 @@ from indexer.manifest import read_model, verify
 from indexer.pixels import PixelSpec
 from indexer.sources import SourceError
 from tests.conftest import School, copied
-from tests.trainer import small
+from tests.trainer import network, small
 from tests.trainer.small import silent
 from trainer.encoders import Encoder, make_backbone
 from trainer.export import Origin, ParityError, export
@@ -99,9 +99,9 @@ def test_a_run_ends_in_a_model_that_scores_what_it_says(photos: Path, labelled: 
     assert len(json.loads((runs / report.run / "environment.json").read_text())["earlier"]) == 1
 
 
-def test_a_finished_run_whose_model_is_gone_exports_it_again(learned_school: School, tmp_path: Path) -> None:
+def test_a_finished_run_whose_model_is_gone_exports_it_again(tiny_school: School, tmp_path: Path) -> None:
     """Its last checkpoint has all that the model is made of."""
-    school = copied(learned_school, tmp_path)
+    school = copied(tiny_school, tmp_path)
     models, runs = school.store.models, school.store.runs
     shutil.rmtree(models / school.model)
     (run,) = (path.name for path in runs.iterdir())
@@ -110,13 +110,13 @@ def test_a_finished_run_whose_model_is_gone_exports_it_again(learned_school: Sch
     assert models.joinpath(school.model).is_dir()
 
 
-def test_without_labels_nothing_is_judged(learned_school: School) -> None:
+def test_without_labels_nothing_is_judged(tiny_school: School) -> None:
     """A folder alone trains a model with no metrics and no verdict."""
-    report = learned_school.report
+    report = tiny_school.report
     assert (report.frozen, report.trained, report.beats_frozen, report.images) == (None, None, None, 40)
     assert report.report is not None
     assert "No labels were given" in report.report.read_text()
-    assert not list(learned_school.store.runs.rglob("*.u8"))
+    assert not list(tiny_school.store.runs.rglob("*.u8"))
 
 
 @pytest.mark.slow
@@ -283,7 +283,7 @@ class _Wrong(Encoder):
 
 def test_a_graph_that_disagrees_is_not_exported(tmp_path: Path) -> None:
     """Where ONNX Runtime does not reproduce torch, export refuses and leaves no model."""
-    backbone = make_backbone("test_resnet", "none", size=32)
+    backbone = make_backbone(network.NAME, "none", size=32)
     wrong = _Wrong(backbone, nn.Linear(backbone.channels, 8))
     origin = Origin(backbone="x", weights="none", objective="stml", recipe={}, images=1, licence="none")
     sample = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), dtype=np.uint8)

@@ -14,14 +14,15 @@ from PIL import Image
 
 from indexer.pixels import PixelSpec
 from indexer.sources import Source, open_collection
+from tests.trainer import network
 from trainer.images import ImageCache, all_the_same, cache_images, duplicates
 from trainer.labels import read_labels
 from trainer.recipe import load, override
 from trainer.run import train
 
 TINY = (
-    *("data.size=32", "data.cache_size=40", "encoder.backbone=test_resnet", "encoder.weights=none"),
-    *("encoder.dim=16", "run.batch_size=100", "run.epochs=1"),
+    *("data.size=32", "data.cache_size=40", f"encoder.backbone={network.NAME}", "encoder.weights=none"),
+    *("encoder.dim=16", "run.batch_size=100", "run.epochs=1", "run.least_steps=1"),
 )
 
 

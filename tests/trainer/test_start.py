@@ -15,7 +15,7 @@ from indexer.encoder import Encoder as RuntimeEncoder
 from indexer.manifest import CorruptFile, ManifestError, ModelManifest, publish, read_model
 from indexer.store import Store
 from tests.conftest import School, copied
-from tests.trainer import small
+from tests.trainer import network, small
 from tests.trainer.small import CPU, silent
 from trainer.export import HEAD
 from trainer.images import open_collections
@@ -40,9 +40,9 @@ def draw_pictures(folder: Path, count: int) -> Path:
 
 
 @pytest.fixture(scope="module")
-def learned(learned_school: School, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def learned(tiny_school: School, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of a tiny model that was really learned, in a store beside the pictures that it learned from."""
-    school = copied(learned_school, tmp_path_factory.mktemp("learned"))
+    school = copied(tiny_school, tmp_path_factory.mktemp("learned"))
     return school.store.model(school.model)
 
 
@@ -165,7 +165,7 @@ def test_models_that_can_not_be_started_from_are_refused(
     recipe, models = recipe_from(learned), learned.parent
     with pytest.raises(StartError, match=r"holds no backbone\.safetensors"):
         begin(starting_from(recipe, tiny_model), store.models, CPU)
-    with pytest.raises(StartError, match="has the backbone test_resnet, and the recipe asks for resnet18"):
+    with pytest.raises(StartError, match=f"has the backbone {network.NAME}, and the recipe asks for resnet18"):
         begin(override(recipe, "encoder.backbone=resnet18"), models, CPU)
     with pytest.raises(StartError, match="embeddings of 16 numbers, and the recipe asks for 8"):
         begin(override(recipe, "encoder.dim=8"), models, CPU)

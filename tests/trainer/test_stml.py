@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tests.trainer import network
 from tests.trainer.small import Stopped, distilling, recipe, stop_at, train
 from trainer import loop
 from trainer.encoders import Encoder, make_backbone
@@ -191,7 +192,7 @@ def test_equal_rows_give_finite_losses_and_gradients() -> None:
 
 def make(**keywords: Any) -> STML:
     torch.manual_seed(0)
-    backbone = make_backbone("test_resnet", "none", size=32)
+    backbone = make_backbone(network.NAME, "none", size=32)
     return STML(Encoder(backbone, nn.Linear(backbone.channels, 8)), background_dim=96, **keywords)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tests.trainer import small
+from tests.trainer import network, small
 from trainer.encoders import Encoder, make_backbone
 from trainer.known import Known
 from trainer.loop import TrainingError
@@ -28,7 +28,7 @@ LABEL = torch.tensor([0, 0, 1, 1, 2, -1, -1, -1, 2, -1] * 4)
 
 def encoder() -> Encoder:
     torch.manual_seed(0)
-    backbone = make_backbone("test_resnet", "none", size=32)
+    backbone = make_backbone(network.NAME, "none", size=32)
     return Encoder(backbone, nn.Linear(backbone.channels, 8))
 
 
