@@ -26,6 +26,7 @@ from indexer.source import SourceError
 from indexer.sources import Collection
 
 _LESSON, _IMAGES, _LABELS, _KEPT = "lesson.json", "images.csv", "labels.csv", "kept"
+_NOTED = ("start", "collection", "run", "model", "taught", "settings")
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Lesson:
         run: name of the training run.
         model: id of the model that was learned; empty before.
         taught: SHA-256 of the table of few labels; empty where it learns without labels.
+        settings: what was said of how to learn.
     """
 
     directory: Path
@@ -47,6 +49,7 @@ class Lesson:
     run: str
     model: str = ""
     taught: str = ""
+    settings: str = ""
 
     @property
     def images(self) -> Path:
@@ -63,7 +66,14 @@ class Lesson:
         _write(dataclasses.replace(self, model=model))
 
 
-def lesson(index_dir: Path, start: str, collection: Collection | None, *, few_labels: Path | None = None) -> Lesson:
+def lesson(
+    index_dir: Path,
+    start: str,
+    collection: Collection | None,
+    *,
+    few_labels: Path | None = None,
+    settings: str = "",
+) -> Lesson:
     """The lesson of an index: the one that an interrupted rebuild left, or a new one.
 
     Args:
@@ -71,6 +81,7 @@ def lesson(index_dir: Path, start: str, collection: Collection | None, *, few_la
         start: id of the model to start from; a lesson that began from another is dropped.
         collection: new images; None for none. A lesson of others is dropped.
         few_labels: table of classes or pairs to learn from; a lesson of another one is dropped.
+        settings: how to learn; a lesson that began with others is dropped, as its run goes on as it began.
 
     Raises:
         SourceError: the table can't be read or lacks a column.
@@ -82,7 +93,8 @@ def lesson(index_dir: Path, start: str, collection: Collection | None, *, few_la
     root = str(collection.root) if collection else ""
     taught = _digest(few_labels) if few_labels else ""
     found = _read(directory)
-    if found is not None and (found.start, found.collection, found.taught) == (start, root, taught):
+    asked = (start, root, taught, settings)
+    if found is not None and (found.start, found.collection, found.taught, found.settings) == asked:
         return found
     manifest.discard(directory)
     with closing(adopt.open_catalog(index_dir)) as catalog:
@@ -95,7 +107,8 @@ def lesson(index_dir: Path, start: str, collection: Collection | None, *, few_la
     if few_labels:
         write_few(few_labels, directory / _LABELS, paths, places)
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    begun = Lesson(directory, start, root, f"{stamp}-{index_dir.name}-{secrets.token_hex(2)}", taught=taught)
+    run = f"{stamp}-{index_dir.name}-{secrets.token_hex(2)}"
+    begun = Lesson(directory, start, root, run, taught=taught, settings=settings)
     _write(begun)
     return begun
 
@@ -144,9 +157,7 @@ def _path_of(entry: Entry, kept: Path, catalog: Catalog) -> Path | None:
 def _read(directory: Path) -> Lesson | None:
     try:
         fields = json.loads((directory / _LESSON).read_bytes())
-        return Lesson(
-            directory, **{name: str(fields[name]) for name in ("start", "collection", "run", "model", "taught")}
-        )
+        return Lesson(directory, **{name: str(fields[name]) for name in _NOTED})
     except (OSError, ValueError, KeyError, TypeError):  # none, or one that was never finished: it begins anew
         return None
 

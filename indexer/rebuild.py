@@ -49,6 +49,7 @@ def rebuild(
     device: Device = "auto",
     learn: Callable[[Lesson], str] | None = None,
     few_labels: Path | None = None,
+    settings: str = "",
     activate: bool = True,
     progress: Progress,
 ) -> BuildReport:
@@ -73,6 +74,7 @@ def rebuild(
         few_labels: CSV or Parquet table of classes or pairs that `learn` learns from too. The candidate must then
             measure better by R@1 on items whose labels were not learned from, of this table or of `labels`; where
             there are none, the measure without labels decides, and a warning says so.
+        settings: how `learn` learns; what it began with others is not gone on with.
         activate: make it the version that is searched, if nothing speaks against it.
         progress: hears the stages `embed`, `train`, `add`, `measure` and `catch up`.
 
@@ -92,7 +94,8 @@ def rebuild(
     with sole_builder(index_dir):
         if learn is not None:
             with clock.stage("learn"):
-                chosen = store.model(learn(lesson(index_dir, chosen.name, collection, few_labels=few_labels)))
+                begun = lesson(index_dir, chosen.name, collection, few_labels=few_labels, settings=settings)
+                chosen = store.model(learn(begun))
         encoder = Encoder.open(chosen, device=device)
         active, damaged = _open_active(index_dir)
         gate = _Gate(active, encoder.model, min_recall, labels, few_labels)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from clients.cli.options import Device
 from clients.cli.output import Progress
 
 if TYPE_CHECKING:
@@ -31,13 +32,21 @@ class LearningError(Exception):
     """Training within a rebuild failed or was refused; the index is as it was."""
 
 
-def learn(lesson: "Lesson", store: Path, settings: Sequence[str], memory_bytes: int | None, report: Progress) -> str:
+def learn(
+    lesson: "Lesson",
+    store: Path,
+    settings: Sequence[str],
+    device: Device,
+    memory_bytes: int | None,
+    report: Progress,
+) -> str:
     """Train on from a lesson's model with its images, or go on with the run that an interrupted rebuild left.
 
     Args:
         lesson: what to learn.
         store: gets the model.
         settings: words for `kinsight train`, or `finetune` where the lesson has labels, such as --epochs 2.
+        device: where to compute, also where a run is gone on with.
         memory_bytes: most that the training may allocate; None for no limit.
         report: hears the stages of training, after the word `learn`.
 
@@ -56,7 +65,7 @@ def learn(lesson: "Lesson", store: Path, settings: Sequence[str], memory_bytes: 
         verb = ["finetune", lesson.start, str(lesson.images), "--labels", str(lesson.labels), "--no-baselines"]
     else:
         verb = ["train", str(lesson.images), *([] if begun else ["--from", lesson.start])]
-    place = ["--store", str(store), "--progress", "json", "--json"]
+    place = ["--device", device, "--store", str(store), "--progress", "json", "--json"]
     model = _train([*verb, *words, *place], store, memory_bytes, report)
     lesson.learned(model)
     return model

@@ -181,10 +181,15 @@ def _rebuild(wanted: Wanted, work: Work) -> "BuildReport":
     from indexer.rebuild import rebuild as run
     from indexer.store import Store
 
-    settings = ["--device", wanted.device, *(["--epochs", str(wanted.epochs)] if wanted.epochs else [])]
+    settings = ["--epochs", str(wanted.epochs)] if wanted.epochs else []
     settings += ["--method", wanted.method] if wanted.method else []
     learner = partial(
-        learn, store=wanted.store, settings=settings, memory_bytes=wanted.learn_memory, report=work.report
+        learn,
+        store=wanted.store,
+        settings=settings,
+        device=wanted.device,
+        memory_bytes=wanted.learn_memory,
+        report=work.report,
     )
     return run(
         wanted.name,
@@ -197,6 +202,7 @@ def _rebuild(wanted: Wanted, work: Work) -> "BuildReport":
         device=wanted.device,
         learn=learner if wanted.learn or wanted.finetune else None,
         few_labels=wanted.finetune,
+        settings=" ".join(settings),
         activate=wanted.activate,
         progress=work.report,
     )

@@ -64,3 +64,21 @@ def test_labels_that_teach_nothing_are_refused_before_training(
 
     with pytest.raises(error, match=message):
         rebuild(NAME, store=store, learn=learn, few_labels=few, progress=quiet)
+
+
+@pytest.mark.parametrize(("again", "same"), [("--epochs 5", True), ("--epochs 1", False), ("", False)])
+def test_an_interrupted_lesson_is_gone_on_with_as_it_was_asked_for(
+    again: str, same: bool, index: Path, store: Store
+) -> None:
+    """Asked for in another way it begins anew: its run would go on by the settings that it began with."""
+    runs = list[str]()
+
+    def learn(lesson: Lesson) -> str:
+        runs.append(lesson.run)
+        raise KeyboardInterrupt
+
+    for settings in ("--epochs 5", again):
+        with pytest.raises(KeyboardInterrupt):
+            rebuild(NAME, store=store, learn=learn, settings=settings, progress=quiet)
+    first, second = runs
+    assert (first == second) == same
