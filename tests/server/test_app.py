@@ -13,7 +13,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +30,6 @@ from kinsight.v1.search_service_pb2 import SearchRequest
 from indexer.store import Store
 from server import app
 from tests.serving import (
-    SERVE,
     Gallery,
     Served,
     Stubs,
@@ -43,6 +41,7 @@ from tests.serving import (
     serving,
     stub_of,
 )
+from tests.waiting import until
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 BUF = Path(sys.executable).with_name("buf")
@@ -54,11 +53,10 @@ def _health(target: str, service: str = "") -> int:
         return int(health_pb2_grpc.HealthStub(channel).Check(request, timeout=5).status)
 
 
-def _becomes(expected: object, observe: Callable[[], object]) -> object:
-    give_up = time.monotonic() + 5
-    while (found := observe()) != expected and time.monotonic() < give_up:
-        time.sleep(0.05)
-    return found
+@pytest.fixture
+def watchful(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server within the test sees what was activated at once, and not within a second."""
+    monkeypatch.setattr(app, "WATCH_INTERVAL_S", 0.02)
 
 
 @pytest.mark.parametrize("service", ["", "kinsight.v1.SearchService"])
@@ -74,17 +72,19 @@ def test_the_health_of_all_services_is_listed(served: Served) -> None:
     assert {name: one.status for name, one in listed.statuses.items()} == dict.fromkeys(("", *app.SERVICES), SERVING)
 
 
+@pytest.mark.usefixtures("watchful")
 def test_a_server_without_an_index_is_not_healthy_until_one_appears(tmp_path: Path) -> None:
     """And answers as soon as there is one, without a restart."""
     with serving(Store(tmp_path / "store")) as served:
         assert _health(served.target) == NOT_SERVING
         gallery = make_gallery(tmp_path / "store", count=3)
-        assert _becomes(SERVING, lambda: _health(served.target)) == SERVING
+        until(lambda: _health(served.target) == SERVING)
         with grpc.insecure_channel(served.target) as channel:
             stub = stub_of(channel)
             assert stub.Search(SearchRequest(image=photo(1))).hits[0].item == gallery.items[1]
 
 
+@pytest.mark.usefixtures("watchful")
 def test_a_newly_activated_version_is_served_without_a_failed_request(tmp_path: Path) -> None:
     """Searches go on through the swap, and each is answered by one version or the other."""
     gallery = make_gallery(tmp_path / "store", count=6)
@@ -98,17 +98,14 @@ def test_a_newly_activated_version_is_served_without_a_failed_request(tmp_path: 
 
         assert version() == 1
         make_version(gallery.store, "photos", 2, gallery.model, gallery.items, gallery.embeddings)
-        assert _becomes(2, version) == 2
+        until(lambda: version() == 2)
     assert versions == sorted(versions)
 
 
 def test_a_taken_port_is_an_error_that_names_it(served: Served, gallery: Gallery) -> None:
     """Two servers never share a port by accident."""
-    result = subprocess.run(
-        [sys.executable, "-c", SERVE, gallery.store.root, served.target], capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 1
-    assert f"can't listen on {served.target}: it is taken" in result.stderr
+    with pytest.raises(app.CannotListen, match=f"can't listen on {served.target}: it is taken"):
+        app.run(gallery.store, listen=served.target, index=None, ready=lambda _: pytest.fail("it listens"))
 
 
 @pytest.mark.parametrize(
@@ -197,7 +194,7 @@ def test_a_store_on_a_read_only_disk_is_served(small_disk: Path) -> None:
         assert "catalog.sqlite can't be written" in str(refused.value.details())
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_lets_requests_in_progress_finish_and_refuses_new_ones(number: int, gallery: Gallery) -> None:
     """Under load: what the server has begun is answered, what comes later gets UNAVAILABLE, and it exits with 0."""
     calls, begun = list[Call](), dict[int, float]()
