@@ -61,6 +61,7 @@ def test_a_version_is_built_activated_measured_and_rolled_back(client: Any) -> N
         client.indexes.delete_version(2)
 
 
+@pytest.mark.parametrize("client", BOTH[:1], ids=["sync"], indirect=True)
 def test_a_version_of_more_images_waits_until_it_is_activated(client: Any, tmp_path: Path) -> None:
     """What could not be used of them is counted."""
     (tmp_path / "more").mkdir()

@@ -13,6 +13,7 @@ from kinsight.v1.item_service_pb2 import ExportItemsRequest, ImportItemsRequest
 
 from indexer import operations
 from indexer.operations import Operation
+from indexer.snapshot import snapshot
 from server import jobs
 from server.errors import BuildInProgress
 from server.folders import Folders
@@ -26,16 +27,16 @@ def test_no_more_operations_than_the_bound_are_at_work(tmp_path: Path, monkeypat
     store = build_photos(tmp_path)
     folders = Folders((tmp_path,), (tmp_path,))
     with serving(store, folders=folders) as served, Stubs(served.target) as stubs:
-        snapshot = SnapshotIndexRequest(request_id="once", directory=str(tmp_path / "snapshot"))
+        copied = SnapshotIndexRequest(request_id="once", directory=str(tmp_path / "snapshot"))
         begun = [
-            stubs.indexes.SnapshotIndex(snapshot),
+            stubs.indexes.SnapshotIndex(copied),
             stubs.indexes.EvaluateVersion(EvaluateVersionRequest()),
         ]
         with pytest.raises(grpc.RpcError) as refused:
             stubs.indexes.EvaluateVersion(EvaluateVersionRequest())
         assert reason_of(refused.value) == ("RESOURCE_EXHAUSTED", "TOO_MANY_OPERATIONS")
         assert f"the oldest being {begun[0].name};" in (refused.value.details() or "")
-        assert stubs.indexes.SnapshotIndex(snapshot).name == begun[0].name
+        assert stubs.indexes.SnapshotIndex(copied).name == begun[0].name
         assert len(stubs.operations.ListOperations(operations_pb2.ListOperationsRequest()).operations) == 2
         stubs.ended(begun[0])
         last = stubs.ended(stubs.indexes.EvaluateVersion(EvaluateVersionRequest()))
@@ -69,7 +70,7 @@ def test_a_repetition_of_what_read_something_finds_its_operation(tmp_path: Path)
     new.mkdir()
     (new / "new.png").write_bytes(photo(100))
     with serving(store, folders=Folders((tmp_path,), (tmp_path,))) as served, Stubs(served.target) as stubs:
-        stubs.ended(stubs.indexes.SnapshotIndex(SnapshotIndexRequest(directory=str(copy))))
+        snapshot(store, "photos", copy, progress=lambda *_: None)
         for method, request, source in (
             (stubs.items.ImportItems, ImportItemsRequest(path=str(new), request_id="import"), new),
             (
