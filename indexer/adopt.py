@@ -11,13 +11,11 @@ So the catalogue has of collections what the active version has, also after a ro
 not read.
 """
 
-from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 
 from indexer import manifest, version
 from indexer.catalog import Catalog, CatalogBusy, CatalogWriteFailed
-from indexer.records import Mirrored
 from indexer.store import Store
 from indexer.version import Version
 
@@ -48,7 +46,7 @@ def open_catalog(index_dir: Path) -> Catalog:
 
 def adopt(catalog: Catalog, adopted: Version) -> None:
     """Make the catalogue know the items that a version has from a collection; users' changes stay theirs."""
-    catalog.mirror(_collected(adopted), complete=False)
+    catalog.mirror(adopted.directory / version.ITEMS, complete=False)
 
 
 def take_in(index_dir: Path, catalog: Catalog, wanted: Version) -> None:
@@ -144,9 +142,8 @@ def _agree(index_dir: Path, catalog: Catalog, noted: str) -> None:
             return version.pointed(index_dir)[:1] == known
 
         searched = version.open_version(version.version_dir(index_dir, *active), verify=False)
-        unread = (item for item, _ in searched.skipped())
         # Who activates another version meanwhile comes after this, and is right.
-        if catalog.mirror(_collected(searched), complete=True, unread=unread, still=is_searched) is not None:
+        if catalog.mirror(searched.directory / version.ITEMS, complete=True, still=is_searched) is not None:
             break
     if _switching_to(index_dir) == noted:
         (index_dir / _SWITCHING).unlink(missing_ok=True)
@@ -157,9 +154,3 @@ def _switching_to(index_dir: Path) -> str:
         return (index_dir / _SWITCHING).read_text("ascii", "replace").strip()
     except FileNotFoundError:
         return ""
-
-
-def _collected(adopted: Version) -> Iterator[Mirrored]:
-    for _, item, path, sha256 in adopted.read_items():
-        if path is not None:
-            yield Mirrored(item, path, sha256)

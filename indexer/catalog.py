@@ -11,49 +11,21 @@ CatalogError             (of `indexer.catalog_file`, with CatalogCorrupt, Catalo
 
 import hashlib
 import json
-import os
-import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from indexer import catalog_rows, records, requests
+from indexer import catalog_rows, mirroring, records, requests
 from indexer.catalog_changes import Changes, Transaction
 from indexer.catalog_file import CatalogBusy, CatalogCorrupt, CatalogError, CatalogFile, CatalogWriteFailed
-from indexer.catalog_rows import COLUMNS, GONE, LIVE, Row
-from indexer.records import (
-    Change,
-    Content,
-    Item,
-    Mirrored,
-    Outcome,
-    Refused,
-    Upsert,
-)
+from indexer.catalog_rows import COLUMNS, Row
+from indexer.records import Change, Content, Item, Outcome, Refused, Upsert
 from indexer.requests import RequestReused
 from indexer.rows import Embeddings
 
 CATALOG = "catalog.sqlite"  # of an index's directory
 _CHUNK = 1_000  # rows read at a time; in between, others may read
-
-# A collection that a build found, and what of it the catalogue does not know so: as a rule little, and looked for a
-# row at a time a million items would keep everybody from writing for twenty seconds. The table is filled before
-# anybody is kept from it, as that takes most of the time.
-_NOTED = """
-CREATE TEMP TABLE noted (
-    place INTEGER PRIMARY KEY, item TEXT NOT NULL UNIQUE, source BLOB NOT NULL, sha256 TEXT NOT NULL, payload TEXT
-)
-"""
-_NOTE = "INSERT OR IGNORE INTO noted VALUES (NULL, ?, ?, ?, ?)"
-_DIFFERING = """
-SELECT noted.* FROM noted LEFT JOIN items USING (item)
-WHERE place > ? AND (items.item IS NULL OR (mirrored = 1 AND (
-    state != 'live' OR items.source IS NOT noted.source OR items.sha256 IS NOT noted.sha256
-    OR (noted.payload IS NOT NULL AND noted.payload IS NOT items.payload)
-)))
-ORDER BY place LIMIT ?
-"""
 
 __all__ = [
     "Catalog",
@@ -290,45 +262,23 @@ class Catalog:
             catalog_rows.count(connection, sequence)
         return True
 
-    def mirror(
-        self,
-        collection: Iterable[Mirrored],
-        *,
-        complete: bool,
-        unread: Iterable[str] = (),
-        still: Callable[[], bool] = lambda: True,
-    ) -> int | None:
-        """Take in what a build found in its collection, in one transaction.
-
-        What users upserted or deleted stays theirs.
+    def mirror(self, items: Path, *, complete: bool, still: Callable[[], bool] = lambda: True) -> int | None:
+        """Take in what a version has of its collection, in one transaction; what users upserted or deleted stays.
 
         Args:
-            collection: its items.
-            complete: items of earlier collections that are not in this one are gone.
-            unread: but for these, which could not be read: they stay as they are known.
+            items: the version's items, of `indexer.items`; they never change.
+            complete: items of earlier collections that are not among them are gone, but for those that the version
+                could not read: they stay as they are known.
             still: whether that is to be done; asked when nobody else can write any more.
 
         Returns:
             How many items changed; None where it was not to be done any more.
 
         Raises:
-            Refused: a payload is not as it must be; nothing was taken.
+            CatalogError: nothing was taken.
+            OSError: the lock that others wait for can't be made.
         """
-        noting = self._file.noting(_NOTED, _NOTE, map(_columns, collection))
-        with noting, self._file.write() as connection:
-            if not still():
-                return None
-            start = last = self._file.counted(connection)
-            place = 0
-            while differing := connection.execute(_DIFFERING, (place, _CHUNK)).fetchall():
-                for _, *columns in differing:
-                    last += self._mirror(connection, last + 1, *columns)
-                place = differing[-1][0]
-            if complete:
-                connection.executemany(_NOTE, ((item, b"", "", None) for item in unread))
-                last += self._leave(connection, last)
-            catalog_rows.count(connection, last)
-        return last - start
+        return mirroring.mirror(self._file, items, complete=complete, still=still)
 
     def _once(
         self,
@@ -358,39 +308,6 @@ class Catalog:
                 requests.remember(connection, request_id, digest, outcomes)
         return outcomes
 
-    def _mirror(
-        self,
-        connection: sqlite3.Connection,
-        sequence: int,
-        item: str,
-        source: bytes,
-        sha256: str,
-        payload: str | None,
-    ) -> bool:
-        """Whether the item changed."""
-        old = catalog_rows.row_of(self._file, connection, item)
-        # New files, and new bytes of old ones, show in the version that is built of them; no other need hear of it.
-        quiet = old is None or old.state == LIVE
-        new = Row(item, sequence, LIVE, 1, int(quiet), payload, source, sha256)
-        if old is not None:
-            if not old.mirrored:
-                return False
-            new = new._replace(payload=old.payload if payload is None else payload)
-            if new._replace(sequence=old.sequence, quiet=old.quiet) == old:
-                return False
-        catalog_rows.put(connection, new)
-        if old is not None and old.sha256 != new.sha256:
-            catalog_rows.remove_contents(connection, old)
-        return True
-
-    def _leave(self, connection: sqlite3.Connection, last: int) -> int:
-        """Mark what is no longer in the mirrored collection; how many items those are."""
-        query = "SELECT * FROM items WHERE mirrored = 1 AND state = 'live' AND item NOT IN (SELECT item FROM noted)"
-        gone = connection.execute(query).fetchall()
-        for sequence, row in enumerate(gone, start=last + 1):
-            catalog_rows.put(connection, self._read_row(row)._replace(sequence=sequence, state=GONE, quiet=0))
-        return len(gone)
-
     def _read_row(self, columns: tuple[Any, ...]) -> Row:
         return catalog_rows.read_row(self._file, columns)
 
@@ -398,11 +315,6 @@ class Catalog:
         """The embedding that was joined to an item's columns."""
         vector, its_seal = columns[COLUMNS:]
         return None if vector is None else catalog_rows.read_vector(self._file, columns[0], model, vector, its_seal)
-
-
-def _columns(entry: Mirrored) -> tuple[str, bytes, str, str | None]:
-    """Those of the table `noted`; raises Refused."""
-    return entry.item, os.fsencode(entry.source), entry.sha256, records.payload_text(entry.payload)
 
 
 def _is_text(item: str) -> bool:

@@ -12,7 +12,7 @@ import sqlite3
 import threading
 import weakref
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -143,27 +143,25 @@ class CatalogFile:
                 self._note(last)
 
     @contextmanager
-    def noting(self, table: str, insert: str, rows: Iterable[tuple[object, ...]]) -> Iterator[None]:
-        """A temporary table for the block, filled before it; other processes may write the catalogue meanwhile.
+    def compared(self, version: Path, notes: Mapping[str, str]) -> Iterator[None]:
+        """Temporary tables for the block, made before it; other processes may write the catalogue all the while.
 
         Args:
-            table: that creates it, named `noted`.
-            insert: that puts a row into it.
-            rows: for it.
+            version: another SQLite file, which never changes: `version` in the queries, as the catalogue is `main`.
+            notes: the name of each table, and the query that it holds the rows of.
         """
         with self._writing, self.translated():
-            self._writer.execute("BEGIN")
             try:
-                self._writer.execute(table)
-                self._writer.executemany(insert, rows)
-                self._writer.execute("COMMIT")
-            except BaseException:
-                self._writer.execute("ROLLBACK")
-                raise
-            try:
+                self._writer.execute("ATTACH ? AS version", (f"{version.resolve().as_uri()}?mode=ro&immutable=1",))
+                try:
+                    for name, query in notes.items():
+                        self._writer.execute(f"CREATE TEMP TABLE {name} AS {query}")
+                finally:
+                    self._writer.execute("DETACH version")
                 yield
             finally:
-                self._writer.execute("DROP TABLE noted")
+                for name in notes:
+                    self._writer.execute(f"DROP TABLE IF EXISTS temp.{name}")
 
     @contextmanager
     def translated(self) -> Iterator[None]:

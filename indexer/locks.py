@@ -1,4 +1,4 @@
-"""A lock file that one process at a time holds, and that the system takes from it however it ends."""
+"""Lock files that one process at a time holds, and that the system takes from it however it ends."""
 
 import fcntl
 import os
@@ -34,6 +34,14 @@ def hold(path: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
         file.flush()
+        yield
+
+
+@contextmanager
+def turn(path: Path) -> Iterator[None]:
+    """Wait until nobody else is in a block of this file, which is made where it does not exist; raises OSError."""
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 

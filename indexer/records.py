@@ -166,16 +166,6 @@ class Change(NamedTuple):
     image: Image | None = None
 
 
-@dataclass(frozen=True)
-class Mirrored:
-    """An item of the collection that a build mirrors; without a payload the stored one stays."""
-
-    item: str
-    source: Path
-    sha256: str
-    payload: Payload | None = None
-
-
 def check_item(item: str) -> None:
     """Raise InvalidItem where `item` can't be the id of an item."""
     try:

@@ -20,11 +20,10 @@ from typing import IO
 
 from indexer import operations, staging
 from indexer.catalog import RequestReused
-from indexer.locks import is_held
+from indexer.locks import is_held, turn
 from indexer.operations import Operation, OperationError
 from indexer.store import Store
 from server.errors import BuildInProgress, LearningInProgress, OperationFailed, TooManyOperations
-from server.turns import turn
 
 NICENESS = 10  # of children: searches come first
 MAX_AT_WORK = 8  # operations; each is a process with an index or a model in its memory

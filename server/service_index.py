@@ -13,6 +13,7 @@ from kinsight.v1 import index_service_pb2_grpc
 
 from indexer import adopt, version
 from indexer.catalog import CatalogError
+from indexer.locks import turn
 from indexer.rebuild import active_number
 from server import descriptions, learning
 from server.admission import Admission
@@ -31,7 +32,6 @@ from server.indexes import Indexes
 from server.jobs import Job, Jobs
 from server.paging import Page, part
 from server.starting import started
-from server.turns import turn
 
 log = logging.getLogger(__name__)
 

@@ -17,9 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
+from indexer.adopt import adopt
 from indexer.catalog import Catalog
 from indexer.live import QUIET_S, LiveIndex, Snapshot
-from indexer.records import Mirrored, Upsert
+from indexer.records import Upsert
 from indexer.rows import Embeddings
 from indexer.store import Store
 from indexer.version import open_version
@@ -40,7 +41,7 @@ def main(count: int) -> None:
         items = [f"image {row:07}.jpg" for row in range(count)]
         version = open_version(make_version(store, "live", 1, MODEL, items, rows[:count]))
         catalog = Catalog(store.index("live"))
-        catalog.mirror([Mirrored(item, Path(item), "0" * 64) for item in items], complete=True)
+        adopt(catalog, version)
         live = LiveIndex(version, catalog)
         before = live.snapshot
         changed = rng.permutation(count)[: 2 * int(count * SHARE)]

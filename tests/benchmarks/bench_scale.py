@@ -34,13 +34,15 @@ STARTED = time.perf_counter()  # before what a restart has to load
 
 import faiss  # noqa: E402
 
-from indexer import manifest, plan  # noqa: E402
-from indexer.catalog import Catalog  # noqa: E402
+from indexer import catalog_rows, manifest, plan  # noqa: E402
+from indexer.catalog import CATALOG, Catalog  # noqa: E402
+from indexer.catalog_file import CatalogFile  # noqa: E402
+from indexer.catalog_rows import LIVE, Row  # noqa: E402
 from indexer.codes import Clock, index_rows  # noqa: E402
 from indexer.items import ItemWriter  # noqa: E402
 from indexer.live import LiveIndex  # noqa: E402
 from indexer.manifest import VersionManifest  # noqa: E402
-from indexer.records import Mirrored  # noqa: E402
+from indexer.records import payload_text  # noqa: E402
 from indexer.rows import Embeddings, RowWriter, map_rows, take  # noqa: E402
 from indexer.version import ITEMS, ROWS, open_version, version_dir  # noqa: E402
 
@@ -183,13 +185,14 @@ def search(index_dir: Path, count: int) -> Figures:
 
 def write_catalog(index_dir: Path, count: int) -> None:
     """A catalogue of all items, each with a payload."""
-    catalog = Catalog(index_dir)
-    payload = {"species": "wren", "year": 2024, "note": "x" * 200}
-    catalog.mirror(
-        (Mirrored(f"image {row:09}.jpg", Path(f"/images/{row:09}.jpg"), "0" * 64, payload) for row in range(count)),
-        complete=True,
-    )
-    catalog.close()
+    file = CatalogFile(index_dir / CATALOG)
+    payload = payload_text({"species": "wren", "year": 2024, "note": "x" * 200})
+    with file.write() as connection:
+        for row in range(count):
+            item, source = f"image {row:09}.jpg", f"/images/{row:09}.jpg".encode()
+            catalog_rows.put(connection, Row(item, row + 1, LIVE, 1, 1, payload, source, "0" * 64))
+        catalog_rows.count(connection, count)
+    file.close()
 
 
 def restart(index_dir: Path) -> Figures:

@@ -4,19 +4,18 @@ import hashlib
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from indexer import catalog_file
 from indexer.catalog import Catalog, RequestReused, UnknownContent
-from indexer.records import Change, InvalidEmbedding, Item, Mirrored, Outcome, Upsert
+from indexer.records import Change, InvalidEmbedding, Item, Outcome, Upsert
 from indexer.requests import REMEMBER_S
 from indexer.rows import Embeddings
 from tests.conftest import nested
+from tests.indexer.collected import mirror
 
 DIM = 8
 
@@ -315,77 +314,13 @@ def test_changes_come_in_their_order_with_the_state_of_now(catalog: Catalog) -> 
     assert [*range(6, 2_501), 2_501, 2_502, 2_503] == [change.sequence for change in changes]
 
 
-def mirrored(*items: str, sha256: str = "0", payload: dict[str, Any] | None = None) -> list[Mirrored]:
-    """Items of a collection."""
-    return [Mirrored(item, Path("/photos") / item, sha256 * 64, payload) for item in items]
-
-
-def test_a_mirrored_collection_leaves_users_changes_alone(catalog: Catalog) -> None:
-    """Upserted items keep their content, deleted ones stay deleted; the rest follows the collection."""
-    assert catalog.mirror(mirrored("a", "b", "c", "d"), complete=True) == 4
-    put(catalog, "a", "mine")
-    catalog.delete(["b"])
-    before = catalog.sequence()
-    assert catalog.mirror(mirrored("a", "b", "c", "e"), complete=True) == 2
-    assert {item.item: item.mirrored for item in catalog.page()} == {"a": False, "c": True, "e": True, "mine": False}
-    assert {"b"} == catalog.deleted()
-    assert told(catalog, before) == {"d": (False, None)}
-
-
-def test_mirroring_the_same_again_changes_nothing(catalog: Catalog) -> None:
-    """Unchanged items keep their sequence, and the payload that they have got meanwhile."""
-    catalog.mirror(mirrored("a", "b"), complete=True)
-    catalog.upsert([Upsert("a", payload={"n": 1})], dim=DIM)
-    assert catalog.mirror(mirrored("a", "b"), complete=True) == 0
-    assert (catalog.get("a").payload, catalog.get("a").mirrored) == ({"n": 1}, True)
-    assert catalog.mirror(mirrored("a", payload={"n": 2}), complete=False) == 1
-    assert catalog.get("a").payload == {"n": 2}
-    assert catalog.count() == 2
-
-
-def test_only_a_mirrored_item_that_leaves_or_returns_is_a_change(catalog: Catalog) -> None:
-    """Items that a build found are in its version; the indexes that are open hear of those that left or returned."""
-    catalog.mirror(mirrored("a", "b"), complete=True)
-    catalog.mirror(mirrored("a", "b", sha256="1"), complete=True)
-    assert told(catalog) == {}
-    catalog.mirror(mirrored("b", sha256="1"), complete=True)
-    assert told(catalog) == {"a": (False, None)}
-    catalog.mirror(mirrored("a", sha256="1"), complete=False)
-    assert told(catalog) == {"a": (True, None)}
-
-
-def test_a_bad_payload_in_a_collection_takes_nothing(catalog: Catalog) -> None:
-    """A collection is mirrored whole or not at all, and the next one finds no traces."""
-    with pytest.raises(Exception, match="not a JSON object"):
-        catalog.mirror([*mirrored("a"), *mirrored("b", payload={"n": b""})], complete=True)
-    assert (catalog.sequence(), catalog.page()) == (0, [])
-    assert catalog.mirror(mirrored("a"), complete=True) == 1
-
-
-def test_others_write_while_a_collection_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only what differs is written while nobody else can: reading a million items takes longer than others wait."""
-    monkeypatch.setattr(catalog_file, "BUSY_TIMEOUT_S", 0.1)
-    with closing(Catalog(tmp_path)) as one, closing(Catalog(tmp_path)) as other:
-
-        def collection() -> Iterator[Mirrored]:
-            yield from mirrored("a")
-            other.upsert([Upsert("theirs", image=b"x"), Upsert("b", image=b"y")], dim=DIM)
-            yield from mirrored("b")
-
-        assert one.mirror(collection(), complete=True) == 1
-        assert [item.item for item in one.page()] == ["a", "b", "theirs"]
-        assert not one.get("b").mirrored
-        assert one.mirror(mirrored("c"), complete=True, still=lambda: False) is None
-        assert one.mirror(mirrored("a"), complete=True) == 0
-
-
 def test_pending_items_get_another_models_embedding(catalog: Catalog) -> None:
     """Upserted items whose image is at hand wait for a new model; an item changed meanwhile goes on waiting."""
     put(catalog, "image 1", image=b"1")
     put(catalog, "image 2", image=b"2")
     put(catalog, "file", source=Path("/photos/file.jpg"))
     put(catalog, "embedding only")
-    catalog.mirror(mirrored("mirrored"), complete=True)
+    mirror(catalog, "mirrored")
     one, two, file = catalog.pending("new")
     assert [one.item, two.item, file.item] == ["image 1", "image 2", "file"]
     assert list(catalog.pending("new", two.sequence)) == [file]

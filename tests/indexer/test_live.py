@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 
 from indexer import delta, live
+from indexer.adopt import adopt
 from indexer.catalog import CATALOG, Catalog, CatalogCorrupt
 from indexer.filters import parse
 from indexer.items import UnknownItem
 from indexer.ivfpq import Rows
 from indexer.live import LiveIndex, Snapshot
-from indexer.records import Mirrored, Upsert
+from indexer.records import Upsert
 from indexer.rows import Embeddings
 from indexer.store import Store
 from indexer.version import open_version
@@ -36,7 +37,7 @@ class Twin:
         make_version(store, "twin", 1, MODEL, list(self.truth), np.stack(list(self.truth.values())))
         self.version = open_version(store.index("twin") / "versions" / "1")
         self.catalog = Catalog(store.index("twin"))
-        self.catalog.mirror([Mirrored(item, Path(item), "0" * 64) for item in self.truth], complete=True)
+        adopt(self.catalog, self.version)
         self.live = LiveIndex(self.version, self.catalog)
 
     def vectors(self, count: int) -> Embeddings:

@@ -38,14 +38,13 @@ from kinsight.v1.search_service_pb2 import SearchRequest
 
 from indexer import pixels
 from indexer.encoder import Encoder
-from indexer.locks import hold
+from indexer.locks import hold, turn
 from indexer.operations import queue
 from indexer.rebuild import rebuild
 from indexer.store import Store
 from indexer.version import delete_version, list_versions
 from server.app import StoreServed, run, sole_server
 from server.folders import Folders
-from server.turns import turn
 from tests.serving import Stubs, build_photos, make_model, photo, reason_of, server_process, serving
 from tests.waiting import PROCESS_S, until
 
