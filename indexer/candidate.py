@@ -137,14 +137,18 @@ def objections(
     found = []
     if recall_at_10 < min_recall:
         found.append(f"recall@10 is {recall_at_10:.4f}, below {min_recall} (--min-recall)")
-    if lost > MAX_LOST * searched:
-        found.append(
-            f"{lost:,} of {searched:,} items would be lost, because their images can't be read: bring these back, "
-            "import them from where they are now (--images, if they were not imported), or delete the items"
-        )
+    found += too_many_lost(lost, searched)
     if comparison is not None and model != comparison.model:
         found += list(_quality_down(comparison)) or list(_not_better(comparison) if must_improve else ())
     return found
+
+
+def too_many_lost(lost: int, searched: int) -> list[str]:
+    """What speaks against losing so many of the searched items: nothing up to 1 % of them."""
+    if lost <= MAX_LOST * searched:
+        return []
+    remedy = "bring these back, import them from where they are now (--images, if they were not imported), or delete"
+    return [f"{lost:,} of {searched:,} items would be lost, because their images can't be read: {remedy} the items"]
 
 
 def contrasts(embeddings: Embeddings) -> Floats:

@@ -10,20 +10,22 @@ LabelsError, BuildError, BuildInProgress and the errors of the parts   as of `in
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from indexer import manifest, plan, version
+from indexer import adopt, manifest, plan, version
 from indexer.build import BuildReport, Job, Judge, Judgement, evolve
-from indexer.candidate import FEWEST, MIN_RECALL, compare, objections
+from indexer.candidate import FEWEST, MIN_RECALL, compare, objections, too_many_lost
 from indexer.codes import Clock
 from indexer.embedding import CHANGED, Progress
 from indexer.encoder import Device, Encoder
-from indexer.entries import Listing
+from indexer.entries import Listing, list_entries
 from indexer.labels import read_classes, read_few
 from indexer.learning import Lesson, forget_lesson, lesson
 from indexer.manifest import ManifestError, VersionManifest
-from indexer.sources import open_collection
+from indexer.source import UNREADABLE
+from indexer.sources import Collection, open_collection
 from indexer.staging import sole_builder
 from indexer.store import Store
 from indexer.version import NoSuchVersion, Version
@@ -94,6 +96,8 @@ def rebuild(
     with sole_builder(index_dir):
         if learn is not None:
             with clock.stage("learn"):
+                if activate:
+                    _check_images(index_dir, collection)
                 begun = lesson(index_dir, chosen.name, collection, few_labels=few_labels, settings=settings)
                 chosen = store.model(learn(begun))
         encoder = Encoder.open(chosen, device=device)
@@ -151,6 +155,18 @@ def active_number(store: Store, name: str) -> int:
     else:
         remedy = f"build one with `kinsight index build`. Indexes here: {', '.join(store.index_names()) or 'none'}"
     raise NoActiveVersion(f"index {name!r} has no active version; {remedy}")
+
+
+def _check_images(index_dir: Path, collection: Collection | None) -> None:
+    """Refuse to learn, for hours maybe, what can't be activated: raises RebuildError where images are gone."""
+    active, _ = _open_active(index_dir)
+    if active is None:
+        return
+    with closing(adopt.open_catalog(index_dir)) as catalog:
+        entries = list_entries(collection.sources if collection else (), catalog, mirror=False).entries
+    gone = [entry.item for entry in entries if entry.source is not None and UNREADABLE in entry.source.state()]
+    for objection in too_many_lost(len(active.rows_of(gone)), active.count):
+        raise RebuildError(f"nothing was learned: {objection}; or rebuild with --no-activate, to look at it first")
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from indexer import pixels
 # Named like photographs, though no decoder here takes them: listed, so that they are reported instead of ignored.
 _UNSUPPORTED_EXTENSIONS = frozenset({".jxl", ".jp2", ".cr2", ".nef", ".arw", ".dng"})
 _LISTED_EXTENSIONS = pixels.EXTENSIONS | pixels.HEIC_EXTENSIONS | _UNSUPPORTED_EXTENSIONS
+UNREADABLE = "unreadable"  # the state of a file that is not there
 _PLAIN = frozenset(range(0x20, 0x7F)) - {ord("%")}
 
 
@@ -78,11 +79,11 @@ class Listing:
 
 
 def file_state(file: str) -> str:
-    """Size and time of change of a file, as text; `unreadable` where the system does not tell."""
+    """Size and time of change of a file, as text; `UNREADABLE` where the system does not tell."""
     try:
         status = os.stat(file)  # noqa: PTH116  a Path costs more than the stat
     except OSError:
-        return "unreadable"
+        return UNREADABLE
     return f"{status.st_size} {status.st_mtime_ns}"
 
 

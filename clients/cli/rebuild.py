@@ -103,7 +103,8 @@ def rebuild(context: click.Context, /, **words: Any) -> None:
       did not learn from: those of the split test of the few labels, or of
       --labels. Without any, the rule before decides, and a warning says so.
 
-    --learn and --finetune train in a process of its own, behind everything else; only one at a time in a store.
+    --learn and --finetune train in a process of its own, behind everything else; only one at a time in a store. They
+    don't begin where more than 1 % of the items would be lost, unless --no-activate is given.
 
     \b
     JSON keys: index, version, model, count, resumed, reused, decoded, deleted, upserted, skipped[].item,

@@ -7,7 +7,7 @@ import pytest
 
 from indexer.labels import LabelsError
 from indexer.learning import Lesson
-from indexer.rebuild import rebuild
+from indexer.rebuild import RebuildError, rebuild
 from indexer.records import Upsert
 from indexer.source import SourceError
 from indexer.store import Store
@@ -82,3 +82,21 @@ def test_an_interrupted_lesson_is_gone_on_with_as_it_was_asked_for(
             rebuild(NAME, store=store, learn=learn, settings=settings, progress=quiet)
     first, second = runs
     assert (first == second) == same
+
+
+def test_nothing_is_learned_that_could_not_be_activated(
+    index: Path, store: Store, photos: Path, tiny_model: str
+) -> None:
+    """A drive that is not there costs no hours of training, unless the version is only to be looked at."""
+    (photos / "street").rename(photos.parent / "unmounted")
+    lessons = list[Lesson]()
+
+    def learn(lesson: Lesson) -> str:
+        lessons.append(lesson)
+        return tiny_model
+
+    with pytest.raises(RebuildError, match="nothing was learned: 30 of 60 items would be lost, because"):
+        rebuild(NAME, store=store, learn=learn, progress=quiet)
+    assert not lessons
+    rebuild(NAME, store=store, learn=learn, activate=False, progress=quiet)
+    assert len(lessons) == 1
