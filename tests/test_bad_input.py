@@ -1,17 +1,21 @@
 """Bad input through the command, with real processes: one clear line, nothing lost, the rest goes on."""
 
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from clients.cli.command import kinsight as command
 from indexer.store import Store
 from tests.serving import Gallery, make_gallery, photo, serving
+from tests.trainer import network
 
 SMALL = [
-    *("--backbone", "test_resnet", "--weights", "none", "--size", "32", "--dim", "16", "--epochs", "1"),
+    *("--weights", "none", "--size", "32", "--dim", "16", "--epochs", "1"),
     *("--set", "run.least_steps=1"),
     *("--set", "run.batch_size=20", "--device", "cpu"),
 ]
@@ -78,12 +82,31 @@ def test_a_grid_that_can_not_be_written_costs_no_answer(gallery: Gallery, photos
     assert finished.returncode == 1
 
 
-@pytest.mark.parametrize("most_file_bytes", [100_000, 1_000_000], ids=["decoding", "checkpoint"])
-def test_a_disk_that_fills_while_training_says_how_to_go_on(most_file_bytes: int, photos: Path, store: Store) -> None:
-    """Whichever library was writing, the error is one line with the command that goes on; no model appears."""
-    finished = kinsight("train", photos, "--store", store.root, *SMALL, most_file_bytes=most_file_bytes)
+def test_a_disk_that_fills_while_decoding_says_how_to_go_on(photos: Path, store: Store) -> None:
+    """The error is one line with the command that goes on; no model appears."""
+    words = ("train", photos, "--store", store.root, *SMALL, "--backbone", "test_resnet")
+    finished = kinsight(*words, most_file_bytes=100_000)
 
     error = last_line(finished)
     (run,) = store.runs.iterdir()
     assert f"go on with --resume {run.name}" in error
+    assert not (run / "checkpoints").exists()
+    assert store.model_ids() == []
+
+
+def test_a_disk_that_fills_while_saving_says_how_to_go_on(photos: Path, store: Store) -> None:
+    """So it is where another library was writing a checkpoint."""
+    tiny = ("--backbone", network.NAME, "--set", "data.cache_size=40")
+    words = ("train", photos, "--store", store.root, *SMALL, *tiny)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, hard))
+    try:
+        finished = CliRunner().invoke(command, list(map(str, words)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    (run,) = store.runs.iterdir()
+    assert (finished.exit_code, finished.stdout) == (1, "")
+    assert f"go on with --resume {run.name}" in finished.stderr.splitlines()[-1]
+    assert (run / "checkpoints").exists(), "it failed before there was anything to save"
     assert store.model_ids() == []

@@ -412,23 +412,27 @@ def test_interrupting_a_build_ends_with_130_and_no_version(store: Store, tmp_pat
     assert store.index_names() == []
 
 
-@pytest.mark.usefixtures("_ctrl_c_arrives")
-def test_ctrl_c_names_the_run_to_go_on_with_and_no_other(store: Store, photos: Path, tmp_path: Path) -> None:
+def test_ctrl_c_before_there_is_a_run_names_no_other(
+    run: Run, store: Store, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where a training stops before it has a run, an earlier run of the store is not offered in its place."""
     (store.runs / "earlier").mkdir(parents=True)
     (store.runs / "earlier" / "recipe.toml").touch()
-    labels = tmp_path / "labels.csv"
-    os.mkfifo(labels)
+
+    def read_given(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("trainer.run.read_given", read_given)
+    too_early = run("train", str(photos))
+    assert too_early.exit_code == INTERRUPTED
+    assert "--resume" not in too_early.stderr
+
+
+@pytest.mark.usefixtures("_ctrl_c_arrives")
+def test_ctrl_c_names_the_run_to_go_on_with(store: Store, photos: Path) -> None:
+    """Of a training in a process of its own, whose end a shell takes for an interruption."""
     network = ["--backbone", "test_resnet", "--weights", "none", "--size", "32", "--dim", "16", "--epochs", "1000"]
     words = ["train", str(photos), *network, "--store", str(store.root), "--progress", "json"]
-    with (
-        subprocess.Popen(
-            [sys.executable, "-m", "clients.cli", *words, "--labels", str(labels)], stderr=subprocess.PIPE, text=True
-        ) as waiting,
-        labels.open("w"),
-    ):  # opened, so it is being read
-        waiting.send_signal(signal.SIGINT)
-        _, too_early = waiting.communicate(timeout=60)
     with subprocess.Popen(
         [sys.executable, "-m", "clients.cli", *words, "--run", "mine"], stderr=subprocess.PIPE, text=True
     ) as training:
@@ -437,6 +441,5 @@ def test_ctrl_c_names_the_run_to_go_on_with_and_no_other(store: Store, photos: P
         training.send_signal(signal.SIGINT)
         _, under_way = training.communicate(timeout=60)
 
-    assert (waiting.returncode, training.returncode) == (INTERRUPTED, INTERRUPTED)
-    assert "--resume" not in too_early
+    assert training.returncode == INTERRUPTED
     assert "go on with this run by --resume mine" in under_way
