@@ -74,14 +74,14 @@ def test_every_flipped_bit_is_found_or_harmless(tmp_path: Path) -> None:
     path = tmp_path / CATALOG
     whole, expected = path.read_bytes(), everything(tmp_path)
     rng, refused = random.Random(0), 0
-    for _ in range(400):
+    for _ in range(250):
         damaged = bytearray(whole)
         damaged[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
         _replace(path, damaged)
         told = _unless_refused(tmp_path)
         assert told in (expected, f"{path} is damaged")
         refused += told != expected
-    assert refused > 20
+    assert refused > 12
 
 
 def _unless_refused(index_dir: Path) -> Any:
@@ -254,7 +254,7 @@ for batch in range(100_000):
 def test_whatever_was_acknowledged_survives_a_kill(tmp_path: Path) -> None:
     """After SIGKILL at any moment every acknowledged upsert is there, and every acknowledged deletion holds."""
     rng, live, deleted = random.Random(1), set[str](), set[str]()
-    for run in range(6):
+    for run in range(4):
         for line in _killed_writer(tmp_path, f"run {run}", rng.uniform(0.02, 0.4)):
             live |= {word[1:] for word in line.split(",") if word[0] == "+"}
             deleted |= {word[1:] for word in line.split(",") if word[0] == "-"}
@@ -268,7 +268,7 @@ def test_whatever_was_acknowledged_survives_a_kill(tmp_path: Path) -> None:
             changes = list(catalog.changes(0, "m"))
             assert found == {change.item for change in changes if change.vector is not None}
             assert catalog.sequence() == changes[-1].sequence
-    assert len(live) > 100
+    assert len(live) > 50
 
 
 def _killed_writer(index_dir: Path, name: str, after_s: float) -> list[str]:
