@@ -1,6 +1,7 @@
 """The trainer on a pretended GPU: nothing of the CPU's meets its tensors, and no step waits for it."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -148,7 +149,7 @@ def test_processes_of_several_gpus_take_over_the_main_one_s_state(
 
 
 def test_embeddings_of_another_build_of_onnx_runtime_are_judged_on_the_gpu(
-    gpu: PretendedGpu, store: Store, tiny_model: str, photos: Path
+    gpu: PretendedGpu, monkeypatch: pytest.MonkeyPatch, store: Store, tiny_model: str, photos: Path
 ) -> None:
     """Beside a torch that sees a GPU, auto takes the CPU's ONNX Runtime as it is, and what follows is the GPU's."""
     items = [path.relative_to(photos).as_posix() for path in sorted(photos.rglob("*.*"))]
@@ -156,6 +157,8 @@ def test_embeddings_of_another_build_of_onnx_runtime_are_judged_on_the_gpu(
     table.write_text("path,class_id\n" + "".join(f"{item},{row % 3}\n" for row, item in enumerate(items)))
     metrics, _ = evaluate(store.model(tiny_model), photos, table, progress=silent)
     assert metrics.queries == len(items) == 60
+    trained = METHODS_OF_CHOICE["usl-t"]
+    monkeypatch.setitem(METHODS_OF_CHOICE, "usl-t", partial(trained, steps=20))  # each step is as the one before
     for method in METHODS_OF_CHOICE:
         found = suggest(store.model(tiny_model), photos, 5, method=method, progress=silent)
         assert len({one.source.item for one in found.suggested}) == 5
