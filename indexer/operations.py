@@ -1,6 +1,6 @@
 """Long operations of a store: one record each, written by the process that works and read by everybody.
 
-    operations/<id>.json   the record, replaced atomically; kept after the operation ended
+    operations/<id>.json   the record, replaced atomically; kept for a day or more after the operation ended
     operations/<id>.lock   held by the process that works, as long as it lives
 
 A record that says `running` while nobody holds its lock is of a process that was killed: it reads `interrupted`, and
@@ -23,6 +23,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -33,8 +34,9 @@ State = Literal["queued", "running", "interrupted", "done", "failed", "cancelled
 UNFINISHED: tuple[State, ...] = ("queued", "running", "interrupted")
 
 WRITE_EVERY_S = 0.5  # a record is for people to watch; each write of it waits for the disk
-KEPT = 200  # records of ended operations; older ones are removed when another begins
 REMEMBERED = timedelta(days=1)  # for which a repeated request finds its operation, however many followed
+KEPT = 200  # of the newest records, however old; others that are not to be remembered go when another begins
+_STAMP = "%Y%m%d-%H%M%S-%f"  # of the time when an operation began, with which its id begins
 
 _ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,127}")
 
@@ -148,8 +150,7 @@ def queue(directory: Path, kind: str, index: str, arguments: Sequence[str], *, r
         arguments: of the `kinsight` command, to which `--operation ID` is to be added.
         request_id: kept in the record.
     """
-    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")[:-3]
-    identity = "-".join(part for part in (stamp, kind, index, secrets.token_hex(2)) if part)
+    identity = "-".join(part for part in (_stamp(datetime.now(UTC)), kind, index, secrets.token_hex(2)) if part)
     operation = Operation(
         id=identity,
         kind=kind,
@@ -208,15 +209,28 @@ def list_operations(directory: Path) -> list[Operation]:
     Raises:
         OSError: the directory can't be read.
     """
-    found = []
-    for name in listed(directory):
-        if not name.endswith(".json"):
-            continue
-        try:
-            found.append(find(directory, name.removesuffix(".json")))
-        except NoSuchOperation:  # removed meanwhile, or damaged: `find` of it says so
-            continue
-    return found
+    return [*operations_after(directory, "")]
+
+
+def operations_after(directory: Path, identity: str) -> Iterator[Operation]:
+    """The operations whose ids follow this one, as of `list_operations`; each is read when it is asked for."""
+    return filter(None, (_found(directory, one) for one in _identities(directory) if one > identity))
+
+
+class Ledger:
+    """The operations of a store, for who lists them again and again: those that ended are read once."""
+
+    def __init__(self, directory: Path) -> None:
+        """Nothing is read yet."""
+        self._directory = directory
+        self._ended: dict[str, Operation] = {}
+
+    def operations(self) -> list[Operation]:
+        """As of `list_operations`, without the results; one thread at a time may call it."""
+        listed = (self._ended.get(one) or _found(self._directory, one) for one in _identities(self._directory))
+        found = [dataclasses.replace(one, result={}) if one.result else one for one in listed if one is not None]
+        self._ended = {one.id: one for one in found if one.state not in UNFINISHED}
+        return found
 
 
 def cancel(directory: Path, identity: str) -> Operation:
@@ -292,11 +306,24 @@ def _end_recorded(recorder: Recorder) -> Iterator[None]:
 
 
 def _forget_oldest(directory: Path) -> None:
-    ended = [operation for operation in list_operations(directory) if operation.state not in UNFINISHED]
-    long_ago = _iso(datetime.now(UTC) - REMEMBERED)
-    for operation in ended[:-KEPT]:
-        if not operation.request_id or operation.updated < long_ago:
+    long_ago = datetime.now(UTC) - REMEMBERED
+    # However many there are: what began since then is not read.
+    old = takewhile(lambda identity: identity < _stamp(long_ago), _identities(directory)[:-KEPT])
+    for operation in filter(None, (_found(directory, identity) for identity in old)):
+        if operation.state not in UNFINISHED and operation.updated < _iso(long_ago):
             _remove(directory, operation.id)
+
+
+def _identities(directory: Path) -> list[str]:
+    return [name.removesuffix(".json") for name in listed(directory) if name.endswith(".json")]
+
+
+def _found(directory: Path, identity: str) -> Operation | None:
+    """The operation of this id; None where it was removed meanwhile, or is damaged: `find` of it says so."""
+    try:
+        return find(directory, identity)
+    except NoSuchOperation:
+        return None
 
 
 def _remove(directory: Path, identity: str) -> None:
@@ -333,6 +360,10 @@ def _read(directory: Path, identity: str) -> Operation:
 
 def _now() -> str:
     return _iso(datetime.now(UTC))
+
+
+def _stamp(moment: datetime) -> str:
+    return moment.strftime(_STAMP)[:-3]  # milliseconds
 
 
 def _iso(moment: datetime) -> str:

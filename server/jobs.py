@@ -21,7 +21,7 @@ from typing import IO
 from indexer import operations, staging
 from indexer.catalog import RequestReused
 from indexer.locks import is_held, turn
-from indexer.operations import Operation, OperationError
+from indexer.operations import Ledger, Operation, OperationError
 from indexer.store import Store
 from server.errors import BuildInProgress, LearningInProgress, OperationFailed, TooManyOperations
 
@@ -64,6 +64,7 @@ class Jobs:
     def __init__(self, store: Store) -> None:
         self.directory = store.operations
         self.store = store
+        self._ledger = Ledger(self.directory)  # only who holds `_starting` may ask it
         self._processes: dict[str, subprocess.Popen[bytes]] = {}  # by operation
         self._waiting = set[str]()  # operations of an earlier server whose turn is still to come
         self._cancelled = set[str]()
@@ -88,7 +89,7 @@ class Jobs:
         All at once they would stand in each other's way: a build of an index excludes another.
         """
         with self._starting:
-            known = operations.list_operations(self.directory)
+            known = self._ledger.operations()
             # Only servers give request ids: what somebody started by hand is theirs to go on with.
             left = [one for one in known if _is_unfinished(one) and one.request_id and one.id not in self._processes]
             self._waiting = {one.id for one in left}
@@ -123,7 +124,7 @@ class Jobs:
         self.directory.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
             with self._starting, turn(self.directory / ".starting"):
-                if busy := _builds(_at_work(operations.list_operations(self.directory)), index):
+                if busy := _builds(_at_work(self._ledger.operations()), index):
                     raise BuildInProgress(f"operations/{busy[0]} is building index {index}; wait for it or cancel it")
                 try:
                     stack.enter_context(staging.sole_builder(self.store.index(index)))
@@ -135,10 +136,11 @@ class Jobs:
         arguments = (*job.words, "--store", str(self.store.root.absolute()), "--json")
         self.directory.mkdir(parents=True, exist_ok=True)
         with self._starting, turn(self.directory / ".starting"):  # each process sees what the one before it started
-            known = operations.list_operations(self.directory)
+            known = self._ledger.operations()
             for operation in known:
                 if request_id and operation.request_id == request_id:
-                    return _same(operation, arguments)
+                    _check_same(operation, arguments)
+                    return operations.find(self.directory, operation.id)  # with its result
             job.check()
             self._check_room(job, known)
             asked = request_id or str(uuid.uuid4())
@@ -245,13 +247,12 @@ def _learns(kind: str, words: Sequence[str]) -> bool:
     return kind in LEARNING or "--learn" in words or "--finetune" in words
 
 
-def _same(operation: Operation, arguments: Sequence[str]) -> Operation:
+def _check_same(operation: Operation, arguments: Sequence[str]) -> None:
     if operation.arguments != tuple(arguments):
         raise RequestReused(
             f"request id {operation.request_id!r} came before with another request, operations/{operation.id}; "
             "use a new id"
         )
-    return operation
 
 
 def _ended(code: int, told: IO[bytes]) -> str:

@@ -4,6 +4,8 @@ import asyncio
 import json
 import logging
 import time
+from collections.abc import Iterator
+from itertools import compress, islice
 from typing import Any
 
 from google.longrunning import operations_pb2, operations_pb2_grpc
@@ -25,6 +27,7 @@ log = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 0.2  # at the record of an operation that is waited for
 MAX_WAIT_S = 3600.0  # of one call
+_CHUNK = 100  # operations that a filter looks at together
 
 
 class OperationsService(operations_pb2_grpc.OperationsServicer):
@@ -90,12 +93,9 @@ class OperationsService(operations_pb2_grpc.OperationsServicer):
         return progress.message(self._indexes, self._jobs.store, operation)
 
     def _list(self, page: Page, condition: str) -> operations_pb2.ListOperationsResponse:
-        found = [one for one in operations.list_operations(self._jobs.directory) if progress.is_ours(one)]
-        if condition.strip():
-            expression = filters.parse(condition)
-            _check_fields(expression)
-            holds = reading.matching(expression, [(one.id, json.dumps(_fields(one))) for one in found])
-            found = [one for one, matches in zip(found, holds, strict=True) if matches]
+        known = filter(progress.is_ours, operations.operations_after(self._jobs.directory, page.after))
+        # One more than are shown says whether another page follows.
+        found = islice(_matching(known, condition) if condition.strip() else known, page.size + 1)
         shown = part([(one.id, one) for one in found], page)
         messages = filter(None, map(self._listed, shown.entries))
         return operations_pb2.ListOperationsResponse(operations=messages, next_page_token=shown.token)
@@ -107,6 +107,15 @@ class OperationsService(operations_pb2_grpc.OperationsServicer):
         except (NoSuchOperation, VersionError, CatalogError) as error:
             log.warning("an operation is left out of the list: %s", error)
             return None
+
+
+def _matching(known: Iterator[Operation], condition: str) -> Iterator[Operation]:
+    """Those that a filter holds for."""
+    expression = filters.parse(condition)
+    _check_fields(expression)
+    while chunk := list(islice(known, _CHUNK)):
+        holds = reading.matching(expression, [(one.id, json.dumps(_fields(one))) for one in chunk])
+        yield from compress(chunk, holds)
 
 
 def _check_fields(expression: filters.Expression) -> None:

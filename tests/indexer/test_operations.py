@@ -1,5 +1,6 @@
 """Records of long work: who works on what, and what a crash or a cancel leaves."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -151,30 +152,56 @@ def test_a_damaged_record_is_named_and_hides_no_other(tmp_path: Path, text: str)
 
 
 def test_old_records_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The newest ended ones stay, and every unfinished one."""
+    """Once they need not be remembered; the newest stay, and every unfinished one."""
     monkeypatch.setattr(operations, "KEPT", 2)
     unfinished = queue(tmp_path, "build", "street", []).id
     ended = []
     for _ in range(4):
         ended.append(queue(tmp_path, "build", "street", []).id)
         cancel(tmp_path, ended[-1])
-    last = queue(tmp_path, "build", "street", []).id
-    assert [one.id for one in list_operations(tmp_path)] == [unfinished, *ended[-2:], last]
-
-
-def test_the_operation_of_a_request_is_remembered_for_a_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many follow: the same request again would do all of it again."""
-    monkeypatch.setattr(operations, "KEPT", 1)
-    asked, _, newest = (
-        cancel(tmp_path, queue(tmp_path, "build", "street", [], request_id=request_id).id).id
-        for request_id in ("one", "", "")
-    )
-    last = queue(tmp_path, "build", "street", []).id
-    assert [one.id for one in list_operations(tmp_path)] == [asked, newest, last]
+    queued = queue(tmp_path, "build", "street", []).id
+    assert [one.id for one in list_operations(tmp_path)] == [unfinished, *ended, queued]
     monkeypatch.setattr(operations, "REMEMBERED", timedelta(0))
     time.sleep(0.002)  # the records' times are of milliseconds
-    later = queue(tmp_path, "build", "street", []).id
-    assert [one.id for one in list_operations(tmp_path)] == [newest, last, later]
+    last = queue(tmp_path, "build", "street", []).id
+    assert [one.id for one in list_operations(tmp_path)] == [unfinished, ended[-1], queued, last]
+
+
+def test_what_ended_within_a_day_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long ago it began: the same request again would do all of it again."""
+    monkeypatch.setattr(operations, "KEPT", 1)
+    asked = cancel(tmp_path, queue(tmp_path, "build", "street", [], request_id="long").id)
+    for day in (1, 2):
+        one = dataclasses.replace(asked, id=f"2020010{day}-000000-000-build-street-0000")
+        one = one if day == 1 else dataclasses.replace(one, updated="2020-01-03T00:00:00.000+00:00")
+        (tmp_path / f"{one.id}.json").write_text(json.dumps(dataclasses.asdict(one)))
+    last = queue(tmp_path, "build", "street", []).id
+    assert [one.id for one in list_operations(tmp_path)] == ["20200101-000000-000-build-street-0000", asked.id, last]
+
+
+def test_a_start_reads_what_ended_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten thousand records of a day would take seconds each time; those that were removed are forgotten."""
+    ended = [cancel(tmp_path, queue(tmp_path, "build", "street", [str(n)]).id).id for n in range(3)]
+    left = queue(tmp_path, "build", "street", []).id
+    ledger, read = operations.Ledger(tmp_path), list[str]()
+    first = ledger.operations()
+    assert first == list_operations(tmp_path)
+    reading = operations._read
+
+    def noted(directory: Path, identity: str) -> Operation:
+        read.append(identity)
+        return reading(directory, identity)
+
+    monkeypatch.setattr(operations, "_read", noted)
+    assert (ledger.operations(), read) == (first, [left])
+    cancel(tmp_path, left)
+    delete(tmp_path, ended[1])
+    assert [(one.id, one.state) for one in ledger.operations()] == [
+        (identity, "cancelled") for identity in (ended[0], ended[2], left)
+    ]
+    read.clear()
+    newest = queue(tmp_path, "build", "street", []).id
+    assert (len(ledger.operations()), read) == (4, [newest])
 
 
 def test_cancelling_waits_for_who_is_just_taking_the_operation_up(tmp_path: Path) -> None:

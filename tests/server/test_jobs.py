@@ -92,14 +92,14 @@ def test_processes_of_one_server_start_a_request_once(tmp_path: Path, monkeypatc
     """Though it reaches two of them at the same time, as when a client's connection is lost."""
     store = build_photos(tmp_path)
     first, second = Jobs(store), Jobs(store)
-    list_operations = operations.list_operations
+    read = operations.Ledger.operations
 
-    def listed_slowly(directory: Path) -> list[Operation]:
-        found = list_operations(directory)
+    def read_slowly(ledger: operations.Ledger) -> list[Operation]:
+        found = read(ledger)
         time.sleep(0.2)
         return found
 
-    monkeypatch.setattr(operations, "list_operations", listed_slowly)
+    monkeypatch.setattr(operations.Ledger, "operations", read_slowly)
     job = Job("evaluate", "photos", ("index", "evaluate", "photos"))
 
     async def start_both() -> tuple[Operation, Operation]:

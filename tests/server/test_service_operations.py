@@ -1,0 +1,55 @@
+"""The list of operations: its pages, with and without a filter, and what they read."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from indexer import operations
+from indexer.store import Store
+from server import service_operations
+from server.admission import Admission
+from server.indexes import Indexes
+from server.jobs import Jobs
+from server.paging import Page
+from server.service_operations import OperationsService
+
+
+@pytest.mark.parametrize("condition", ["", "done = true", "index = 'street' AND done = true"])
+def test_pages_go_through_all_that_match(store: Store, monkeypatch: pytest.MonkeyPatch, condition: str) -> None:
+    """Whatever lies between them, damaged records too; a page without a filter reads no other."""
+    monkeypatch.setattr(service_operations, "_CHUNK", 3)
+    wanted = []
+    for number in range(12):
+        index = "road" if number % 4 == 1 else "street"
+        one = operations.queue(store.operations, "rebuild", index, [str(number)])
+        if number % 4 < 2 or not condition:
+            operations.cancel(store.operations, one.id)
+        if number == 5:
+            (store.operations / f"{one.id}.json").write_text("{")
+        elif number % 4 == 0 or not condition or (number % 4 == 1 and "index" not in condition):
+            wanted.append(one.id)
+    service = OperationsService(Indexes(store), Admission(), Jobs(store))
+    read = list[str]()
+    reading = operations._read
+
+    def noted(directory: Path, identity: str) -> operations.Operation:
+        read.append(identity)
+        return reading(directory, identity)
+
+    monkeypatch.setattr(operations, "_read", noted)
+
+    def pages() -> Iterator[list[str]]:
+        token = ""
+        while True:
+            shown = service._list(Page.asked(2, token, condition), condition)
+            yield [one.name.removeprefix("operations/") for one in shown.operations]
+            if not (token := shown.next_page_token):
+                return
+
+    found = [*pages()]
+    assert [name for page in found for name in page] == wanted
+    assert {len(page) for page in found[:-1]} == {2}
+    read.clear()
+    service._list(Page.asked(2, "", condition), condition)
+    assert condition or len({*read}) == 3  # one more than it shows
