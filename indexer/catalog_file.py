@@ -285,8 +285,11 @@ def _create(path: Path) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     connection = sqlite3.connect(temporary, isolation_level=None)
     try:
-        connection.executescript(f"PRAGMA journal_mode=WAL; PRAGMA user_version={FORMAT}; {_SCHEMA}")
+        # All is in the file itself before it keeps a log: one cut off by a full disk is lost by `close`, silently.
+        connection.executescript(f"PRAGMA journal_mode=MEMORY; BEGIN; PRAGMA user_version={FORMAT}; {_SCHEMA}")
         connection.execute("INSERT INTO counter VALUES (0, ?)", (seal(0),))
+        connection.execute("COMMIT")
+        connection.execute("PRAGMA journal_mode=WAL")
         connection.close()
         manifest.sync(temporary)
         try:
@@ -296,7 +299,8 @@ def _create(path: Path) -> None:
         manifest.sync(path.parent)
     finally:
         connection.close()
-        temporary.unlink(missing_ok=True)
+        for made in (temporary, *(temporary.with_name(f"{temporary.name}-{of}") for of in ("wal", "shm"))):
+            made.unlink(missing_ok=True)
 
 
 def _connect(path: Path) -> sqlite3.Connection:

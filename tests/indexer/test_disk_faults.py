@@ -69,6 +69,18 @@ def test_upserts_to_a_full_disk_are_refused_and_the_acknowledged_ones_kept(small
         assert {item.item for item in catalog.page(limit=10**6)} == acknowledged | {"later"}
 
 
+@pytest.mark.parametrize("free_kib", range(0, 224, 16))
+def test_a_catalogue_is_made_whole_or_not_at_all_on_a_full_disk(small_disk: Path, free_kib: int) -> None:
+    """Wherever the space ends: it was there without its log, which SQLite lets go of silently, and damaged so."""
+    index_dir = small_disk / "photos"
+    index_dir.mkdir()
+    with full(small_disk, free_kib * 1024), suppress(CatalogWriteFailed), closing(Catalog(index_dir)) as catalog:
+        assert catalog.sequence() == 0
+    assert [path.name for path in index_dir.iterdir() if path.name.startswith(".")] == []
+    with closing(Catalog(index_dir)) as catalog:
+        assert catalog.sequence() == 0
+
+
 @pytest.mark.parametrize("free_bytes", [0, 8_192, 40_960])
 def test_a_build_on_a_full_disk_leaves_the_old_version(
     small_disk: Path, tiny_model: str, store: Store, photos: Path, free_bytes: int
