@@ -5,8 +5,9 @@ IS_RIGHT := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
 # Tried by running them: a version manager's shim has the name, but not always the Python.
 PYTHON ?= $(firstword $(foreach name,python3.12 python3.11 python3,$(shell $(name) -c '$(IS_RIGHT)' 2>/dev/null && echo $(name))))
 EXTRAS ?= cpu,train,dev
-# Two at once, as the machines of CI have two cores; the tests of a file stay together, for what they share.
-WORKERS ?= 2
+# Three at once on the two cores that the machines of CI have, as a third of the time tests wait; those of a file stay
+# together, for what they share.
+WORKERS ?= 3
 PARALLEL := -n $(WORKERS) --dist loadfile
 VENV := .venv
 BIN := $(VENV)/bin
