@@ -75,7 +75,7 @@ def export_items(name: str, path: Path, *, store: Store, progress: Progress) -> 
             sequence, total = catalog.sequence(), catalog.count()
             contents = catalog.contents(opened.manifest.model)
             done = 0
-            with _Writer(partial) as writer:
+            with _naming(path), _Writer(partial) as writer:
                 while chunk := list(islice(contents, _CHUNK)):
                     writer.write(chunk, opened)
                     done += len(chunk)
@@ -125,6 +125,17 @@ def _is_ours(descriptor: int, partial: Path) -> bool:
         return os.fstat(descriptor).st_ino == partial.stat().st_ino
     except (BlockingIOError, FileNotFoundError):
         return False
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Name the file that Arrow can't write in its errors, which name none."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
 
 
 class _Writer:

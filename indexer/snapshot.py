@@ -144,8 +144,7 @@ def restore(store: Store, directory: Path, name: str | None, progress: Progress)
         opened = manifest.read_version(growing)
         (growing / manifest.MANIFEST).unlink()
         manifest.publish(growing, version.version_dir(staging, taken.version), replace(opened, index=index_dir.name))
-        shutil.copyfile(directory / CATALOG, staging / CATALOG)
-        manifest.sync(staging / CATALOG)
+        _copy(directory / CATALOG, staging / CATALOG)
         with closing(Catalog(staging)) as catalog:  # which may be of a moment after another version took over
             adopt.switch(staging, catalog, taken.version)
     return replace(taken, index=index_dir.name)
@@ -187,9 +186,19 @@ def _link_all(source: Path, target: Path, progress: Progress) -> None:
         except OSError as error:  # another file system, or one without links
             if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP):
                 raise
-            shutil.copyfile(path, target / path.name)
-            manifest.sync(target / path.name)
+            _copy(path, target / path.name)
         progress("copy", done, len(files))
+    manifest.sync(target)
+
+
+def _copy(source: Path, target: Path) -> None:
+    try:
+        shutil.copyfile(source, target)
+    except OSError as error:
+        if error.filename2 is None:  # one of the two can't be opened, and is named
+            raise
+        # Both are named, the source first: what is full or fails is rather the disk that is written to.
+        raise OSError(error.errno, f"{source} can't be copied: {error.strerror}", str(target)) from error
     manifest.sync(target)
 
 

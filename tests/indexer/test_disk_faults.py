@@ -14,6 +14,7 @@ import pytest
 from indexer import snapshot
 from indexer.build import WriteFailed, build
 from indexer.catalog import Catalog, CatalogWriteFailed
+from indexer.exporting import export_items
 from indexer.live import LiveIndex
 from indexer.plan import plan
 from indexer.records import Upsert
@@ -103,8 +104,9 @@ def test_a_snapshot_on_a_full_disk_leaves_nothing_that_can_be_restored(
 ) -> None:
     """A snapshot that does not fit is an error; what is left of it is refused, and with space it is taken."""
     build("street", photos, model=tiny_model, store=store, progress=lambda *_: None)
-    with full(small_disk, 16_384), pytest.raises((OSError, snapshot.SnapshotError)):
+    with full(small_disk, 16_384), pytest.raises(OSError, match="No space left on device") as refused:
         snapshot.snapshot(store, "street", small_disk / "copy", lambda *_: None)
+    assert str(refused.value.filename).startswith(str(small_disk))  # not the file that is read on another disk
     with pytest.raises(snapshot.SnapshotError):
         snapshot.restore(Store(tmp_path / "other"), small_disk / "copy", None, lambda *_: None)
 
@@ -128,6 +130,15 @@ for flip, end in cases:
         print("refused" if name in str(error) else f"not named: {error}")
 (path / name).write_bytes(whole)
 """
+
+
+def test_an_export_to_a_full_disk_names_its_file(small_disk: Path, tmp_path: Path) -> None:
+    """An export that finds no space says which file can't be written, not that the store can't."""
+    store = Store(tmp_path / "store")
+    make_version(store, "photos", 1, "model", [f"item {n}" for n in range(500)], vectors(500))
+    with full(small_disk, 8_192), pytest.raises(OSError, match="No space left on device") as refused:
+        export_items("photos", small_disk / "out.parquet", store=store, progress=lambda *_: None)
+    assert refused.value.filename == str(small_disk / "out.parquet")
 
 
 @pytest.mark.parametrize("name", ["index.faiss", "rows.faiss", "items.sqlite", "manifest.json"])
