@@ -138,6 +138,11 @@ class ItemTable:
             raise IndexError(f"a row of {min(wanted)} to {max(wanted)} is not one of the version's")
         return [item for (item,) in found]
 
+    def between(self, first: int, end: int) -> list[str]:
+        """The item ids of rows `first` to `end` (exclusive), as far as there are any."""
+        query = "SELECT item FROM items WHERE row >= ? AND row < ? ORDER BY row"
+        return [item for (item,) in self._read(query, first, end)]
+
     def row_of(self, item: str) -> int:
         """The row of an item; raises UnknownItem."""
         try:

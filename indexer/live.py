@@ -403,7 +403,7 @@ def _items(version: Version, upserted: _Upserted, first: int, end: int) -> Itera
     count = version.count
     for start in range(first, min(end, count), _CHUNK):
         rows = range(start, min(start + _CHUNK, end, count))
-        yield from zip(rows, version.items(rows), strict=True)
+        yield from zip(rows, version.items_between(rows.start, rows.stop), strict=True)
     for row in range(max(first, count), end):
         yield row, upserted.items[row - count]
 

@@ -104,6 +104,10 @@ class Version:
         """The item ids of rows, in their order; raises IndexError for a row that is not there."""
         return self._items.items(rows)
 
+    def items_between(self, first: int, end: int) -> list[str]:
+        """The item ids of rows `first` to `end` (exclusive), as far as there are any: faster than `items`."""
+        return self._items.between(first, end)
+
     def row_of(self, item: str) -> int:
         """The row of an item; raises UnknownItem."""
         return self._items.row_of(item)

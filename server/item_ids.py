@@ -44,4 +44,4 @@ class ItemIds:
 def _chunks(version: Version) -> Iterator[tuple[int, list[bytes]]]:
     bounds = [*range(0, version.count, _CHUNK), version.count]
     for first, end in pairwise(bounds):
-        yield first, [item.encode() for item in version.items(range(first, end))]
+        yield first, [item.encode() for item in version.items_between(first, end)]

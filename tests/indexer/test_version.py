@@ -74,3 +74,10 @@ def test_what_a_killed_removal_left_is_removed_with_the_next_version(built: Path
     delete_version(index_dir, 3)
     assert list_versions(index_dir) == [1]
     assert not [*index_dir.glob(".removed-*")]
+
+
+def test_ids_of_a_range_of_rows_are_those_of_its_rows(opened: Version) -> None:
+    """Also where it ends behind the last row, or holds none."""
+    count = opened.count
+    for first, end in ((0, count), (1, 3), (count - 1, count + 5), (2, 2), (count, count + 1)):
+        assert opened.items_between(first, end) == opened.items(range(first, min(end, count)))
