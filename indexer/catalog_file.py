@@ -95,6 +95,7 @@ class CatalogFile:
                 _create(path)
             if path.stat().st_size == 0:  # SQLite would take it for a new one
                 raise self.corrupt("it is empty")
+            self._check_log()
             self._reader, self._writer = _connect(path), _connect(path)
             for connection in (self._reader, self._writer):
                 # A connection is in a cycle with its own statements: without this, the space of a catalogue that was
@@ -227,9 +228,18 @@ class CatalogFile:
             f"{what}, but changes up to {noted:,} were acknowledged{known}; to go on without, remove {note}"
         )
 
+    def _check_log(self) -> None:
+        """Raise CatalogWriteFailed where changes are in the log alone, and it can't be read for want of its index."""
+        log, index = _beside(self.path, "-wal"), _beside(self.path, "-shm")
+        if is_read_only(log.parent) and not _is_settled(self.path) and not index.exists():
+            raise CatalogWriteFailed(
+                f"{log} holds changes that can't be read where nobody can write: open the index once where it can be "
+                f"written (`kinsight index stats {log.parent.name}`), or serve a copy that can be"
+            )
+
     def _keep_log(self) -> Path | None:
         """A copy of the log, which SQLite removes with the last connection, whatever it could not read of it."""
-        log = self.path.with_name(f"{self.path.name}-wal")
+        log = _beside(self.path, "-wal")
         kept = log.with_name(f"{log.name}-damaged")
         if kept.exists():  # since the first time, when it was whole
             return kept
@@ -307,12 +317,21 @@ def _connect(path: Path) -> sqlite3.Connection:
     # Without a mode SQLite would create a file that was removed this moment.
     uri = f"{path.resolve().as_uri()}?mode=rw"
     if is_read_only(path.parent):  # nobody can write there, so that it needs no locks
-        log = path.with_name(f"{path.name}-wal")
-        settled = not log.exists() or log.stat().st_size == 0
-        uri = f"{path.resolve().as_uri()}?{'immutable=1' if settled else 'mode=ro'}"
+        uri = f"{path.resolve().as_uri()}?{'immutable=1' if _is_settled(path) else 'mode=ro'}"
     connection = sqlite3.connect(uri, uri=True, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
     connection.execute("PRAGMA synchronous=FULL")
     return connection
+
+
+def _is_settled(path: Path) -> bool:
+    """Whether the log holds nothing that the catalogue's own file lacks."""
+    log = _beside(path, "-wal")
+    return not log.exists() or log.stat().st_size == 0
+
+
+def _beside(path: Path, ending: str) -> Path:
+    """One of the files that SQLite keeps beside its own."""
+    return path.with_name(f"{path.name}{ending}")
 
 
 def _schema(connection: sqlite3.Connection) -> list[Any]:
