@@ -20,7 +20,7 @@ from indexer.store import Store
 from indexer.version import Version
 
 # The number of the version that the catalogue learns of, and that lets go of what it lacks once it is active.
-_SWITCHING = ".letting-go"
+_SWITCHING = ".switching-to"
 
 
 def open_catalog(index_dir: Path) -> Catalog:
