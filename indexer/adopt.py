@@ -31,6 +31,7 @@ def open_catalog(index_dir: Path) -> Catalog:
     Raises:
         CatalogError: it is damaged, or can't be created.
         VersionError, ManifestError: it is new, and the active version is damaged.
+        OSError: it is new, and nobody can write beside it.
     """
     catalog = Catalog(index_dir)
     if catalog.sequence() == 0:
@@ -45,12 +46,16 @@ def open_catalog(index_dir: Path) -> Catalog:
 
 
 def adopt(catalog: Catalog, adopted: Version) -> None:
-    """Make the catalogue know the items that a version has from a collection; users' changes stay theirs."""
+    """Make the catalogue know the items that a version has from a collection; users' changes stay theirs.
+
+    Raises:
+        CatalogError, OSError: it knows none of them that it did not know before.
+    """
     catalog.mirror(adopted.directory / version.ITEMS, complete=False)
 
 
 def take_in(index_dir: Path, catalog: Catalog, wanted: Version) -> None:
-    """Adopt a version, to switch to it."""
+    """Adopt a version, to switch to it; errors as of `adopt`."""
     _begin(index_dir, wanted.manifest.version)
     adopt(catalog, wanted)
 
@@ -95,7 +100,7 @@ def activate(store: Store, name: str, number: int) -> None:
         NotFound: its model was removed; servers could not open it, and would serve nothing after a restart.
         ManifestError: it or its model is damaged.
         CatalogError: the catalogue is damaged or can't be written.
-        OSError: the pointer can't be written; the old one stays.
+        OSError: the note, or the pointer, can't be written; the old one stays.
     """
     index_dir = store.index(name)
     wanted = version.open_version(version.existing_dir(index_dir, number))
