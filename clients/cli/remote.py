@@ -295,11 +295,16 @@ def cancel(operation_id: str, server: str, as_json: bool) -> None:
 
 def awaited(client: "Client", operation: "Operation[R]") -> R:
     """The result of an operation once it has ended, progress shown meanwhile; raises KinsightError if it failed."""
+    from kinsight_client import DeadlineExceeded, Unavailable
+
     try:
         with progress() as report:
             return client.operations.wait(operation, progress=report)
     except KeyboardInterrupt:
         click.echo(f"operation {operation.id} goes on: kinsight remote wait, or cancel, {operation.id}", err=True)
+        raise
+    except (Unavailable, DeadlineExceeded):  # the server ended, and goes on with it when it is there again
+        click.echo(f"see what becomes of it, when a server is there: kinsight remote wait {operation.id}", err=True)
         raise
 
 

@@ -1,0 +1,33 @@
+"""Waiting for a server's long work by the command."""
+
+from datetime import UTC, datetime
+
+import pytest
+from kinsight_client import Client, DeadlineExceeded, Operation, Unavailable
+
+from clients.cli.remote import awaited
+
+
+def test_work_of_a_server_that_ends_can_be_found_again(capsys: pytest.CaptureFixture[str]) -> None:
+    """The next server goes on with it: the command that lost the first one says under which id."""
+    begun = datetime.now(UTC)
+    operation = Operation[None](
+        id="20260102-finetune-1a2b",
+        kind="fine_tune",
+        index="",
+        state="running",
+        stage="train",
+        done=1,
+        total=20,
+        rate=0.0,
+        eta_s=None,
+        started=begun,
+        updated=begun,
+        ended=None,
+        is_done=False,
+        result=None,
+        error=None,
+    )
+    with Client("127.0.0.1:1", timeout_s=0.2) as client, pytest.raises((Unavailable, DeadlineExceeded)):
+        awaited(client, operation)
+    assert "kinsight remote wait 20260102-finetune-1a2b" in capsys.readouterr().err
