@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from indexer.source import item_of
-from indexer.tables import read_table
+from indexer.tables import Table, read_table
 
+_SPLITS = ("train", "rest", "test", "query", "gallery")  # `trainer.labels` has the same
 _PATHS = ("path", "path_a", "path_b")
 
 
@@ -58,11 +59,11 @@ def read_classes(labels: Path, paths: Mapping[str, Path | None]) -> dict[str, st
         paths: item to where its image lies.
 
     Raises:
-        LabelsError: it gives a class to fewer than two of the items, or two to one of them.
+        LabelsError: it gives a class to fewer than two of the items, or two to one of them, or has an unknown split.
         SourceError: it can't be read or lacks a column.
     """
     columns = read_table(labels, ["path", "class_id"], optional=["split"])
-    splits = columns.get("split", [""] * len(columns["path"]))
+    splits = _splits(labels, columns, "")
     find = item_finder(labels, paths)
     classes: dict[str, str] = {}
     for cell, name, split in zip(columns["path"], columns["class_id"], splits, strict=True):
@@ -89,7 +90,7 @@ def read_few(labels: Path, paths: Mapping[str, Path | None]) -> FewLabels:
         paths: item to where its image lies.
 
     Raises:
-        LabelsError: it teaches nothing of these items.
+        LabelsError: it teaches nothing of these items, or has an unknown split.
         SourceError: it can't be read or lacks a column.
     """
     few = _few(labels, paths)
@@ -108,7 +109,7 @@ def _few(labels: Path, paths: Mapping[str, Path | None]) -> FewLabels:
         found = (find(cell) for cells in pairs.values() for cell in cells)
         return FewLabels(frozenset(item for item in found if item is not None), {})
     columns = read_table(labels, ["path", "class_id"], optional=["split"])
-    splits = columns.get("split", ["train"] * len(columns["path"]))
+    splits = _splits(labels, columns, "train")
     learned, held_out = set[str](), dict[str, str]()
     for cell, name, split in zip(columns["path"], columns["class_id"], splits, strict=True):
         item = find(cell)
@@ -119,6 +120,19 @@ def _few(labels: Path, paths: Mapping[str, Path | None]) -> FewLabels:
         else:
             held_out[item] = name
     return FewLabels(frozenset(learned), held_out)
+
+
+def _splits(labels: Path, columns: Table, without: str) -> list[str]:
+    """The splits of a table's rows, `without` where it has none; raises LabelsError at one that is none.
+
+    `Train` would be taken for one that is not learned from, and what was learned would judge.
+    """
+    splits = columns.get("split", [without] * len(columns["path"]))
+    for row, split in enumerate(splits):
+        if split not in ("", *_SPLITS):
+            known = ", ".join(_SPLITS)
+            raise LabelsError(f"{labels}, {columns.place(row)}: split is {split!r}; it must be one of {known}")
+    return splits
 
 
 def write_few(labels: Path, target: Path, paths: Mapping[str, Path | None], places: Mapping[str, Path]) -> None:

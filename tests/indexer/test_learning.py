@@ -49,6 +49,11 @@ def test_every_image_is_where_the_table_says_though_the_store_is_named_from_the_
         ("path,class_id\nkept,\n", LabelsError, "few.csv has no label to learn from of any item of the index"),
         ("path,class_id\nnowhere.png,wren\n", LabelsError, "few.csv has no label to learn from of any item"),
         ("item,class_id\nkept,wren\n", SourceError, "few.csv has no column path"),
+        (
+            "path,class_id,split\nkept,wren,Train\n",
+            LabelsError,
+            "few.csv, line 2: split is 'Train'; it must be one of",
+        ),
     ],
 )
 def test_labels_that_teach_nothing_are_refused_before_training(
@@ -100,3 +105,11 @@ def test_nothing_is_learned_that_could_not_be_activated(
     assert not lessons
     rebuild(NAME, store=store, learn=learn, activate=False, progress=quiet)
     assert len(lessons) == 1
+
+
+def test_a_split_that_is_none_judges_nothing(index: Path, store: Store, tmp_path: Path) -> None:
+    """Rows of `Train` were taken for such as were not learned from, and judged the version."""
+    labels = tmp_path / "labels.csv"
+    labels.write_text("path,class_id,split\nstreet/00.png,a,test\nstreet/01.png,a,Train\n")
+    with pytest.raises(LabelsError, match="line 3: split is 'Train'"):
+        rebuild(NAME, store=store, labels=labels, progress=quiet)
