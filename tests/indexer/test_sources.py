@@ -124,10 +124,12 @@ def test_what_a_parquet_table_has_no_value_for_is_empty_text(tmp_path: Path) -> 
         'path,class_id,note\r\n a; b.png,wren ,\r\n"c, ""d"".png", owl,\r\n',
         ' path ;class_id;note\r\n" a; b.png";wren ;\r\n"c, ""d"".png"; owl;\r\n;;\r\n\r\n',
         'note\tpath\tclass_id\n\t a; b.png\twren \n\t"c, ""d"".png"\t owl\n',
+        'sep=;\r\nNote;PATH;Class_ID\r\n;" a; b.png";wren \r\n;"c, ""d"".png";owl\r\n',
+        '"SEP=|"\npath|Path|class_id\n a; b.png|x|wren\n"c, ""d"".png"|y|owl\n',
     ],
 )
 def test_tables_as_spreadsheets_write_them(tmp_path: Path, text: str) -> None:
-    """Commas, semicolons or tabs part cells; spaces around names and classes are left out, those of paths kept."""
+    """Commas, semicolons, tabs or what `sep=` tells part cells; columns are named in any case; paths keep spaces."""
     (tmp_path / "t.csv").write_text(text, "utf-8-sig", newline="")
     table = read_table(tmp_path / "t.csv", ["path", "class_id"], optional=["split"])
     assert table == {"path": [" a; b.png", 'c, "d".png'], "class_id": ["wren", "owl"]}
@@ -140,7 +142,9 @@ def test_a_row_of_a_table_knows_its_place_in_the_file(tmp_path: Path) -> None:
     table = read_table(tmp_path / "t.csv", ["path"])
     places = dict(zip(table["path"], map(table.place, range(3)), strict=True))
     assert places == {"a.png": "line 3", "b\n\n.png": "line 5", "c.png": "line 8"}
-    pyarrow.parquet.write_table(pa.table({"path": ["a", "b\0"]}), tmp_path / "t.parquet")
+    (tmp_path / "t.csv").write_text("sep=;\npath\n\na.png\n")
+    assert read_table(tmp_path / "t.csv", ["path"]).place(0) == "line 4"
+    pyarrow.parquet.write_table(pa.table({"Path": ["a", "b\0"]}), tmp_path / "t.parquet")
     with pytest.raises(SourceError, match=r"t\.parquet, row 2: path .* holds a NUL"):
         read_table(tmp_path / "t.parquet", ["path"])
 
@@ -157,6 +161,7 @@ def test_a_row_of_a_table_knows_its_place_in_the_file(tmp_path: Path) -> None:
         (b"path\na.png\nb\0.png\n", "line 3: path .* holds a NUL"),
         (b'path\n\n"a\n.png"\n""\nb\0.png\n', "line 6: path .* holds a NUL"),
         (b'path,note\n\n"a\n.png",x\n,\n"b\n.png"\n', "line 6 has not the header's 2 cells"),
+        (b"sep=;\nFile;Class\n", "no column path; its columns are: File, Class"),
         (b'path\r\n\r\na.png\r\n\r\n"b.png\r\nc.png\r\n', "line 5: .*; is a quote there not closed"),
     ],
 )
