@@ -127,7 +127,7 @@ def restore(store: Store, directory: Path, name: str | None, progress: Progress)
     Raises:
         DamagedSnapshot: naming the file.
         NotEmpty: the store has something under that name.
-        OSError: a file can't be written.
+        CatalogError, OSError: a file can't be written.
     """
     taken, files = _read_receipt(directory)
     for done, (relative, expected) in enumerate(files.items()):
@@ -146,7 +146,8 @@ def restore(store: Store, directory: Path, name: str | None, progress: Progress)
         manifest.publish(growing, version.version_dir(staging, taken.version), replace(opened, index=index_dir.name))
         _copy(directory / CATALOG, staging / CATALOG)
         with closing(Catalog(staging)) as catalog:  # which may be of a moment after another version took over
-            adopt.switch(staging, catalog, taken.version)
+            if unfinished := adopt.switch(staging, catalog, taken.version):
+                raise OSError(errno.EIO, f"{unfinished[0]}; check the disk, and restore again", str(index_dir))
     return replace(taken, index=index_dir.name)
 
 
