@@ -11,6 +11,7 @@ from indexer import calibration, manifest
 from indexer.calibration import CalibrationError, Evidence, Fitted
 from indexer.embedding import BATCH, Progress
 from indexer.encoder import Device, Encoder
+from indexer.labels import LabelsError, splits_of
 from indexer.pairs import PAIR_COLUMNS, PairsError, pairs_of
 from indexer.rows import Embeddings
 from indexer.sources import Collection, Source, decode_all, open_collection
@@ -131,7 +132,10 @@ def _read(labels: Path, collection: Collection) -> _Labelled:
 
 
 def _classes(labels: Path, columns: Table, items: dict[str, str | None]) -> _Labelled:
-    splits = columns.get("split", [""] * len(columns["path"]))
+    try:
+        splits = splits_of(labels, columns, "")
+    except LabelsError as error:
+        raise CalibrationError(str(error)) from error
     learned = "train" in splits and any(split != "train" for split in splits)
     class_of: dict[str, str] = {}
     for row, (cell, name, split) in enumerate(zip(columns["path"], columns["class_id"], splits, strict=True)):

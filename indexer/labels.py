@@ -63,7 +63,7 @@ def read_classes(labels: Path, paths: Mapping[str, Path | None]) -> dict[str, st
         SourceError: it can't be read or lacks a column.
     """
     columns = read_table(labels, ["path", "class_id"], optional=["split"])
-    splits = _splits(labels, columns, "")
+    splits = splits_of(labels, columns, "")
     find = item_finder(labels, paths)
     classes: dict[str, str] = {}
     for cell, name, split in zip(columns["path"], columns["class_id"], splits, strict=True):
@@ -109,7 +109,7 @@ def _few(labels: Path, paths: Mapping[str, Path | None]) -> FewLabels:
         found = (find(cell) for cells in pairs.values() for cell in cells)
         return FewLabels(frozenset(item for item in found if item is not None), {})
     columns = read_table(labels, ["path", "class_id"], optional=["split"])
-    splits = _splits(labels, columns, "train")
+    splits = splits_of(labels, columns, "train")
     learned, held_out = set[str](), dict[str, str]()
     for cell, name, split in zip(columns["path"], columns["class_id"], splits, strict=True):
         item = find(cell)
@@ -122,7 +122,7 @@ def _few(labels: Path, paths: Mapping[str, Path | None]) -> FewLabels:
     return FewLabels(frozenset(learned), held_out)
 
 
-def _splits(labels: Path, columns: Table, without: str) -> list[str]:
+def splits_of(labels: Path, columns: Table, without: str) -> list[str]:
     """The splits of a table's rows, `without` where it has none; raises LabelsError at one that is none.
 
     `Train` would be taken for one that is not learned from, and what was learned would judge.

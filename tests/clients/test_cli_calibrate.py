@@ -145,6 +145,7 @@ def test_pairs_are_enough(calibrate: Run) -> None:
         ("path,class_id\ngone.png,1\nlost.png,1\n", "2 paths are not there, for example 'gone.png'"),
         ("path,colour\n00.png,red\n", "has no column class_id"),
         ("path_a,path_b\n00.png,01.png\n", "has no column relation"),
+        ("path,class_id,split\n00.png,1,Train\n", "line 2: split is 'Train'; it must be one of train"),
         ("path,class_id\n00.png,1\n\n,\n00.png,2\n", "line 5: '00.png' has two classes"),
         ("path,class_id\n" + "".join(f"equal{n}.png,{n % 5}\n" for n in range(10)), "same embedding"),
         (
@@ -165,6 +166,7 @@ def test_pairs_are_enough(calibrate: Run) -> None:
         "not there",
         "no class_id",
         "no relation",
+        "unknown split",
         "two classes",
         "equal images",
         "chain",
