@@ -43,3 +43,19 @@ def test_labels_are_sent_in_the_form_that_they_are_given_in() -> None:
     assert (image.path, image.class_id, image.held_out) == ("a.png", "cat", False)
     first, second = labels_message([("a", "b", True), ("a", "c", False)]).pairs
     assert (first.path_b, first.relation, second.path_b, second.relation) == ("b", 1, "c", 2)
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        ({}, "labels are empty"),
+        ({"a.png": 3}, "the label 'a.png': 3 is not of a str each"),
+        ({Path("a.png"): "cat"}, "a.png.*: 'cat' is not of a str each"),
+        ([("a", "b", "same")], r"the label \('a', 'b', 'same'\) is not \(path, path, True"),
+        ([("a", "cat")], r"the label \('a', 'cat'\) is not"),
+    ],
+)
+def test_what_is_no_label_is_named(labels: Any, said: str) -> None:
+    """The classes of spreadsheets are numbers, and the relations of tables words."""
+    with pytest.raises((TypeError, ValueError), match=said):
+        labels_message(labels)

@@ -25,7 +25,8 @@ class ModelCalls:
     """Learns models, and asks which images are worth labelling.
 
     Paths are absolute ones on the server's machine, in folders that it was allowed to read. Every method may raise
-    `KinsightError`: see `kinsight_client.errors`; and ValueError, where a number is beyond 32 bits.
+    `KinsightError`: see `kinsight_client.errors`; and ValueError, where a number is beyond 32 bits or labels are
+    empty, and TypeError, where one is neither a path and its class nor a pair.
     """
 
     def __init__(self, channel: Channel) -> None:
@@ -169,10 +170,25 @@ class ModelCalls:
 
 
 def labels_message(labels: GivenLabels) -> Labels:
-    """The message of labels."""
+    """The message of labels; raises TypeError or ValueError, which says which are none."""
     if isinstance(labels, str | PathLike):
         return Labels(path=fspath(labels))
+    if not labels:
+        raise ValueError("labels are empty; give the class of an image or more, or pairs of them")
     if isinstance(labels, Mapping):
-        return Labels(images=[LabelledImage(path=path, class_id=name) for path, name in labels.items()])
-    relations = {True: LabelledPair.RELATION_SAME, False: LabelledPair.RELATION_DIFFERENT}
-    return Labels(pairs=[LabelledPair(path_a=a, path_b=b, relation=relations[same]) for a, b, same in labels])
+        return Labels(images=[_labelled(path, name) for path, name in labels.items()])
+    return Labels(pairs=[_pair(row) for row in labels])
+
+
+def _labelled(path: str, name: str) -> LabelledImage:
+    if not isinstance(path, str) or not isinstance(name, str):  # what protobuf says of it names neither
+        raise TypeError(f"the label {path!r}: {name!r} is not of a str each, the path and the class")
+    return LabelledImage(path=path, class_id=name)
+
+
+def _pair(row: tuple[str, str, bool]) -> LabelledPair:
+    match row:
+        case (str(a), str(b), same) if same in (True, False):
+            relation = LabelledPair.RELATION_SAME if same else LabelledPair.RELATION_DIFFERENT
+            return LabelledPair(path_a=a, path_b=b, relation=relation)
+    raise TypeError(f"the label {row!r} is not (path, path, True where both show the same, else False)")
