@@ -265,7 +265,8 @@ def test_more_processes_than_gpus_is_an_error(monkeypatch: pytest.MonkeyPatch) -
 
 # ---- under torchrun itself
 
-TINY = "--backbone test_resnet --weights none --size 32 --dim 16 --set run.batch_size=20 --json"
+STEPS = "--set run.batch_size=20 --set run.least_steps=1"
+TINY = f"--backbone test_resnet --weights none --size 32 --dim 16 {STEPS} --json"
 
 
 def torchrun(*arguments: str) -> subprocess.Popen[str]:
