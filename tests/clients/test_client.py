@@ -350,7 +350,7 @@ BEYOND: list[tuple[str, Callable[[Any], Any]]] = [
     ("version is 9223372036854775808", lambda client: client.indexes.evaluate(2**63)),
     ("seed is 2147483648", lambda client: client.models.train("/images", seed=2**31)),
     ("budget is 2147483648", lambda client: client.models.suggest("model", "/images", 2**31)),
-    ("things is 2147483648", lambda client: client.models.calibrate("model", "/images", {}, things=2**31)),
+    ("things is 2147483648", lambda client: client.models.calibrate("model", "/images", {"a": "cat"}, things=2**31)),
 ]
 
 
