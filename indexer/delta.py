@@ -5,7 +5,8 @@ in a copy of the version's codes: one scan finds candidates among both, at the c
 codes, again). The newest are compared one by one, until they are many or nothing more comes.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy.typing as npt
 
 from indexer import ivfpq
 from indexer.ivfpq import Neighbours, Rows
+from indexer.records import Change
 from indexer.rows import Embeddings
 
 Mask = npt.NDArray[np.bool_]
@@ -59,6 +61,26 @@ class Delta:
         if self.codes is None or self.sealed == self.count:
             return self
         return replace(self, codes=ivfpq.extended(self.codes, self.unsealed), sealed=self.count)
+
+
+@dataclass(frozen=True, eq=False)
+class Upserted:
+    """Which item each row of the delta is: append-only, shared between snapshots.
+
+    Attributes:
+        items, payloads: by row; a payload as JSON, None where there is none.
+        rows: of each item, the last one.
+    """
+
+    items: list[str] = field(default_factory=list)
+    payloads: list[str | None] = field(default_factory=list)
+    rows: dict[str, int] = field(default_factory=dict)
+
+    def extend(self, changes: Sequence[Change]) -> None:
+        """Say what the next rows are."""
+        self.rows.update((change.item, row) for row, change in enumerate(changes, len(self.items)))
+        self.items.extend(change.item for change in changes)
+        self.payloads.extend(change.payload for change in changes)
 
 
 def empty(dim: int, codes: Any | None) -> Delta:

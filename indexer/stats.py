@@ -6,7 +6,8 @@ from pathlib import Path
 
 from indexer import adopt, ivfpq, version
 from indexer.catalog import CATALOG, Catalog
-from indexer.live import LiveIndex, Snapshot
+from indexer.live import LiveIndex
+from indexer.live_snapshot import Snapshot
 from indexer.version import Version
 
 

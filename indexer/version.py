@@ -62,7 +62,7 @@ class Version:
 
     @property
     def index(self) -> Index:
-        """What is searched, for who searches it in another way (`indexer.live`)."""
+        """What is searched, for who searches it in another way (`indexer.live_snapshot`)."""
         return self._index
 
     @property

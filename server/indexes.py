@@ -19,7 +19,8 @@ from indexer.calibration import Calibration
 from indexer.catalog import Catalog
 from indexer.embedding import embed_pending
 from indexer.encoder import Encoder
-from indexer.live import LiveIndex, Snapshot
+from indexer.live import LiveIndex
+from indexer.live_snapshot import Snapshot
 from indexer.store import Store
 from indexer.version import Version, active_version, open_version
 from server.answers import foreseen

@@ -11,7 +11,7 @@ from indexer import filters
 from indexer.columns import Columns
 from indexer.delta import Mask
 from indexer.filters import Expression
-from indexer.live import Snapshot
+from indexer.live_snapshot import Snapshot
 from indexer.records import Item, Payload
 from indexer.version import UnknownItem
 from server.indexes import ActiveIndex

@@ -14,7 +14,7 @@ from indexer.delta import Mask
 from indexer.encoder import Encoder
 from indexer.filters import Expression, Field, Present, UnknownField
 from indexer.ivfpq import Neighbours, Rows
-from indexer.live import Snapshot
+from indexer.live_snapshot import Snapshot
 from indexer.pixels import Pixels, PixelSpec
 from indexer.ranking import Ranking, ranked
 from indexer.version import UnknownItem

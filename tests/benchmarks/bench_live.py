@@ -19,7 +19,8 @@ import numpy as np
 
 from indexer.adopt import adopt
 from indexer.catalog import Catalog
-from indexer.live import QUIET_S, LiveIndex, Snapshot
+from indexer.live import QUIET_S, LiveIndex
+from indexer.live_snapshot import Snapshot
 from indexer.records import Upsert
 from indexer.rows import Embeddings
 from indexer.store import Store

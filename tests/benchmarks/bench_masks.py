@@ -18,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from indexer.catalog import Catalog
-from indexer.live import LiveIndex, Snapshot
+from indexer.live import LiveIndex
+from indexer.live_snapshot import Snapshot
 from indexer.rows import Embeddings
 from indexer.store import Store
 from indexer.version import open_version

@@ -10,7 +10,8 @@ import pytest
 from indexer import adopt, version
 from indexer.catalog import Catalog
 from indexer.importing import import_items
-from indexer.live import LiveIndex, Snapshot
+from indexer.live import LiveIndex
+from indexer.live_snapshot import Snapshot
 from indexer.rebuild import rebuild
 from indexer.store import Store
 from tests.serving import photo

@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from indexer import delta, live
+from indexer import delta, live, live_snapshot
 from indexer.adopt import adopt
 from indexer.catalog import CATALOG, Catalog, CatalogCorrupt
 from indexer.filters import parse
 from indexer.items import UnknownItem
 from indexer.ivfpq import Rows
-from indexer.live import LiveIndex, Snapshot
+from indexer.live import LiveIndex
+from indexer.live_snapshot import Snapshot
 from indexer.records import Upsert
 from indexer.rows import Embeddings
 from indexer.store import Store
@@ -125,7 +126,7 @@ def test_results_are_those_of_brute_force(twin: Twin) -> None:
 @pytest.mark.parametrize("share", [0.0002, 0.01, 0.3, 0.9, 1.0])
 def test_masks_leave_k_full_at_every_selectivity(twin: Twin, share: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever share of the rows may be found, k of them are found if so many are live, by codes too."""
-    monkeypatch.setattr(live, "FEW_ROWS", 50)
+    monkeypatch.setattr(live_snapshot, "FEW_ROWS", 50)
     twin.anything()
     twin.live.refresh()
     chosen = {item for item in twin.truth if twin.rng.random() < share} | {next(iter(twin.truth))}
@@ -139,7 +140,7 @@ def test_masks_keep_recall_at_every_selectivity(
     clusters: tuple[Twin, Rows], share: float, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At least 9 in 10 of the nearest matching items are found at the cheapest point, whatever the mask leaves."""
-    monkeypatch.setattr(live, "FEW_ROWS", 20)
+    monkeypatch.setattr(live_snapshot, "FEW_ROWS", 20)
     twin, labels = clusters
     rng, snapshot = np.random.default_rng(7), twin.live.snapshot
     if kind == "random":
@@ -150,7 +151,7 @@ def test_masks_keep_recall_at_every_selectivity(
     queries = snapshot.embeddings(rng.integers(0, snapshot.rows, 100))
     similarities, rows = snapshot.search(queries, 10, nprobe=4, k_factor=10, mask=mask)
     assert mask[rows].all()
-    matching = np.flatnonzero(mask & snapshot._live)
+    matching = np.flatnonzero(mask & snapshot.live)
     expected = -np.sort(-(queries @ snapshot.embeddings(matching).T), axis=1)[:, :10]
     assert expected.shape == similarities.shape
     assert (similarities >= expected[:, -1:] - 1e-6).mean() >= 0.9

@@ -23,7 +23,8 @@ from indexer.build import BuildReport, build
 from indexer.catalog import Catalog
 from indexer.importing import import_items
 from indexer.labels import LabelsError
-from indexer.live import LiveIndex, Snapshot
+from indexer.live import LiveIndex
+from indexer.live_snapshot import Snapshot
 from indexer.rebuild import NoActiveVersion, rebuild
 from indexer.records import Upsert
 from indexer.rows import Embeddings

@@ -21,7 +21,8 @@ from indexer.catalog import Catalog
 from indexer.encoder import Encoder
 from indexer.filters import parse
 from indexer.importing import import_items
-from indexer.live import LiveIndex, Snapshot
+from indexer.live import LiveIndex
+from indexer.live_snapshot import Snapshot
 from indexer.rebuild import rebuild
 from indexer.records import Payload, Upsert
 from indexer.rows import Embeddings

@@ -8,7 +8,8 @@ import pytest
 
 from indexer import live
 from indexer.catalog import Catalog
-from indexer.live import LiveIndex, Snapshot
+from indexer.live import LiveIndex
+from indexer.live_snapshot import Snapshot
 from indexer.records import Upsert
 from indexer.rows import Embeddings
 from indexer.store import Store
@@ -45,9 +46,9 @@ def _assert_alike(one: Snapshot, other: Snapshot) -> None:
         other.delta.count,
         other.delta.sealed,
     )
-    np.testing.assert_array_equal(one._live, other._live)
+    np.testing.assert_array_equal(one.live, other.live)
     np.testing.assert_array_equal(one.delta.vectors[: one.delta.count], other.delta.vectors[: other.delta.count])
-    assert dataclasses.asdict(one._upserted) == dataclasses.asdict(other._upserted)
+    assert dataclasses.asdict(one.upserted) == dataclasses.asdict(other.upserted)
 
 
 @pytest.mark.parametrize("count", [400, 5_000], ids=["flat", "codes"])

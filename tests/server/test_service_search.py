@@ -25,7 +25,7 @@ from kinsight.v1.search_service_pb2 import (
 from kinsight.v1.search_service_pb2 import Embedding as EmbeddingMessage
 
 from indexer import filters, pixels
-from indexer.live import Snapshot
+from indexer.live_snapshot import Snapshot
 from indexer.store import Store
 from indexer.version import activate, open_version, version_dir
 from server import app, searching
