@@ -96,7 +96,7 @@ class CatalogFile:
             if path.stat().st_size == 0:  # SQLite would take it for a new one
                 raise self.corrupt("it is empty")
             self._check_log()
-            self._reader, self._writer = _connect(path), _connect(path)
+            self._reader, self._writer = connect(path), connect(path)
             for connection in (self._reader, self._writer):
                 # A connection is in a cycle with its own statements: without this, the space of a catalogue that was
                 # removed would be free only after some late garbage collection.
@@ -313,7 +313,8 @@ def _create(path: Path) -> None:
             made.unlink(missing_ok=True)
 
 
-def _connect(path: Path) -> sqlite3.Connection:
+def connect(path: Path) -> sqlite3.Connection:
+    """Open the file of a catalogue, also where nobody can write; raises sqlite3.Error."""
     # Without a mode SQLite would create a file that was removed this moment.
     uri = f"{path.resolve().as_uri()}?mode=rw"
     if is_read_only(path.parent):  # nobody can write there, so that it needs no locks

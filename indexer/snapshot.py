@@ -25,6 +25,7 @@ from pathlib import Path, PurePosixPath
 
 from indexer import adopt, manifest, version
 from indexer.catalog import CATALOG, Catalog
+from indexer.catalog_file import connect
 from indexer.embedding import Progress
 from indexer.manifest import FileRecord
 from indexer.rebuild import active_number
@@ -205,7 +206,7 @@ def _copy(source: Path, target: Path) -> None:
 
 def _copy_catalog(source: Path, target: Path) -> None:
     try:
-        with closing(sqlite3.connect(source)) as reading, closing(sqlite3.connect(target)) as writing:
+        with closing(connect(source)) as reading, closing(sqlite3.connect(target)) as writing:
             reading.backup(writing)
     except sqlite3.Error as error:
         full = getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_FULL

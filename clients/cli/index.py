@@ -234,7 +234,7 @@ def evaluate(
 
     place = Store(store)
     number = _number(place, name, version)
-    with recorded("evaluate", name, store) as work:
+    with recorded("evaluate", name, store, reads=True) as work:
         found = dataclasses.asdict(evaluate_version(place.index(name), number, labels, work.report))
         result = {"index": name, **found, "recall_at_10": found["recall"]["recall_at_10"]}
         work.finish(result)
@@ -285,7 +285,7 @@ def snapshot(
 
     place = Store(store)
     _number(place, name, None)
-    with recorded("snapshot", name, store) as work:
+    with recorded("snapshot", name, store, reads=True) as work:
         result = dataclasses.asdict(run(place, name, directory, work.report)) | {"directory": str(directory)}
         work.finish(result)
     tell_facts(result, as_json)

@@ -235,7 +235,7 @@ def export(
     from indexer.exporting import export_items
     from indexer.store import Store
 
-    with recorded("export", name, store) as work:
+    with recorded("export", name, store, reads=True) as work:
         report = export_items(name, file.absolute(), store=Store(store), progress=work.report)
         result = {"index": name, **dataclasses.asdict(report)}
         work.finish(result)

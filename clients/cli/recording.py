@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from clients.cli.expected import expected_message
 from clients.cli.output import Progress, progress
 
 operation_option = click.option(
@@ -32,7 +33,9 @@ class Work:
 
 
 @contextmanager
-def recorded(kind: str, index: str, store: Path, style: str = "auto", *, once: Sequence[str] = ()) -> Iterator[Work]:
+def recorded(
+    kind: str, index: str, store: Path, style: str = "auto", *, once: Sequence[str] = (), reads: bool = False
+) -> Iterator[Work]:
     """Record the verb that runs now as an operation; how the block ends is how the operation ended.
 
     Args:
@@ -41,9 +44,11 @@ def recorded(kind: str, index: str, store: Path, style: str = "auto", *, once: S
         store: where the record goes.
         style: of progress, as `clients.cli.output.progress` takes it.
         once: parameters that the recorded words leave out.
+        reads: it changes nothing in the store, and goes on where nobody can write a record of it there.
 
     Raises:
         ValueError: the index's name is not usable as one.
+        OSError: the record can't be written, and the verb is not one that only reads.
     """
     from indexer import operations
     from indexer.store import Store
@@ -53,7 +58,17 @@ def recorded(kind: str, index: str, store: Path, style: str = "auto", *, once: S
         place.index(index)  # raises where that is no name, before it becomes part of a record's
     _hear_cancellation()
     directory = place.operations
-    identity = context.params["operation"] or operations.queue(directory, kind, index, words_of(context, once)).id
+    identity = context.params["operation"]
+    try:
+        identity = identity or operations.queue(directory, kind, index, words_of(context, once)).id
+    except OSError as error:
+        if not reads:
+            raise
+        click.echo(f"warning: this is not recorded among the operations: {expected_message(error)}", err=True)
+    if not identity:
+        with progress(style) as shown:
+            yield Work(shown, keep_nothing)
+        return
     with operations.running(directory, identity) as recorder, progress(style) as shown:
 
         def report(stage: str, done: int, total: int) -> None:
@@ -61,6 +76,10 @@ def recorded(kind: str, index: str, store: Path, style: str = "auto", *, once: S
             recorder.progress(stage, done, total)
 
         yield Work(report, recorder.finish, identity)
+
+
+def keep_nothing(result: Mapping[str, Any]) -> None:
+    """The result of work that is not recorded, or that another process records as a part of its own."""
 
 
 def _hear_cancellation() -> None:

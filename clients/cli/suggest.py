@@ -75,7 +75,7 @@ def suggest(
     if sheet and not sheet.parent.is_dir():  # found out before all images are embedded
         raise click.UsageError(f"--sheet: there is no folder {sheet.parent}; make it, or name another file")
     directory = Store(store).model(model)
-    with recorded("suggest", "", store) as work:
+    with recorded("suggest", "", store, reads=True) as work:
         found = run(
             directory,
             images,

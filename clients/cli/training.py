@@ -19,7 +19,7 @@ from clients.cli.output import (
     warn_duplicates,
     warn_skipped,
 )
-from clients.cli.recording import Work, recorded
+from clients.cli.recording import Work, keep_nothing, recorded
 
 if TYPE_CHECKING:
     from indexer.store import Store
@@ -54,10 +54,10 @@ def followed(place: "Store", style: str, kind: str) -> Iterator[Work]:
 def _followed(place: "Store", style: str, kind: str) -> Iterator[Work]:
     context = click.get_current_context()
     if not is_main():
-        yield Work(_tell_nothing, _keep_nothing)
+        yield Work(_tell_nothing, keep_nothing)
     elif context.obj == TETHERED:
         with progress(style) as report:
-            yield Work(report, _keep_nothing)
+            yield Work(report, keep_nothing)
     elif context.params["operation"]:
         from indexer.staging import sole_learner
 
@@ -86,10 +86,6 @@ def _name_of(work: Work, name: str | None) -> str | None:
 
 def _tell_nothing(stage: str, done: int, total: int) -> None:
     """Progress of a process that is not the main one."""
-
-
-def _keep_nothing(result: Mapping[str, object]) -> None:
-    """The result of work that is not recorded: another process records what it is a part of."""
 
 
 def train_recorded(
