@@ -229,6 +229,7 @@ def _follow(wanted: Wanted) -> None:
     """Rebuild at once, and then whenever the images have changed and come to rest; one trouble is told once."""
     from indexer.sources import SourceError
 
+    _check_can_begin(wanted)
     built = seen = trouble = ""
     at_once = True
     while True:
@@ -249,6 +250,16 @@ def _follow(wanted: Wanted) -> None:
             click.echo(f"error: {trouble}", err=True)
         at_once = False
         time.sleep(wait_s)
+
+
+def _check_can_begin(wanted: Wanted) -> None:
+    """Refuse an index or a model that is not there: waiting brings neither."""
+    from indexer.rebuild import model_of
+    from indexer.store import Store
+
+    place = Store(wanted.store)
+    place.index(wanted.name)
+    place.model(wanted.model or model_of(place, wanted.name))
 
 
 def _foreseen(error: Exception) -> str:

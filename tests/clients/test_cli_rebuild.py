@@ -202,6 +202,33 @@ def test_following_a_folder_rebuilds_when_it_changes(store: Store, index: Path, 
     assert (active_version(index), list_versions(index)) == (3, [2, 3])
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["nope"], "index 'nope' has no active version; build one with `kinsight index build`. Indexes here: photos"),
+        (["No"], "'No' can't name an index; 1 to 63 of a-z, 0-9, _ and -, beginning with a letter or digit"),
+        (["photos", "--model", "feed"], "no model 'feed' in {models}; it has: {model}"),
+    ],
+    ids=["index", "name", "model"],
+)
+def test_following_what_is_not_there_fails_at_once(
+    words: list[str],
+    said: str,
+    run: Run,
+    index: Path,
+    tmp_path: Path,
+    tiny_model: str,
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An empty folder may fill, but no waiting brings an index or a model."""
+    monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("it waits"))
+    (tmp_path / "inbox").mkdir()
+    failed = run("rebuild", *words, "--images", tmp_path / "inbox", "--follow", "--interval", "0.1")
+    assert failed.exit_code == 1
+    assert failed.stderr == f"error: {said.format(models=store.models, model=tiny_model)}\n"
+
+
 def test_following_waits_for_a_folder_to_fill(store: Store, index: Path, more: Path, tmp_path: Path) -> None:
     """An inbox that is empty yet is told of once, and fails no operation; SIGINT ends it in the background, too."""
     inbox = tmp_path / "inbox"
