@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from indexer.columns import Codes
+from indexer.column import Codes
 from indexer.filters import Field
 from indexer.rows import Embeddings
 

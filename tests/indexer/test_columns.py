@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from indexer import columns
+from indexer import column
 from indexer.columns import MAX_COLUMNS
 from indexer.filters import (
     And,
@@ -274,8 +274,8 @@ def test_a_mask_is_the_callers_own() -> None:
 
 def test_the_text_that_follows_a_prefix_is_the_next_there_is() -> None:
     """Across the surrogates, which are no text, and past the last character."""
-    assert columns._following("ab") == "ac"
-    assert columns._following("a\ud7ff") == "a\ue000"
-    assert columns._following("a\U0010ffff") == "b"
-    assert columns._following("\U0010ffff") is None
-    assert columns._following("") is None
+    assert column._following("ab") == "ac"
+    assert column._following("a\ud7ff") == "a\ue000"
+    assert column._following("a\U0010ffff") == "b"
+    assert column._following("\U0010ffff") is None
+    assert column._following("") is None

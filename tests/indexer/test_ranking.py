@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from indexer import ranking
-from indexer.columns import Codes
+from indexer.column import Codes
 from indexer.ranking import MAX_CANDIDATES, Positions, Ranking
 from indexer.rows import Embeddings
 
