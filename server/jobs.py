@@ -21,7 +21,7 @@ from typing import IO
 from indexer import operations, staging
 from indexer.catalog import RequestReused
 from indexer.locks import is_held, turn
-from indexer.operations import Ledger, Operation, OperationError
+from indexer.operations import Ledger, NoSuchOperation, Operation, OperationError
 from indexer.store import Store
 from server.errors import BuildInProgress, LearningInProgress, OperationFailed, TooManyOperations
 
@@ -29,6 +29,7 @@ NICENESS = 10  # of children: searches come first
 MAX_AT_WORK = 8  # operations; each is a process with an index or a model in its memory
 END_TIMEOUT_S = 5.0  # until a child that was asked to end is killed
 HEARD_TIMEOUT_S = 2.0  # in which this process hears of the end that was sent to it and to all its children at once
+SETTLE_EVERY_S = 5.0  # where the disk refuses to take how an operation ended
 BUILDS = ("build", "rebuild")
 LEARNING = ("train", "finetune")
 _TOLD_CHARACTERS = 500  # of what a child that failed wrote last
@@ -203,11 +204,26 @@ class Jobs:
             code = process.wait()
             if code == -signal.SIGTERM:  # which whoever stops a service sends to all of its processes
                 self._ending.wait(HEARD_TIMEOUT_S)
-            if not self._ending.is_set():
-                self._settle(identity, code, told)
+            self._settle(identity, code, told)
         del self._processes[identity]
 
     def _settle(self, identity: str, code: int, told: IO[bytes]) -> None:
+        """See to it that the record of an operation says how that ended, also on a disk that is full until later."""
+        complained = False
+        while not self._ending.is_set():
+            try:
+                self._write_end(identity, code, told)
+                if not _is_unfinished(operations.find(self.directory, identity)):
+                    return
+            except NoSuchOperation:  # removed since
+                return
+            except OSError as error:
+                if not complained:
+                    log.error("how %s ended can't be written yet: %s", identity, error)
+                complained = True
+            self._ending.wait(SETTLE_EVERY_S)
+
+    def _write_end(self, identity: str, code: int, told: IO[bytes]) -> None:
         """Write how an operation ended where its process did not."""
         with suppress(OperationFailed, OperationError):  # the first is ours; the other: it did write it
             if identity in self._cancelled:

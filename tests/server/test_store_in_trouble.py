@@ -12,13 +12,14 @@ from typing import Any
 
 import grpc
 import pytest
-from kinsight.v1.index_service_pb2 import ActivateVersionRequest, EvaluateVersionRequest
+from kinsight.v1.index_service_pb2 import ActivateVersionRequest, BuildVersionRequest, EvaluateVersionRequest
 
 from indexer import operations
 from indexer.version import active_version, next_number
-from server import answers, app
+from server import answers, app, jobs
 from server.indexes import Indexes
 from tests.serving import Stubs, build_photos, make_gallery, make_model, make_version, reason_of, serving
+from tests.waiting import PROCESS_S, until
 
 
 def _refusal(call: Any, request: Any) -> tuple[tuple[str, str], str]:
@@ -52,6 +53,24 @@ def test_a_full_disk_is_told_to_clients_and_once_to_the_operator(
     (record,) = caplog.records
     assert record.message.startswith(f"requests fail: STORE_NOT_ACCESSIBLE: {store.operations}")
     assert record.exc_info is None
+
+
+def test_what_ended_for_want_of_space_is_told_once_there_is_some(
+    small_disk: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The operation would not be done until a restart of the server, and keep every other build from the index."""
+    monkeypatch.setattr(jobs, "SETTLE_EVERY_S", 0.1)
+    store = build_photos(small_disk)
+    with serving(store) as served, Stubs(served.target) as stubs, caplog.at_level(logging.ERROR):
+        begun = stubs.indexes.BuildVersion(BuildVersionRequest())
+        filler = _fill(small_disk)
+        until(lambda: bool(caplog.records), PROCESS_S)
+        filler.unlink()
+        assert "its process ended with exit code 1" in stubs.ended(begun).error.message
+        stubs.indexes.BuildVersion(BuildVersionRequest())
+    (record,) = caplog.records
+    identity = begun.name.removeprefix("operations/")
+    assert record.message.startswith(f"how {identity} ended can't be written yet: [Errno 28] No space left on device")
 
 
 def test_a_read_only_disk_is_told(small_disk: Path) -> None:
