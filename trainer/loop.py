@@ -14,9 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from timm.optim.adamp import AdamP
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
+from torch import Tensor
 
 from trainer import checkpoint, distributed
 from trainer.checkpoint import Checkpoint, Position
@@ -27,9 +25,9 @@ from trainer.known import Known
 from trainer.log import Log
 from trainer.numerics import deterministic, training_dtype
 from trainer.objective import Batch, Objective
-from trainer.parts.ema import update_teacher
+from trainer.optimizer import Average, make_optimizer, rate_share, running_statistics
 from trainer.profiling import Profile, Profiler, part
-from trainer.recipe import Optimizer, Recipe
+from trainer.recipe import Recipe
 
 LOG_EVERY = 10  # steps; reading the losses waits for the device, so not at each
 SAVE_EVERY_S = 60.0  # what a crash may cost, and the steps until the losses are read
@@ -142,8 +140,8 @@ class _Training:
         self.objective = objective.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.dtype = training_dtype(recipe.run.precision, device)
         decay = recipe.run.averaging
-        self.averaged = _Average(objective.encoder, decay) if decay else None
-        self.optimizer = _optimizer(objective, recipe.optimizer)
+        self.averaged = Average(objective.encoder, decay) if decay else None
+        self.optimizer = make_optimizer(objective, recipe.optimizer)
         self.base_lrs = [float(group["lr"]) for group in self.optimizer.param_groups]
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         torch.manual_seed(recipe.run.seed + distributed.rank())  # dropout differs between the processes' shares
@@ -188,7 +186,7 @@ class _Training:
             self.objective.resume_epoch(self._embed_all)
         steps = len(self.order)
         self.objective.train()
-        statistics = _running_statistics(self.objective)
+        statistics = running_statistics(self.objective)
         self.log.restart()
         for batch in self.feed.batches(self.order[first:], self.log.waiting, self.objective.large_size):
             self._step(batch, statistics, self.epochs * steps)
@@ -252,7 +250,7 @@ class _Training:
         share = self.objective.first_rate
         if epoch >= 0:
             assert self.order is not None  # noqa: S101  # of the epoch that this step is in
-            share, done = _schedule(run.schedule, epoch / run.epochs), epoch * len(self.order) + self.position.step
+            share, done = rate_share(run.schedule, epoch / run.epochs), epoch * len(self.order) + self.position.step
         if warmup:
             share *= min(1, (done + 1) / warmup)
         for group, lr in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
@@ -269,7 +267,7 @@ class _Training:
         self.position = dataclasses.replace(self.position, epoch=epoch, step=0)
         self.order = None
         if epoch == self.objective.first_epochs:  # another loss, with gradients of another size
-            self.optimizer = _optimizer(self.objective, self.recipe.optimizer)
+            self.optimizer = make_optimizer(self.objective, self.recipe.optimizer)
         self._save()
 
     def _look(self, *, at_end: bool) -> None:
@@ -359,40 +357,6 @@ class _Training:
         torch.set_rng_state(own["cpu"])
         if "device" in own and self.device.type == "cuda":
             torch.cuda.set_rng_state(own["device"], self.device)
-
-
-def _optimizer(objective: Objective, part: Optimizer) -> torch.optim.Optimizer:
-    groups = objective.param_groups(part.lr, part.head_lr)
-    if part.name == "adamp":
-        return AdamP(groups, lr=part.lr, weight_decay=part.weight_decay, nesterov=True)  # type: ignore[no-untyped-call]
-    return torch.optim.AdamW(groups, lr=part.lr, weight_decay=part.weight_decay, fused=True)
-
-
-class _Average(AveragedModel):
-    """The moving average of an encoder's weights and statistics, from those after the first step."""
-
-    def __init__(self, encoder: Encoder, decay: float):
-        super().__init__(encoder)
-        self.decay = decay
-
-    def update_parameters(self, model: nn.Module) -> None:
-        """Move toward a model; torch's own way waits for a GPU at each step, as it copies its counter there."""
-        update_teacher(self.module, model, self.decay if self.n_averaged else 0)
-        self.n_averaged += 1
-
-
-def _schedule(name: str, done: float) -> float:
-    return (1 + math.cos(math.pi * done)) / 2 if name == "cosine" else 1.0
-
-
-def _running_statistics(objective: Objective) -> list[Tensor]:
-    """What BatchNorm layers that are not frozen gather as they go.
-
-    In training they normalise by the statistics of a process's own share of the batch, as in DistributedDataParallel.
-    """
-    norms = [m for m in objective.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
-    found = [statistic for norm in norms for statistic in (norm.running_mean, norm.running_var)]
-    return [statistic for statistic in found if statistic is not None]
 
 
 def _digest(images: ImageCache, known: Known) -> str:

@@ -1,0 +1,49 @@
+"""What moves the weights: the optimiser and the schedule of its rate; and what follows them: averages, statistics."""
+
+import math
+
+import torch
+from timm.optim.adamp import AdamP
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from trainer.encoders import Encoder
+from trainer.objective import Objective
+from trainer.parts.ema import update_teacher
+from trainer.recipe import Optimizer
+
+
+def make_optimizer(objective: Objective, part: Optimizer) -> torch.optim.Optimizer:
+    """The optimiser of an objective's parameters, as a recipe names it."""
+    groups = objective.param_groups(part.lr, part.head_lr)
+    if part.name == "adamp":
+        return AdamP(groups, lr=part.lr, weight_decay=part.weight_decay, nesterov=True)  # type: ignore[no-untyped-call]
+    return torch.optim.AdamW(groups, lr=part.lr, weight_decay=part.weight_decay, fused=True)
+
+
+class Average(AveragedModel):
+    """The moving average of an encoder's weights and statistics, from those after the first step."""
+
+    def __init__(self, encoder: Encoder, decay: float):
+        super().__init__(encoder)
+        self.decay = decay
+
+    def update_parameters(self, model: nn.Module) -> None:
+        """Move toward a model; torch's own way waits for a GPU at each step, as it copies its counter there."""
+        update_teacher(self.module, model, self.decay if self.n_averaged else 0)
+        self.n_averaged += 1
+
+
+def rate_share(name: str, done: float) -> float:
+    """The share of its learning rate that a schedule leaves when so much of it is done, 0 to 1."""
+    return (1 + math.cos(math.pi * done)) / 2 if name == "cosine" else 1.0
+
+
+def running_statistics(objective: Objective) -> list[Tensor]:
+    """What BatchNorm layers that are not frozen gather as they go.
+
+    In training they normalise by the statistics of a process's own share of the batch, as in DistributedDataParallel.
+    """
+    norms = [m for m in objective.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
+    found = [statistic for norm in norms for statistic in (norm.running_mean, norm.running_var)]
+    return [statistic for statistic in found if statistic is not None]
