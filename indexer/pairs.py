@@ -38,11 +38,11 @@ class Pairs:
     repeated: int
 
 
-def pairs_of(table: Path, columns: Table, find: Callable[[str], str | None]) -> Pairs:
+def pairs_of(table: Path | str, columns: Table, find: Callable[[str], str | None]) -> Pairs:
     """The pairs of a table that was read.
 
     Args:
-        table: for messages.
+        table: its path, or what else to call it in messages.
         columns: what it has of PAIR_COLUMNS.
         find: the item of a path; None where there is none.
 
@@ -119,7 +119,7 @@ class _Links:
 
 
 def _check_consistent(
-    table: Path, columns: Table, same: _Links, different: _Links, thing_of: Mapping[str, int]
+    table: Path | str, columns: Table, same: _Links, different: _Links, thing_of: Mapping[str, int]
 ) -> None:
     wrong = [(a, b) for a, b in different.row_of if thing_of[a] == thing_of[b]]
     if not wrong:

@@ -10,7 +10,9 @@ from pathlib import Path
 from kinsight.v1.labels_pb2 import LabelledPair, Labels
 
 from indexer.manifest import write_atomically
+from indexer.pairs import PairsError, pairs_of
 from indexer.store import NotFound, Store
+from indexer.tables import Table
 from server.errors import InvalidLabels, InvalidLearning, ModelNotFound
 from server.folders import Folders
 
@@ -77,7 +79,7 @@ def table_of(labels: Labels, store: Store, folders: Folders) -> Path:
     """The table of labels that a request names, or one of those that came with it; called on threads.
 
     Raises:
-        InvalidLabels: there are none, in more than one form, or with an empty field.
+        InvalidLabels: there are none, in more than one form, with an empty field, or contradictory pairs.
         InvalidPath, PathNotAllowed, PathNotFound: as of `Folders.to_read`.
         OSError: the disk is full or fails.
     """
@@ -111,7 +113,18 @@ def _pair_rows(labels: Labels) -> list[tuple[str, ...]]:
         if not row.path_a or not row.path_b or row.relation not in _RELATIONS:
             raise InvalidLabels(f"labels.pairs[{number}] needs path_a, path_b, and a relation: same or different")
         rows.append((row.path_a, row.path_b, _RELATIONS[row.relation]))
+    _check_pairs(rows)
     return rows
+
+
+def _check_pairs(rows: Sequence[tuple[str, ...]]) -> None:
+    """Refuse contradictory pairs by their images; whoever learns would tell of lines of our own table."""
+    header, *pairs = rows
+    columns = dict(zip(header, map(list, zip(*pairs, strict=True)), strict=True))
+    try:
+        pairs_of("labels.pairs", Table(columns, None), str)
+    except PairsError as error:
+        raise InvalidLabels(str(error)) from error
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:

@@ -343,6 +343,22 @@ def test_bad_requests_are_answered_with_reasons(stubs: Stubs, school: School) ->
     assert not list(school.store.labels.glob("*")), "nothing was written for what was refused"
 
 
+def test_pairs_that_contradict_each_other_are_told_by_their_images(stubs: Stubs, school: School) -> None:
+    """At once, not by lines of a table that the server made of them."""
+    same, different = LabelledPair.RELATION_SAME, LabelledPair.RELATION_DIFFERENT
+    pairs = [("00.png", "04.png", same), ("04.png", "08.png", same), ("08.png", "00.png", different)]
+    labels = Labels(pairs=[LabelledPair(path_a=a, path_b=b, relation=relation) for a, b, relation in pairs])
+    with pytest.raises(grpc.RpcError) as caught:
+        stubs.models.FineTune(
+            FineTuneRequest(model=school.model, images=str(school.pictures), labels=labels), timeout=30
+        )
+    assert reason_of(caught.value) == ("INVALID_ARGUMENT", "INVALID_LABELS")
+    assert caught.value.details() == (
+        "labels.pairs contradicts itself: 00.png = 04.png (row 1), 04.png = 08.png (row 2), but 00.png ≠ 08.png "
+        "(row 3); correct or remove one row of each chain"
+    )
+
+
 @pytest.mark.slow
 def test_what_fails_in_the_process_has_its_own_reason(stubs: Stubs, school: School) -> None:
     """Labels of unknown images, a recipe that there is none of, and a budget above the collection."""
