@@ -166,6 +166,11 @@ def queue(directory: Path, kind: str, index: str, arguments: Sequence[str], *, r
     return operation
 
 
+def withdraw(directory: Path, identity: str) -> None:
+    """Remove the record of a queued operation for which no process could be started."""
+    _remove(directory, identity)
+
+
 @contextmanager
 def running(directory: Path, identity: str) -> Iterator[Recorder]:
     """Work on a queued or interrupted operation; how the block ends is how the operation ended.

@@ -146,7 +146,11 @@ class Jobs:
             self._check_room(job, known)
             asked = request_id or str(uuid.uuid4())
             operation = operations.queue(self.directory, job.kind, job.index, arguments, request_id=asked)
-            self._spawn(operation)
+            try:
+                self._spawn(operation)
+            except OSError:  # the same request again would find what nobody works on
+                operations.withdraw(self.directory, operation.id)
+                raise
             return operation
 
     def _go_on(self, left: Sequence[Operation]) -> None:
@@ -158,7 +162,11 @@ class Jobs:
                 if operation.id in self._cancelled:
                     continue
                 log.info("going on with %s", operation.id)
-                process = self._spawn(operation)
+                try:
+                    process = self._spawn(operation)
+                except OSError as error:
+                    log.error("%s can't be gone on with: %s; cancel it, or restart the server", operation.id, error)
+                    continue
             process.wait()
 
     def _check_room(self, job: Job, known: Sequence[Operation]) -> None:
@@ -186,12 +194,14 @@ class Jobs:
 
     def _spawn(self, operation: Operation) -> subprocess.Popen[bytes]:
         words = [sys.executable, "-m", "clients.cli", *operation.words(self.store.root)]
-        told = tempfile.TemporaryFile()  # noqa: SIM115  closed by who follows the process
         nothing = subprocess.DEVNULL
-        # A group of its own: Ctrl-C in the terminal would cancel it, instead of leaving it to the next server.
-        process = subprocess.Popen(  # noqa: S603  our own command
-            words, stdin=nothing, stdout=nothing, stderr=told, process_group=0
-        )
+        with ExitStack() as stack:
+            told = stack.enter_context(tempfile.TemporaryFile())
+            # A group of its own: Ctrl-C in the terminal would cancel it, instead of leaving it to the next server.
+            process = subprocess.Popen(  # noqa: S603  our own command
+                words, stdin=nothing, stdout=nothing, stderr=told, process_group=0
+            )
+            stack.pop_all()  # who follows the process closes it
         niceness = max(NICENESS, os.getpriority(os.PRIO_PROCESS, 0))  # only root may take some of ours back
         with suppress(ProcessLookupError):  # it has ended already
             os.setpriority(os.PRIO_PROCESS, process.pid, niceness)

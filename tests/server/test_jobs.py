@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+import tempfile
 import time
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from server.errors import BuildInProgress
 from server.folders import Folders
 from server.jobs import Job, Jobs
 from tests.serving import Stubs, build_photos, photo, reason_of, serving
+from tests.waiting import until
 
 
 def test_no_more_operations_than_the_bound_are_at_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,6 +113,31 @@ def test_processes_of_one_server_start_a_request_once(tmp_path: Path, monkeypatc
 
     one, other = asyncio.run(start_both())
     assert one.id == other.id
+
+
+def test_what_no_process_can_be_started_for_is_not_taken_for_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The same request again begins it; it was found as queued for ever, and kept other builds from the index."""
+    store = build_photos(tmp_path)
+    queued = [operations.queue(store.operations, "evaluate", "photos", [], request_id=name).id for name in "ab"]
+    serving_jobs, job = Jobs(store), Job("rebuild", "photos", ("rebuild", "photos"))
+
+    async def start() -> Operation:
+        with monkeypatch.context() as patched:
+            patched.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+            serving_jobs.resume()
+            until(lambda: len(caplog.records) == len(queued))
+            with pytest.raises(FileNotFoundError, match="gone"):
+                await serving_jobs.start(job, "once")
+        try:
+            return await serving_jobs.start(job, "once")
+        finally:
+            await serving_jobs.close()
+
+    begun = asyncio.run(start())
+    assert [one.id for one in operations.list_operations(store.operations)] == [*queued, begun.id]
+    assert [record.args[0] for record in caplog.records if record.args] == queued
 
 
 def test_processes_of_one_server_build_an_index_once_at_a_time(tmp_path: Path) -> None:
