@@ -30,7 +30,8 @@ def open_catalog(index_dir: Path) -> Catalog:
 
     Raises:
         CatalogError: it is damaged, or can't be created.
-        VersionError, ManifestError: it is new, and the active version is damaged.
+        VersionError, ManifestError: it is new, or has yet to let go of what the active version lacks, and that
+            version is damaged.
         OSError: it is new, and nobody can write beside it.
     """
     catalog = Catalog(index_dir)
@@ -68,6 +69,7 @@ def switch(index_dir: Path, catalog: Catalog, number: int) -> tuple[str, ...]:
 
     Raises:
         OSError: as of `indexer.version.activate`.
+        CatalogCorrupt, ManifestError: it is searched, but the catalogue or the version is damaged.
     """
     _begin(index_dir, number)
     version.activate(index_dir, number)
@@ -146,9 +148,11 @@ def _agree(index_dir: Path, catalog: Catalog, noted: str) -> None:
         def is_searched(known: tuple[int, ...] = active) -> bool:
             return version.pointed(index_dir)[:1] == known
 
-        searched = version.open_version(version.version_dir(index_dir, *active), verify=False)
+        searched = version.version_dir(index_dir, *active)
+        # One that was damaged since would put its damage into the catalogue, and let go of what it seems to lack.
+        items = manifest.verified(searched, manifest.read_version(searched), version.ITEMS)
         # Who activates another version meanwhile comes after this, and is right.
-        if catalog.mirror(searched.directory / version.ITEMS, complete=True, still=is_searched) is not None:
+        if catalog.mirror(items, complete=True, still=is_searched) is not None:
             break
     if _switching_to(index_dir) == noted:
         (index_dir / _SWITCHING).unlink(missing_ok=True)

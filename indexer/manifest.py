@@ -235,21 +235,15 @@ def verify(directory: Path, manifest: Manifest) -> None:
         CorruptFile: naming the first file that is missing, truncated or changed.
     """
     for name in _opened(manifest):
-        if name not in manifest.files:
-            raise CorruptFile(f"{directory / MANIFEST} has no record of {name}")
+        _recorded(directory, manifest, name)
     for name, expected in manifest.files.items():
-        path = directory / name
-        try:
-            size = path.stat().st_size
-            if size != expected.bytes:
-                raise CorruptFile(f"{path} has {size:,} bytes; the manifest says {expected.bytes:,}{_REMEDY}")
-            found = record(path)
-        except OSError as error:
-            raise CorruptFile(f"{path} can't be read: {error.strerror}{_REMEDY}") from error
-        if found.sha256 != expected.sha256:
-            raise CorruptFile(
-                f"{path} was changed: SHA-256 {found.sha256[:12]}…, not {expected.sha256[:12]}…{_REMEDY}"
-            )
+        _verify_file(directory / name, expected)
+
+
+def verified(directory: Path, manifest: Manifest, name: str) -> Path:
+    """One of the files that are opened, for who reads no other; raises CorruptFile as of `verify`."""
+    _verify_file(directory / name, _recorded(directory, manifest, name))
+    return directory / name
 
 
 def listed(directory: Path) -> list[str]:
@@ -297,6 +291,24 @@ def _write(directory: Path, manifest: Manifest) -> None:
     fields = dataclasses.asdict(manifest)
     sealed = {**fields, _SEAL: _seal(fields)}
     write_atomically(directory / MANIFEST, json.dumps(sealed, indent=2).encode() + b"\n")
+
+
+def _recorded(directory: Path, manifest: Manifest, name: str) -> FileRecord:
+    if name not in manifest.files:
+        raise CorruptFile(f"{directory / MANIFEST} has no record of {name}")
+    return manifest.files[name]
+
+
+def _verify_file(path: Path, expected: FileRecord) -> None:
+    try:
+        size = path.stat().st_size
+        if size != expected.bytes:
+            raise CorruptFile(f"{path} has {size:,} bytes; the manifest says {expected.bytes:,}{_REMEDY}")
+        found = record(path)
+    except OSError as error:
+        raise CorruptFile(f"{path} can't be read: {error.strerror}{_REMEDY}") from error
+    if found.sha256 != expected.sha256:
+        raise CorruptFile(f"{path} was changed: SHA-256 {found.sha256[:12]}…, not {expected.sha256[:12]}…{_REMEDY}")
 
 
 def _seal(fields: dict[str, Any]) -> str:

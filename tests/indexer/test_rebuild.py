@@ -25,6 +25,7 @@ from indexer.importing import import_items
 from indexer.labels import LabelsError
 from indexer.live import LiveIndex
 from indexer.live_snapshot import Snapshot
+from indexer.manifest import CorruptFile
 from indexer.rebuild import NoActiveVersion, rebuild
 from indexer.records import Upsert
 from indexer.rows import Embeddings
@@ -507,6 +508,17 @@ def test_a_damaged_version_whose_activation_was_cut_short_is_rolled_back(
     assert adopt.rollback(store, NAME) == 1
     assert searched(index) == items_of(photos)
     assert rebuild(NAME, store=store, progress=quiet).count == 60
+
+
+def test_damage_of_a_version_does_not_come_into_the_catalogue(store: Store, photos: Path, index: Path) -> None:
+    """By a switch that was cut short: a letter that flipped in a file let go of one item and made up another."""
+    items = version.version_dir(index, 1) / version.ITEMS
+    items.write_bytes(items.read_bytes().replace(b"garden/01.jpg", b"garden/0!.jpg"))
+    adopt._begin(index, 1)
+    with pytest.raises(CorruptFile, match=f"{items} was changed"):
+        adopt.open_catalog(index)
+    with closing(Catalog(index)) as catalog:
+        assert {one.item for one in catalog.page(limit=1_000)} == items_of(photos)
 
 
 def test_what_a_version_could_not_read_is_taken_in_once_it_can_be(
