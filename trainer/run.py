@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,39 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from indexer.encoder import Encoder as RuntimeEncoder
-from indexer.manifest import ModelManifest
-from indexer.pixels import Pixels, PixelSpec
 from trainer import report
-from trainer.choice import Choice, neighbour_contrast
+from trainer.choice import Choice
 from trainer.distributed import from_main, is_main, joined, wait_for_main
-from trainer.encoders import Encoder
 from trainer.environment import choose_device, peak_memory, record_environment
-from trainer.export import PARITY_IMAGES, Origin, export
 from trainer.given import Given, read_given
-from trainer.images import ImageCache, Progress, all_the_same, duplicates, open_collections
-from trainer.judging import (
-    Judge,
-    Score,
-    centre,
-    embed_images,
-    judge_rest,
-    judge_start,
-    judging_set,
-    measured,
-    neighbour_precision,
-    rest_set,
-    sample_set,
-    spread,
-    torch_embed,
-)
+from trainer.images import Progress, all_the_same, duplicates, open_collections
+from trainer.judging import Score, judge_rest, judge_start, measured
 from trainer.log import Clock, read_log
-from trainer.loop import Outcome
 from trainer.loop import train as run_loop
 from trainer.memory import keep_freed_memory
 from trainer.objective import Objective
-from trainer.objectives import make_objective, objective_class
-from trainer.recipe import Recipe, to_dict, with_objective
+from trainer.objectives import objective_class
+from trainer.recipe import Recipe
 from trainer.recipe_files import RecipeError
 from trainer.report_cases import Shown
 from trainer.run_directory import (
@@ -56,11 +35,18 @@ from trainer.run_directory import (
     sole_process,
     told_how_to_go_on,
 )
+from trainer.stages import (
+    Decoded,
+    Setting,
+    decode,
+    export_scored,
+    learn,
+    learn_from_labels_alone,
+    objective_of,
+)
 from trainer.start import Start, begin
 from trainer.torchvision_sets import named_set
 from trainer.train_report import TrainReport
-
-_LABELS_ALONE = "supervised"  # the objective of the baseline, and its directory within a run's
 
 
 def train(
@@ -133,13 +119,13 @@ def train(
         baseline = baseline and given.taught is not None and given.judged is not None
         # First of all: a recipe that can't be begun must cost neither the time of decoding nor the run's name.
         start = begin(recipe, models, chosen)
-        objective = _objective(recipe, start.encoder)
+        objective = objective_of(recipe, start.encoder)
         run = begun or from_main(lambda: new_run(runs, recipe, name, teach=teach, keep_doubted=keep_doubted))
-        setting = _Setting(run, models, recipe, chosen, progress if is_main() else lambda *_: None)
+        setting = Setting(run, models, recipe, chosen, progress if is_main() else lambda *_: None)
         with told_how_to_go_on(run), sole_process(run) if is_main() else nullcontext():
             if not is_main():
                 _assist(setting, given, objective, baseline)
-            return from_main(lambda: _learn(setting, given, start, objective, profile, baseline))
+            return from_main(lambda: _lead(setting, given, start, objective, profile, baseline))
 
 
 def _check_taught(recipe: Recipe, given: Given) -> None:
@@ -153,7 +139,7 @@ def _check_taught(recipe: Recipe, given: Given) -> None:
         )
 
 
-def _assist(setting: "_Setting", given: Given, objective: Objective, baseline: bool) -> None:
+def _assist(setting: Setting, given: Given, objective: Objective, baseline: bool) -> None:
     """What a process does that is not the main one: train with it."""
     wait_for_main()  # until it has decoded the images
     cache = given.training_set(setting.recipe, setting.run, setting.progress)
@@ -165,64 +151,14 @@ def _assist(setting: "_Setting", given: Given, objective: Objective, baseline: b
         join(alone.begun(), recipe=alone.recipe, directory=alone.run)
 
 
-@dataclass(frozen=True)
-class _Setting:
-    """Where and with what a run works."""
-
-    run: Path
-    models: Path
-    recipe: Recipe
-    device: torch.device
-    progress: Progress
-
-    @property
-    def spec(self) -> PixelSpec:
-        data = self.recipe.data
-        return PixelSpec(size=data.size, fit=data.fit, crop_fraction=data.crop_fraction)
-
-    @property
-    def has_other_images(self) -> bool:
-        """Whether the run learns from more than its labels, so that labels alone are something else."""
-        return self.recipe.objective.name != _LABELS_ALONE
-
-    def of_labels_alone(self) -> "_Setting":
-        """The same with the supervised objective, in a directory within the run's."""
-        recipe = with_objective(self.recipe, _LABELS_ALONE)
-        run = self.run / _LABELS_ALONE
-        run.mkdir(exist_ok=True)
-        return _Setting(run, self.models, recipe, self.device, partial(_within_baseline, self.progress))
-
-    def begun(self) -> Objective:
-        """Its objective around what it starts from."""
-        return _objective(self.recipe, begin(self.recipe, self.models, self.device).encoder)
-
-
-def _within_baseline(progress: Progress, stage: str, done: int, total: int) -> None:
-    progress(f"baseline {stage}", done, total)
-
-
-@dataclass(frozen=True)
-class _Decoded:
-    """The images of a run: to learn from, to judge on, and a sample of the former to compare epochs on."""
-
-    training: ImageCache
-    judge: Judge | None
-    sample: ImageCache
-    rest: Judge | None
-
-    @property
-    def shown(self) -> ImageCache:
-        """What the report shows."""
-        return self.judge.cache if self.judge else self.sample
-
-
-def _learn(
-    setting: _Setting, given: Given, start: Start, objective: Objective, profile: bool, baseline: bool
+def _lead(
+    setting: Setting, given: Given, start: Start, objective: Objective, profile: bool, baseline: bool
 ) -> TrainReport:
+    """What the main process does: all stages, of which it tells."""
     clock = Clock()
     run, models, device, progress = setting.run, setting.models, setting.device, setting.progress
     environment = record_environment(run, device, setting.recipe.run.seed)
-    decoded = _decode(setting, given)
+    decoded = decode(setting, given)
     clock.lap("decode")
     before = judge_start(start, setting.recipe, decoded.shown, decoded.judge, device, progress)
     rest = judge_rest(start, setting.recipe, decoded.rest, device, progress) if decoded.rest else None
@@ -230,12 +166,12 @@ def _learn(
     given = given.without(from_main(lambda: doubts.left_out))
     clock.lap("frozen")
     choice = Choice(run)
-    outcome = _train(setting, given, decoded, objective, choice, profile)
+    outcome = learn(setting, given, decoded, objective, choice, profile)
     clock.lap("train")
     score = Score(decoded.shown, decoded.judge, before, progress)
-    model = _export(setting, given, decoded, start, outcome.encoder, score)
+    model = export_scored(setting, given, decoded, start, outcome.encoder, score)
     clock.lap("export")
-    supervised = _labels_alone(setting, given, decoded) if baseline and setting.has_other_images else None
+    supervised = learn_from_labels_alone(setting, given, decoded) if baseline and setting.has_other_images else None
     clock.lap("baseline")
     done = TrainReport(
         model=model,
@@ -276,103 +212,7 @@ def _learn(
     return done
 
 
-def _decode(setting: _Setting, given: Given) -> _Decoded:
-    run, spec, progress = setting.run, setting.spec, setting.progress
-    cache = given.training_set(setting.recipe, run, progress)
-    wait_for_main()  # what it decoded, the others read
-    judge = rest = None
-    if given.judged:
-        rest = rest_set(given.judged, given.collection, spec, run / "rest.u8", setting.device, progress)
-        judge = judging_set(given.judged, given.collection, spec, run / "judged.u8", setting.device, progress)
-    return _Decoded(cache, judge, sample_set(given.collection, cache, spec, run / "sample.u8", progress), rest)
-
-
-def _labels_alone(setting: _Setting, given: Given, decoded: _Decoded) -> Encoder:
-    """What learns from the same labels alone, from the same start, by the same recipe and for as many epochs."""
-    alone = setting.of_labels_alone()
-    return _train(alone, given, decoded, alone.begun(), Choice(alone.run), profile=False).encoder
-
-
-def _train(
-    setting: _Setting, given: Given, decoded: _Decoded, objective: Objective, choice: Choice, profile: bool
-) -> Outcome:
-    """Train, and give the outcome the encoder that was chosen."""
-    outcome = run_loop(
-        objective,
-        decoded.training,
-        setting.recipe,
-        setting.run,
-        device=setting.device,
-        progress=setting.progress,
-        known=given.known(decoded.training.items),
-        on_epoch=partial(_after_epoch, setting, given, decoded, objective.centred, choice),
-        profile=profile,
-    )
-    if choice.epoch:
-        choice.take(outcome.encoder)
-    return outcome
-
-
-def _after_epoch(
-    setting: _Setting, given: Given, decoded: _Decoded, centred: bool, choice: Choice, epoch: int, encoder: Encoder
-) -> dict[str, float]:
-    """What is logged of an epoch's encoder, which is offered for choice."""
-    device, progress, sample = setting.device, setting.progress, decoded.sample
-    if centred:
-        centre(encoder, sample, device, progress)
-    embed = torch_embed(encoder, device)
-    sampled = embed_images(sample, embed, progress, device)
-    logged = {"contrast": neighbour_contrast(sampled)}
-    if setting.recipe.run.choose == "contrast":
-        choice.offer(epoch, encoder, logged["contrast"])
-    precision = neighbour_precision(sampled, given.judged.classes(sample.items)) if given.judged else None
-    if precision is not None:
-        logged["neighbour_precision"] = precision
-    if decoded.judge:
-        judged = embed_images(decoded.judge.cache, embed, progress, device)
-        logged |= decoded.judge.measure(judged, clusters=False).to_dict()
-    return logged
-
-
-def _export(
-    setting: _Setting, given: Given, decoded: _Decoded, start: Start, encoder: Encoder, score: Score
-) -> ModelManifest:
-    """Register the encoder as a model, scored."""
-    setting.progress("export", 0, 1)
-    sample = _sample(decoded.sample)
-    origin = _origin(setting.recipe, start, given, decoded.training)
-    model = export(encoder, setting.spec, sample, setting.models, origin, score)
-    if not len(score.embeddings):  # the store had this very model already
-        score(RuntimeEncoder.open(setting.models / model.id, device="cpu"))
-    setting.progress("export", 1, 1)
-    return model
-
-
-def _objective(recipe: Recipe, encoder: Encoder) -> Objective:
-    objective = make_objective(recipe.objective.name, encoder, **recipe.objective.keywords)
-    objective.check_batch(recipe.run.batch_size)
-    return objective
-
-
-def _sample(cache: ImageCache) -> Pixels:
-    """Real images at the model's own spec: what the export is checked on, decoded while they were there."""
-    return cache.pixels[spread(len(cache), PARITY_IMAGES)].numpy()
-
-
-def _origin(recipe: Recipe, start: Start, given: Given, cache: ImageCache) -> Origin:
-    known = given.known(cache.items)
-    return Origin(
-        backbone=recipe.encoder.backbone,
-        weights=recipe.encoder.weights,
-        objective=recipe.objective.name,
-        recipe=to_dict(recipe),
-        images=len(cache),
-        labelled=int((known.label >= 0).sum()) if known else 0,
-        licence=start.licence,
-    )
-
-
-def _shown(setting: _Setting, given: Given, decoded: _Decoded, before: Tensor, after: Tensor) -> Shown:
+def _shown(setting: Setting, given: Given, decoded: Decoded, before: Tensor, after: Tensor) -> Shown:
     cache, judge = decoded.shown, decoded.judge
     whole = setting.spec.fit == "squash"  # a crop is a square of the image
     return Shown(
@@ -387,7 +227,7 @@ def _shown(setting: _Setting, given: Given, decoded: _Decoded, before: Tensor, a
     )
 
 
-def _tell(setting: _Setting, done: TrainReport, environment: dict[str, Any], shown: Shown) -> TrainReport:
+def _tell(setting: Setting, done: TrainReport, environment: dict[str, Any], shown: Shown) -> TrainReport:
     """Write the report of a run whose model is registered: a disk that fails now costs the report alone."""
     before = done.start or done.frozen
     facts = report.RunFacts(
