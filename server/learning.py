@@ -79,7 +79,7 @@ def table_of(labels: Labels, store: Store, folders: Folders) -> Path:
     """The table of labels that a request names, or one of those that came with it; called on threads.
 
     Raises:
-        InvalidLabels: there are none, in more than one form, with an empty field, or contradictory pairs.
+        InvalidLabels: there are none, in more than one form, with an empty path, or contradictory pairs.
         InvalidPath, PathNotAllowed, PathNotFound: as of `Folders.to_read`.
         OSError: the disk is full or fails.
     """
@@ -100,10 +100,12 @@ def _image_rows(labels: Labels) -> list[tuple[str, ...]]:
     judged = any(row.held_out for row in labels.images)
     rows: list[tuple[str, ...]] = [("path", "class_id", *(["split"] if judged else []))]
     for number, row in enumerate(labels.images):
-        if not row.path or not row.class_id:
-            raise InvalidLabels(f"labels.images[{number}] has no {'class_id' if row.path else 'path'}")
+        if not row.path:
+            raise InvalidLabels(f"labels.images[{number}] has no path")
         split = ["test" if row.held_out else "train"] if judged else []
         rows.append((row.path, row.class_id, *split))
+    if not any(row.class_id.strip() for row in labels.images):
+        raise InvalidLabels(f"none of the {len(labels.images):,} labels.images has a class_id; write one into some")
     return rows
 
 

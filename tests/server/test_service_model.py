@@ -41,10 +41,14 @@ from clients.cli.command import kinsight
 from indexer import operations
 from indexer.build import build
 from indexer.locks import hold
+from indexer.sources import open_collection
+from server.errors import InvalidLabels
 from server.folders import Folders
+from server.learning import table_of
 from tests.conftest import School, copied
 from tests.serving import Stubs, reason_of, server_process, serving
 from tests.trainer import small
+from trainer.labels import read_labels
 from trainer.recipe import taught
 from trainer.run_directory import finish_run, new_run
 from trainer.start import starting_from
@@ -341,6 +345,18 @@ def test_bad_requests_are_answered_with_reasons(stubs: Stubs, school: School) ->
     for call, request, expected in cases:
         assert _reason(call, request) == expected, request
     assert not list(school.store.labels.glob("*")), "nothing was written for what was refused"
+
+
+def test_images_that_nobody_has_labelled_yet_are_as_in_a_table(school: School) -> None:
+    """What `suggest` gave and a person filled in by half: the others are learned from as unlabelled ones."""
+    names = {"00.png": "red", "01.png": "green", "02.png": "", "03.png": " "}
+    rows = [LabelledImage(path=path, class_id=name) for path, name in names.items()]
+    table = table_of(Labels(images=rows), school.store, Folders())
+    labels = read_labels(table, open_collection(school.pictures), to_teach=True)
+    assert labels.class_of == {"00.png": 0, "01.png": 1}
+    assert labels.warnings == (f"{table}: 2 rows have no class_id: their images are learned from as unlabelled ones",)
+    with pytest.raises(InvalidLabels, match=r"none of the 2 labels\.images has a class_id; write one into some"):
+        table_of(Labels(images=rows[2:]), school.store, Folders())
 
 
 def test_pairs_that_contradict_each_other_are_told_by_their_images(stubs: Stubs, school: School) -> None:

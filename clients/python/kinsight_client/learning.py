@@ -89,8 +89,9 @@ class ModelCalls:
         Args:
             model: its id.
             images: the collection.
-            labels: a table on the server's machine; or the class of each path; or (path, path, whether both show the
-                same). Paths are relative to the collection, or absolute on the server's machine.
+            labels: a table on the server's machine; or the class of each path, "" where nobody has said it yet; or
+                (path, path, whether both show the same). Paths are relative to the collection, or absolute on the
+                server's machine.
             method: of learning; empty for the server's, stml-semi.
             epochs: passes over the images; 0 for the model's recipe's.
             seed: of everything random; None for the recipe's.

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18kinsight/v1/labels.proto\x12\x0bkinsight.v1\x1a\x1fgoogle/api/field_behavior.proto\"~\n\x06Labels\x12\x12\n\x04path\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x30\n\x06images\x18\x02 \x03(\x0b\x32\x1a.kinsight.v1.LabelledImageB\x04\xe2\x41\x01\x01\x12.\n\x05pairs\x18\x03 \x03(\x0b\x32\x19.kinsight.v1.LabelledPairB\x04\xe2\x41\x01\x01\"S\n\rLabelledImage\x12\x12\n\x04path\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x16\n\x08\x63lass_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x16\n\x08held_out\x18\x03 \x01(\x08\x42\x04\xe2\x41\x01\x01\"\xc7\x01\n\x0cLabelledPair\x12\x14\n\x06path_a\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x14\n\x06path_b\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12:\n\x08relation\x18\x03 \x01(\x0e\x32\".kinsight.v1.LabelledPair.RelationB\x04\xe2\x41\x01\x02\"O\n\x08Relation\x12\x18\n\x14RELATION_UNSPECIFIED\x10\x00\x12\x11\n\rRELATION_SAME\x10\x01\x12\x16\n\x12RELATION_DIFFERENT\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18kinsight/v1/labels.proto\x12\x0bkinsight.v1\x1a\x1fgoogle/api/field_behavior.proto\"~\n\x06Labels\x12\x12\n\x04path\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x30\n\x06images\x18\x02 \x03(\x0b\x32\x1a.kinsight.v1.LabelledImageB\x04\xe2\x41\x01\x01\x12.\n\x05pairs\x18\x03 \x03(\x0b\x32\x19.kinsight.v1.LabelledPairB\x04\xe2\x41\x01\x01\"S\n\rLabelledImage\x12\x12\n\x04path\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x16\n\x08\x63lass_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x16\n\x08held_out\x18\x03 \x01(\x08\x42\x04\xe2\x41\x01\x01\"\xc7\x01\n\x0cLabelledPair\x12\x14\n\x06path_a\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x14\n\x06path_b\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12:\n\x08relation\x18\x03 \x01(\x0e\x32\".kinsight.v1.LabelledPair.RelationB\x04\xe2\x41\x01\x02\"O\n\x08Relation\x12\x18\n\x14RELATION_UNSPECIFIED\x10\x00\x12\x11\n\rRELATION_SAME\x10\x01\x12\x16\n\x12RELATION_DIFFERENT\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,7 +41,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LABELLEDIMAGE'].fields_by_name['path']._loaded_options = None
   _globals['_LABELLEDIMAGE'].fields_by_name['path']._serialized_options = b'\342A\001\002'
   _globals['_LABELLEDIMAGE'].fields_by_name['class_id']._loaded_options = None
-  _globals['_LABELLEDIMAGE'].fields_by_name['class_id']._serialized_options = b'\342A\001\002'
+  _globals['_LABELLEDIMAGE'].fields_by_name['class_id']._serialized_options = b'\342A\001\001'
   _globals['_LABELLEDIMAGE'].fields_by_name['held_out']._loaded_options = None
   _globals['_LABELLEDIMAGE'].fields_by_name['held_out']._serialized_options = b'\342A\001\001'
   _globals['_LABELLEDPAIR'].fields_by_name['path_a']._loaded_options = None
