@@ -49,7 +49,7 @@ def read_table(path: Path, columns: Iterable[str], optional: Iterable[str] = ())
     are left out, but for those of paths. What a Parquet table has no value for is empty text.
 
     Raises:
-        SourceError: the file can't be read, is not such a table, or lacks a column of `columns`.
+        SourceError: the file can't be read, is not such a table, lacks a column of `columns`, or has one twice.
     """
     wanted = (*columns, *optional)
     try:
@@ -58,11 +58,12 @@ def read_table(path: Path, columns: Iterable[str], optional: Iterable[str] = ())
         raise SourceError(f"{shown(path)} is not UTF-8 text: {error}; save it as UTF-8") from error
     except (OSError, csv.Error) as error:
         raise SourceError(f"{shown(path)} can't be read as a table: {error}") from error
-    spelled = {name: there for name in wanted if (there := _spelled(name, table)) is not None}
+    spelled = {name: there for name in wanted if (there := _spelled(path, name, names)) is not None}
     missing = [name for name in columns if name not in spelled]
     if missing:
         raise SourceError(
-            f"{shown(path)} has no column {', '.join(missing)}; its columns are: {names or 'none, it is empty'}"
+            f"{shown(path)} has no column {', '.join(missing)}; its columns are: "
+            f"{', '.join(dict.fromkeys(names)) or 'none, it is empty'}"
         )
     chosen = {
         name: table[there] if name in _PATHS else [cell.strip() for cell in table[there]]
@@ -76,12 +77,20 @@ def read_table(path: Path, columns: Iterable[str], optional: Iterable[str] = ())
     return Table(chosen, table.lines)
 
 
-def _spelled(name: str, names: Iterable[str]) -> str | None:
+def _spelled(path: Path, name: str, names: Sequence[str]) -> str | None:
     """What a table calls a column: a `Split` that is overlooked would let what judges be learned from."""
-    return min((there for there in names if there.lower() == name), key=lambda there: there != name, default=None)
+    found = [there for there in names if _is_called(there, [name])]
+    exact = [there for there in found if there == name]
+    if len(exact or found) > 1:
+        raise SourceError(f"{shown(path)} has {len(exact or found)} columns {name}; rename all of them but one")
+    return next(iter(exact or found), None)
 
 
-def _read_csv(path: Path) -> tuple[str, Table]:
+def _is_called(there: str, names: Iterable[str]) -> bool:
+    return there.strip().lower() in names
+
+
+def _read_csv(path: Path) -> tuple[list[str], Table]:
     with path.open(newline="", encoding="utf-8-sig") as file:
         first = file.readline()
         told = _TOLD.fullmatch(first.rstrip("\r\n"))
@@ -100,7 +109,7 @@ def _read_csv(path: Path) -> tuple[str, Table]:
             lines.append(line)
             for name, cell in dict(zip(names, cells, strict=True)).items():
                 columns[name].append(cell)
-    return ", ".join(columns), Table(columns, lines)
+    return names, Table(columns, lines)
 
 
 def _delimiter(header: str) -> str:
@@ -123,7 +132,7 @@ def _numbered(file: TextIO, delimiter: str, first: int) -> Iterator[tuple[int, l
         raise csv.Error(f"line {line}: {error}; is a quote there not closed?") from error
 
 
-def _read_parquet(path: Path, wanted: tuple[str, ...]) -> tuple[str, Table]:
+def _read_parquet(path: Path, wanted: tuple[str, ...]) -> tuple[list[str], Table]:
     import pyarrow
     import pyarrow.parquet
 
@@ -131,11 +140,11 @@ def _read_parquet(path: Path, wanted: tuple[str, ...]) -> tuple[str, Table]:
         with pyarrow.parquet.ParquetFile(path) as file:
             names = file.schema_arrow.names
             # Only these: a table may hold the images themselves in another column.
-            table = file.read(columns=[name for name in names if name.lower() in wanted])
+            table = file.read(columns=[name for name in names if _is_called(name, wanted)])
     except pyarrow.ArrowException as error:
         raise OSError(str(error)) from error
     columns = {
-        name: ["" if cell is None else str(cell) for cell in table.column(name).to_pylist()]
-        for name in table.column_names
+        name: ["" if cell is None else str(cell) for cell in column.to_pylist()]
+        for name, column in zip(table.column_names, table.columns, strict=True)
     }
-    return ", ".join(names), Table(columns, None)
+    return names, Table(columns, None)

@@ -136,6 +136,26 @@ def test_tables_as_spreadsheets_write_them(tmp_path: Path, text: str) -> None:
     assert read_table(tmp_path / "t.csv", [], optional=["path_a"]) == {}
 
 
+def test_columns_of_a_parquet_table_are_named_as_those_of_a_csv(tmp_path: Path) -> None:
+    """With spaces around them, as pandas reads `path, Split` from a CSV: rows of test were learned from."""
+    pyarrow.parquet.write_table(pa.table({" path": [" a.png"], " Split": [" test "]}), tmp_path / "t.parquet")
+    table = read_table(tmp_path / "t.parquet", ["path"], optional=["split", "class_id"])
+    assert table == {"path": [" a.png"], "split": ["test"]}
+
+
+@pytest.mark.parametrize("names", [("split", "split"), ("Split", " SPLIT")])
+def test_a_column_that_is_there_twice_is_refused(tmp_path: Path, names: tuple[str, str]) -> None:
+    """Nothing says which of the two is meant; others may come as often as they like."""
+    cells = [pa.array([cell]) for cell in ("a.png", "train", "test", "x", "y")]
+    header = ("path", *names, "note", "note")
+    pyarrow.parquet.write_table(pa.Table.from_arrays(cells, header), tmp_path / "t.parquet")
+    (tmp_path / "t.csv").write_text(",".join(header) + "\na.png,train,test,x,y\n")
+    for table in (tmp_path / "t.parquet", tmp_path / "t.csv"):
+        assert read_table(table, ["path"]) == {"path": ["a.png"]}
+        with pytest.raises(SourceError, match=f"{table} has 2 columns split; rename all of them but one"):
+            read_table(table, ["path"], optional=["split"])
+
+
 def test_a_row_of_a_table_knows_its_place_in_the_file(tmp_path: Path) -> None:
     """The line that it begins in, blank ones and those in quotes counted; a Parquet table has rows alone."""
     (tmp_path / "t.csv").write_text('path\n\na.png\n""\n"b\n\n.png"\nc.png')
