@@ -17,6 +17,7 @@ from typing import Any
 
 from indexer.pixels import UndecodableImage
 from indexer.source import Listing, Source, SourceError, file_state, item_of, shown
+from indexer.tables import is_called
 
 _ROWS = 32  # read from the file at a time: 32 photographs of 5 MB are 160 MB
 _KEPT = 4  # pieces of so many rows: threads that decode in order ask for neighbouring rows at once
@@ -73,7 +74,7 @@ def image_column(table: Path) -> ImageColumn | None:
         if _is_image(field.type)
     }
     if not columns:
-        names = "path" if "path" in schema.names else None
+        names = next((name for name in schema.names if is_called(name, ["path"])), None)
         columns = {field.name: ImageColumn(field.name, names) for field in schema if _is_bytes(field.type)}
         if names and "image" not in columns:
             return None

@@ -79,14 +79,15 @@ def read_table(path: Path, columns: Iterable[str], optional: Iterable[str] = ())
 
 def _spelled(path: Path, name: str, names: Sequence[str]) -> str | None:
     """What a table calls a column: a `Split` that is overlooked would let what judges be learned from."""
-    found = [there for there in names if _is_called(there, [name])]
+    found = [there for there in names if is_called(there, [name])]
     exact = [there for there in found if there == name]
     if len(exact or found) > 1:
         raise SourceError(f"{shown(path)} has {len(exact or found)} columns {name}; rename all of them but one")
     return next(iter(exact or found), None)
 
 
-def _is_called(there: str, names: Iterable[str]) -> bool:
+def is_called(there: str, names: Iterable[str]) -> bool:
+    """Whether a column of a table is one of these, spelled in any case and with spaces around it."""
     return there.strip().lower() in names
 
 
@@ -140,7 +141,7 @@ def _read_parquet(path: Path, wanted: tuple[str, ...]) -> tuple[list[str], Table
         with pyarrow.parquet.ParquetFile(path) as file:
             names = file.schema_arrow.names
             # Only these: a table may hold the images themselves in another column.
-            table = file.read(columns=[name for name in names if _is_called(name, wanted)])
+            table = file.read(columns=[name for name in names if is_called(name, wanted)])
     except pyarrow.ArrowException as error:
         raise OSError(str(error)) from error
     columns = {

@@ -71,10 +71,11 @@ def test_the_column_and_the_ids_are_found(tmp_path: Path, columns: dict[str, Any
     assert [(source.item, source.read()) for source in sources] == list(zip(items, (png(0), png(1)), strict=True))
 
 
-def test_a_table_of_paths_stays_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["path", "Path "])
+def test_a_table_of_paths_stays_one(tmp_path: Path, name: str) -> None:
     """Bytes that are not called `image` beside a column `path` are no images: the paths are, as ever."""
     (tmp_path / "a.png").write_bytes(png(0))
-    table = written(tmp_path / "t.parquet", {"path": ["a.png"], "image": ["a"], "thumbnail": [png(1)]})
+    table = written(tmp_path / "t.parquet", {name: ["a.png"], "image": ["a"], "thumbnail": [png(1)]})
     (source,) = open_collection(table).sources
     assert (source.item, source.read()) == ("a.png", png(0))
 
