@@ -167,41 +167,60 @@ def _open(images: Path) -> Collection:
 
 def _from_folder(root: Path) -> Collection:
     """Every image file; of a folder that has none, the images of its archives."""
-    sources: list[Source] = []
-    archives: list[Path] = []
+    found = _walked(root)
+    if found.sources:
+        sources = sorted(found.sources, key=lambda source: source.item)
+        warnings = (*found.warnings, *_passed_over(root, found.archives))
+        return Collection(root, tuple(sources), found.ignored, warnings)
+    within = _from_archives(root, _of_one_kind(found.archives))
+    return replace(within, ignored=within.ignored + found.ignored, warnings=(*found.warnings, *within.warnings))
+
+
+@dataclass
+class _Found:
+    """What lies in a folder and its subfolders."""
+
+    sources: list[Source] = field(default_factory=list)
+    archives: list[Path] = field(default_factory=list)
+    ignored: int = 0
+    warnings: list[str] = field(default_factory=list)
+
+
+def _walked(root: Path) -> _Found:
+    found = _Found()
     linked: list[str] = []  # which os.walk leaves out, for links may go in circles
-    warnings: list[str] = []
-    ignored = 0
-    for folder, subfolders, names in os.walk(root, onerror=lambda error: warnings.append(_unlisted(error))):
+    for folder, subfolders, names in os.walk(root, onerror=lambda error: found.warnings.append(_unlisted(error))):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         linked += (name for name in subfolders if os.path.islink(os.path.join(folder, name)))  # noqa: PTH114,PTH118
         prefix = "" if folder == str(root) else f"{os.path.relpath(folder, root)}/"
         if _MODEL.issubset(names):  # of a store that lies among the images, as after `kinsight train .`
-            ignored += len(names)
+            found.ignored += len(names)
             continue
         for name in names:
             if is_listed(name):
                 relative = prefix + name
-                sources.append(FileSource(item_of(relative), str(root), relative))
+                found.sources.append(FileSource(item_of(relative), str(root), relative))
             else:
-                ignored += 1
-                archives += [Path(folder, name)] if _is_archive(name) else []
+                found.ignored += 1
+                found.archives += [Path(folder, name)] if _is_archive(name) else []
     if linked:
-        warnings.append(
+        found.warnings.append(
             f"linked folders in {shown(root)} are not followed ({len(linked):,}, for example {linked[0]!a}); "
             "give the folders that they lead to, or a table of paths"
         )
-    if not sources:
-        within = _from_archives(root, _of_one_kind(archives))
-        return replace(within, ignored=within.ignored + ignored, warnings=(*warnings, *within.warnings))
-    sources.sort(key=lambda source: source.item)
+    return found
+
+
+def _passed_over(root: Path, archives: Sequence[Path]) -> tuple[str, ...]:
+    """A warning of tar archives beside images, if there are any."""
     tars = [archive.name for archive in archives if is_tar(archive.name)]
-    if tars:
-        warnings.append(
-            f"{len(tars):,} tar archives beside the images in {shown(root)} are not read, for example {tars[0]!a}; "
-            "give their folder without image files to learn from them"
-        )
-    return Collection(root, tuple(sources), ignored, tuple(warnings))
+    if not tars:
+        return ()
+    warning = (
+        f"{len(tars):,} tar archives beside the images in {shown(root)} are not read, for example {tars[0]!a}; "
+        "give their folder without image files to learn from them"
+    )
+    return (warning,)
 
 
 def _unlisted(error: OSError) -> str:
