@@ -29,7 +29,8 @@ class Labels:
     Attributes:
         class_of: item to class, 0 to C - 1, in order of first appearance.
         class_names: what the table calls each class.
-        split_of: item to one of `SPLITS`; empty where the table has no split column.
+        split_of: item to one of `SPLITS`; empty where the table has no split column. Those of `train` and `rest` are
+            learned from, those of `rest` as if they had no label, and judged apart; those of the others judge alone.
         unknown: path of the table that is not in the collection, to its split; "" where the table has none.
         warnings: what else of the table was left out, each a sentence.
     """

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from clients.cli.options import PATH, ByteCount, Device, device_option, json_option, labels_help, store_option
+from clients.cli.options import PATH, ByteCount, Device, device_option, index_labels_help, json_option, store_option
 from clients.cli.output import cell, print_facts, print_json, print_table, tell_facts
 from clients.cli.rebuild import result_of, warn_of
 from clients.cli.recording import operation_option, recorded
@@ -210,7 +210,7 @@ def delete_version(name: str, version: int, store: Path, as_json: bool) -> None:
 @index.command()
 @click.argument("name")
 @click.option("--version", type=int, metavar="N", help="Instead of the active version.")
-@click.option("--labels", type=PATH, help=labels_help)
+@click.option("--labels", type=PATH, help=index_labels_help)
 @store_option
 @operation_option
 @json_option

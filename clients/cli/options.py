@@ -42,7 +42,8 @@ progress_option = click.option(
     help="How progress is told on stderr: auto for people; json for programs, lines of {stage, done, total}.",
 )
 SEED = click.IntRange(min=0, max=2**63 - 1)  # what random generators take, as run.seed of a recipe
-labels_help = "CSV or Parquet: path, class_id and, optionally, split (train, test, or query and gallery)."
+labels_help = "CSV or Parquet: path, class_id and, optionally, split (train, rest, test, or query and gallery)."
+index_labels_help = f"{labels_help} What is not train judges."
 device_option = click.option(
     "--device",
     type=click.Choice(["auto", "cpu", "cuda"]),

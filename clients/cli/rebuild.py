@@ -16,8 +16,8 @@ from clients.cli.options import (
     ByteCount,
     Device,
     device_option,
+    index_labels_help,
     json_option,
-    labels_help,
     progress_option,
     store_option,
 )
@@ -73,7 +73,7 @@ class Wanted:
 )
 @click.option("--learn-memory", type=ByteCount(), metavar="BYTES", help="Most that training may allocate, say 8G.")
 @click.option("--min-recall", type=click.FloatRange(0, 1), help="recall@10 that it needs to be activated.  [0.95]")
-@click.option("--labels", type=PATH, help=f"Only to judge with. {labels_help}")
+@click.option("--labels", type=PATH, help=f"Only to judge with. {index_labels_help}")
 @click.option("--activate/--no-activate", default=True, help="Whether to search it, if nothing speaks against it.")
 @click.option("--follow", is_flag=True, help="Go on: rebuild whenever --images has changed, until Ctrl-C.")
 @click.option("--interval", type=click.FloatRange(0.1), default=10.0, show_default=True, help="Of --follow, seconds.")
@@ -100,8 +100,9 @@ def rebuild(context: click.Context, /, **words: Any) -> None:
       lower beyond chance; without, they stand out less from the rest, by more
       than 5 % and beyond chance;
       it learned by --finetune, and R@1 is not higher on labelled items that it
-      did not learn from: those of the split test of the few labels, or of
-      --labels. Without any, the rule before decides, and a warning says so.
+      did not learn from: those of the few labels with another split than
+      train, or of --labels. Without any, the rule before decides, and a
+      warning says so.
 
     --learn and --finetune train in a process of its own, behind everything else; only one at a time in a store. They
     don't begin where more than 1 % of the items would be lost, unless --no-activate is given.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from clients.cli.options import json_option, labels_help, server_option
+from clients.cli.options import index_labels_help, json_option, server_option
 from clients.cli.output import cell, print_json, print_table, progress, tell_facts
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def remote() -> None:
 @click.option("--method", default="", help="Of --finetune; see `kinsight finetune --help`.")
 @click.option("--epochs", type=click.IntRange(1), default=None, metavar="N", help="Of --learn and --finetune.")
 @click.option("--min-recall", type=click.FloatRange(0, 1), help="recall@10 that it needs to be activated.  [0.95]")
-@click.option("--labels", default="", metavar="PATH", help=f"Only to judge with. {labels_help}")
+@click.option("--labels", default="", metavar="PATH", help=f"Only to judge with. {index_labels_help}")
 @click.option("--activate/--no-activate", default=True, help="Whether to search it, if nothing speaks against it.")
 @server_option
 @json_option
@@ -186,7 +186,7 @@ def delete_version(name: str, version: int, server: str, as_json: bool) -> None:
 @remote.command()
 @click.argument("name")
 @click.option("--version", type=click.IntRange(1), default=None, metavar="N", help="Instead of the active version.")
-@click.option("--labels", default="", metavar="PATH", help=labels_help)
+@click.option("--labels", default="", metavar="PATH", help=index_labels_help)
 @server_option
 @json_option
 def evaluate(name: str, version: int | None, labels: str, server: str, as_json: bool) -> None:

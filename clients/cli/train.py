@@ -98,9 +98,9 @@ def train(
 
     The images need no labels. Where --labels are given, with paths relative to the first IMAGES or to their own
     folder, R@1 of the frozen backbone and of the trained model are measured, and with --from that of MODEL; with a
-    column split it learns on train and judges on test. A set of torchvision brings labels along:
-    half of its classes to learn from, the others to judge on. Both are in one table, datasets/NAME/images.csv in the
-    store, which can be indexed as well.
+    column split it learns on train and rest, and judges on test, and on rest apart. A set of torchvision brings labels
+    along: half of its classes to learn from, the others to judge on. Both are in one table, datasets/NAME/images.csv in
+    the store, which can be indexed as well.
 
     On several GPUs of a machine, one process each, which share every batch:
     torchrun --standalone --nproc-per-node 4 -m clients.cli train IMAGES ...
@@ -110,8 +110,8 @@ def train(
     duplicates.copies, duplicates.groups[][], unknown_labels[], warnings[], seconds{};
     with --profile also profile.percent{}, profile.steps, profile.step_ms, profile.trace;
     with --labels also beats_frozen, last_recall_at_1, with --from beats_start, and in each of frozen{}, trained{}
-    and, with --from, start{}: recall_at_1, recall_at_2, recall_at_4, recall_at_8, map_at_r, r_precision,
-    knn_accuracy, nmi, ami, queries;
+    and, with --from, start{}, and on rows of rest in each of the same within rest{}: recall_at_1, recall_at_2,
+    recall_at_4, recall_at_8, map_at_r, r_precision, knn_accuracy, nmi, ami, queries;
     where the run to --resume is finished already, which changes nothing, model, run and report alone
     """
     given = [f"{_KEY_OF[name]}={value}" for name, value in shortcuts.items() if value is not None]

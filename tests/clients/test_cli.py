@@ -83,6 +83,17 @@ def test_every_verb_has_help_that_documents_its_json(verb: list[str], run: Run) 
     assert "JSON keys" in result.stdout
 
 
+@pytest.mark.parametrize(
+    "verb",
+    [["train"], ["evaluate"], ["rebuild"], ["index", "evaluate"], ["remote", "rebuild"], ["remote", "evaluate"]],
+    ids=" ".join,
+)
+def test_help_of_what_takes_labels_names_every_split(verb: list[str], run: Run) -> None:
+    """Whoever marks rows `rest` is told that there is such a split, and whether it judges."""
+    told = " ".join(run(*verb, "--help", with_store=False).stdout.split())
+    assert "optionally, split (train, rest, test, or query and gallery)" in told
+
+
 def test_help_of_the_command_lists_every_verb(run: Run) -> None:
     """The front page names all verbs."""
     result = run("--help", with_store=False)
