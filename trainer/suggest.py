@@ -108,26 +108,21 @@ def suggest(
     known = _Labelled() if labels is None else _read(labels, collection)
     sources = [source for source in collection.sources if source.item not in known.kept]
     _check_budget(budget, len(sources) - len(known.items), images, known)
-    unnamed = [source.item for source in sources if not _nameable(source)]
-    sources = [source for source in sources if _nameable(source)]
-    embeddings, items, damaged = embed_sources(sources, runtime, progress)
-    skipped = [*((item, "its path is not UTF-8, as tables are") for item in unnamed), *damaged]
-    labelled = torch.tensor([row for row, item in enumerate(items) if item in known.items], dtype=torch.int64)
-    if len(items) == len(labelled):
+    embeddings, usable, skipped = _embedded(sources, runtime, progress)
+    labelled = torch.tensor([row for row, one in enumerate(usable) if one.item in known.items], dtype=torch.int64)
+    available = len(usable) - len(labelled)
+    if not available:
         item, reason = skipped[0]
         raise SourceError(f"none of the {len(skipped):,} images in {images} can be used; {item}: {reason}")
     embeddings = embeddings.to(chosen)
-    available = len(items) - len(labelled)
     dense = density(embeddings)
     rows = METHODS[method](embeddings, min(budget, available), labelled=labelled, utility=dense, seed=seed)
-    by_item = {source.item: source for source in sources}
+    why = reasons(embeddings, rows, labelled.to(chosen), dense)
     return Suggestion(
-        suggested=_explained(
-            reasons(embeddings, rows, labelled.to(chosen), dense), rows, [by_item[item] for item in items]
-        ),
-        images=len(items),
+        suggested=_explained(why, rows, usable),
+        images=len(usable),
         labelled=len(labelled),
-        skipped=tuple(skipped),
+        skipped=skipped,
         warnings=(*collection.warnings, *known.warnings),
     )
 
@@ -175,6 +170,17 @@ def _check_budget(budget: int, available: int, images: Path, known: _Labelled) -
         if available
         else f"all images in {images} are labelled already; there is none to suggest"
     )
+
+
+def _embedded(
+    sources: Sequence[Source], runtime: RuntimeEncoder, progress: Progress
+) -> tuple[Tensor, list[Source], tuple[tuple[str, str], ...]]:
+    """The embeddings of those that a table can name and that can be decoded, which these are, and the others."""
+    named = [source for source in sources if _nameable(source)]
+    embeddings, items, damaged = embed_sources(named, runtime, progress)
+    by_item = {source.item: source for source in named}
+    unnamed = ((source.item, "its path is not UTF-8, as tables are") for source in sources if not _nameable(source))
+    return embeddings, [by_item[item] for item in items], (*unnamed, *damaged)
 
 
 def _explained(why: Reasons, rows: Tensor, sources: Sequence[Source]) -> tuple[Suggested, ...]:
