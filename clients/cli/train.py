@@ -98,9 +98,9 @@ def train(
 
     The images need no labels. Where --labels are given, with paths relative to the first IMAGES or to their own
     folder, R@1 of the frozen backbone and of the trained model are measured, and with --from that of MODEL; with a
-    column split it learns on train and rest, and judges on test, and on rest apart. A set of torchvision brings labels
-    along: half of its classes to learn from, the others to judge on. Both are in one table, datasets/NAME/images.csv in
-    the store, which can be indexed as well.
+    column split it learns on train and rest, and judges on test, and on rest apart. A set of torchvision brings
+    labels along: half of its classes to learn from, the others to judge on. Both are in one table,
+    datasets/NAME/images.csv in the store, which can be indexed as well.
 
     On several GPUs of a machine, one process each, which share every batch:
     torchrun --standalone --nproc-per-node 4 -m clients.cli train IMAGES ...
