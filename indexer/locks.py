@@ -27,14 +27,28 @@ class Held(Exception):
 def hold(path: Path) -> Iterator[None]:
     """Hold a lock file, made where it does not exist, with this process's number in it; raises Held."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as file:
-        if not _taken(file.fileno()):
-            file.seek(0)
-            raise Held(path, file.read().strip() or "unknown")
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
-        yield
+    while True:
+        with path.open("a+") as file:
+            if not _taken(file.fileno()):
+                file.seek(0)
+                raise Held(path, file.read().strip() or "unknown")
+            if not _is_there(file.fileno(), path):  # who held it has removed it since it was opened
+                continue
+            file.truncate(0)
+            file.write(f"{os.getpid()}\n")
+            file.flush()
+            yield
+            return
+
+
+@contextmanager
+def hold_once(path: Path) -> Iterator[None]:
+    """As `hold`, of a file that is gone afterwards: for folders that are not ours to leave one in."""
+    with hold(path):
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -55,6 +69,14 @@ def is_held(path: Path) -> bool:
     except BlockingIOError:
         return True
     return False
+
+
+def _is_there(descriptor: int, path: Path) -> bool:
+    """Whether a path still leads to an open file."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _taken(descriptor: int) -> bool:

@@ -17,16 +17,18 @@ import json
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 from indexer import adopt, manifest, version
 from indexer.catalog import CATALOG, Catalog
 from indexer.catalog_file import connect
 from indexer.embedding import Progress
+from indexer.locks import Held, hold_once, turn
 from indexer.manifest import FileRecord
 from indexer.rebuild import active_number
 from indexer.store import Store
@@ -34,6 +36,7 @@ from indexer.store import Store
 RECEIPT = "snapshot.json"
 FORMAT = 1
 _VERSION, _MODEL = "version", "model"
+_RESTORING = ".restoring"  # of a store; held by who restores into it
 
 
 class SnapshotError(Exception):
@@ -81,14 +84,14 @@ def snapshot(store: Store, name: str, directory: Path, progress: Progress) -> Sn
         progress: hears the stages `verify` and `copy`.
 
     Raises:
-        NotEmpty: the directory holds something.
+        NotEmpty: the directory holds something, or another process is writing it.
         NoActiveVersion: there is nothing to copy.
         ManifestError, CatalogError: the index or its model is damaged.
         OSError: a file can't be read or written.
     """
     index_dir = store.index(name)
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise NotEmpty(f"{directory} is there already and not empty; give another directory, or remove it")
+    check = partial(_check_empty, directory)
+    check()
     number = active_number(store, name)
     version_dir = version.version_dir(index_dir, number)
     opened = manifest.read_version(version_dir)
@@ -98,7 +101,7 @@ def snapshot(store: Store, name: str, directory: Path, progress: Progress) -> Sn
     progress("verify", 1, 2)
     manifest.verify(model_dir, manifest.read_model(model_dir))
     progress("verify", 2, 2)
-    with _whole(directory.absolute()) as staging:
+    with _sole_writer(directory), _whole(directory.absolute(), check) as staging:
         _link_all(version_dir, staging / _VERSION, progress)
         _link_all(model_dir, staging / _MODEL, progress)
         # After the version was chosen: the catalogue may be ahead of its version, never behind.
@@ -136,25 +139,51 @@ def restore(store: Store, directory: Path, name: str | None, progress: Progress)
         _verify(directory / relative, expected)
     progress("verify", len(files), len(files))
     index_dir = store.index(name or taken.index)
-    if version.list_versions(index_dir) or (index_dir / CATALOG).exists():
-        raise NotEmpty(f"index {index_dir.name!r} is in {store.root} already; restore under another name (--name)")
-    _restore_model(directory / _MODEL, store.models / taken.model, progress)
-    with _whole(index_dir, store.root) as staging:
-        growing = staging / ".staging"
-        _link_all(directory / _VERSION, growing, progress)
-        opened = manifest.read_version(growing)
-        (growing / manifest.MANIFEST).unlink()
-        manifest.publish(growing, version.version_dir(staging, taken.version), replace(opened, index=index_dir.name))
-        _copy(directory / CATALOG, staging / CATALOG)
-        with closing(Catalog(staging)) as catalog:  # which may be of a moment after another version took over
-            if unfinished := adopt.switch(staging, catalog, taken.version):
-                raise OSError(errno.EIO, f"{unfinished[0]}; check the disk, and restore again", str(index_dir))
+    check = partial(_check_unknown, store, index_dir)
+    store.root.mkdir(parents=True, exist_ok=True)
+    with turn(store.root / _RESTORING):  # others may bring the same model, or the same name
+        check()
+        _restore_model(directory / _MODEL, store.models / taken.model, progress)
+        with _whole(index_dir, check, store.root) as staging:
+            growing = staging / ".staging"
+            _link_all(directory / _VERSION, growing, progress)
+            opened = manifest.read_version(growing)
+            (growing / manifest.MANIFEST).unlink()
+            published = version.version_dir(staging, taken.version)
+            manifest.publish(growing, published, replace(opened, index=index_dir.name))
+            _copy(directory / CATALOG, staging / CATALOG)
+            with closing(Catalog(staging)) as catalog:  # which may be of a moment after another version took over
+                if unfinished := adopt.switch(staging, catalog, taken.version):
+                    raise OSError(errno.EIO, f"{unfinished[0]}; check the disk, and restore again", str(index_dir))
     return replace(taken, index=index_dir.name)
 
 
+def _check_empty(directory: Path) -> None:
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise NotEmpty(f"{directory} is there already and not empty; give another directory, or remove it")
+
+
+def _check_unknown(store: Store, index_dir: Path) -> None:
+    if version.list_versions(index_dir) or (index_dir / CATALOG).exists():
+        raise NotEmpty(f"index {index_dir.name!r} is in {store.root} already; restore under another name (--name)")
+
+
 @contextmanager
-def _whole(target: Path, beside: Path | None = None) -> Iterator[Path]:
-    """A directory that becomes `target` when the block is left, and is removed where it fails."""
+def _sole_writer(directory: Path) -> Iterator[None]:
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(hold_once(directory.absolute().with_name(f".{directory.name}.lock")))
+        except Held as error:
+            raise NotEmpty(f"process {error.pid} is writing {directory}; give another directory") from error
+        yield
+
+
+@contextmanager
+def _whole(target: Path, check: Callable[[], None], beside: Path | None = None) -> Iterator[Path]:
+    """A directory that becomes `target` when the block is left, and is removed where it fails.
+
+    What somebody else wrote to the target meanwhile is not replaced: `check` raises then.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = (beside or target.parent) / f".{target.name}.partial"
     manifest.discard(staging)
@@ -162,7 +191,8 @@ def _whole(target: Path, beside: Path | None = None) -> Iterator[Path]:
     try:
         yield staging
         manifest.sync(staging)
-        if target.exists():  # it held nothing that counts
+        check()
+        if target.exists():  # it holds nothing that counts
             shutil.rmtree(target)
         staging.rename(target)
         manifest.sync(target.parent)
@@ -175,7 +205,7 @@ def _restore_model(source: Path, target: Path, progress: Progress) -> None:
     if target.exists():  # one id, one content: models never change
         manifest.verify(target, manifest.read_model(target))
         return
-    with _whole(target) as staging:
+    with _whole(target, lambda: None) as staging:
         _link_all(source, staging, progress)
 
 

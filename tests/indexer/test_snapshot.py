@@ -1,6 +1,8 @@
 """Copies of an index: whole, verified, and restored only where nothing is."""
 
 import json
+import os
+import threading
 from contextlib import closing
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pytest
 
 from indexer import adopt, version
 from indexer.build import build
+from indexer.embedding import Progress
 from indexer.live import LiveIndex
 from indexer.rebuild import rebuild
 from indexer.records import Upsert
@@ -110,6 +113,61 @@ def test_nothing_is_overwritten(store: Store, copied: Path, tmp_path: Path) -> N
         restore(store, copied, None, quiet)
     (tmp_path / "empty").mkdir()
     assert snapshot(store, "street", tmp_path / "empty", quiet).items == 60
+
+
+@pytest.mark.parametrize("second", ["one", "two"])
+def test_restores_come_one_after_the_other(copied: Path, tmp_path: Path, second: str) -> None:
+    """They bring the same model, and perhaps the same name: each wrote into what the other had begun."""
+    target, told, copying = Store(tmp_path / "other"), list[str](), threading.Event()
+
+    def run(name: str, progress: Progress) -> None:
+        try:
+            told.append(restore(target, copied, name, progress).index)
+        except NotEmpty as refused:
+            told.append(str(refused))
+
+    def meanwhile(stage: str, *_: int) -> None:
+        if stage == "copy":
+            copying.set()
+
+    other = threading.Thread(target=run, args=(second, meanwhile))
+
+    def begin_another(stage: str, *_: int) -> None:
+        if stage == "copy" and other.ident is None:
+            other.start()
+            copying.wait(0.2)
+
+    run("one", begin_another)
+    other.join()
+    refused = f"index 'one' is in {target.root} already; restore under another name (--name)"
+    assert told == ["one", refused if second == "one" else "two"]
+    for name in {"one", second}:
+        assert version.open_version(version.version_dir(target.index(name), 1)).count == 60
+
+
+def test_what_was_made_meanwhile_is_not_replaced(
+    store: Store, copied: Path, photos: Path, tiny_model: str, tmp_path: Path
+) -> None:
+    """Neither an index that a build made while another was restored under its name, nor a folder that filled."""
+
+    def build_meanwhile(stage: str, *_: int) -> None:
+        if stage == "copy" and not store.index("again").exists():
+            build("again", photos, model=tiny_model, store=store, progress=quiet)
+
+    with pytest.raises(NotEmpty, match="index 'again' is in"):
+        restore(store, copied, "again", build_meanwhile)
+    with closing(adopt.open_catalog(store.index("again"))) as catalog:
+        assert (catalog.count(), catalog.known(["up"])) == (60, {})
+
+    def write_meanwhile(stage: str, *_: int) -> None:
+        if stage == "copy" and not (tmp_path / "twice").exists():
+            with pytest.raises(NotEmpty, match=f"process {os.getpid()} is writing"):
+                snapshot(store, "again", tmp_path / "twice", quiet)
+            (tmp_path / "twice" / "mine").mkdir(parents=True)
+
+    with pytest.raises(NotEmpty, match="twice is there already and not empty"):
+        snapshot(store, "street", tmp_path / "twice", write_meanwhile)
+    assert [path.name for path in tmp_path.glob("*twice*")] == ["twice"]
 
 
 @pytest.mark.parametrize("name", ["../evil", "/etc/passwd", "version/../../evil", "model/a/b", "version/.."])
