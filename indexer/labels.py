@@ -45,8 +45,11 @@ def item_finder(table: Path, paths: Mapping[str, Path | None]) -> Callable[[str]
     folder = table.parent.absolute()
 
     def find(cell: str) -> str | None:
-        item = item_of(cell)
-        return item if item in paths else by_path.get(os.path.normpath(folder / cell))
+        # As a path below the collection's root first: an id with % may look like the path of another item.
+        for item in (item_of(cell), cell):
+            if item in paths:
+                return item
+        return by_path.get(os.path.normpath(folder / cell))
 
     return find
 

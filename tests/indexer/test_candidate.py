@@ -139,6 +139,21 @@ def test_labels_are_found_by_paths_that_go_up(tmp_path: Path) -> None:
     assert read_classes(labels, paths) == {"a": "1", "b": "2"}
 
 
+def test_labels_are_found_by_ids_as_they_are_shown(tmp_path: Path) -> None:
+    """One that was upserted may hold any character, and one of a file says % where its path has something else."""
+    labels = tmp_path / "labels.csv"
+    labels.write_text("path,class_id\n100% wool,1\n50%25.png,2\n20%.png,3\n50%.png,2\n")
+    paths = {"100% wool": None, **{item: tmp_path / item.replace("%25", "%") for item in ("50%25.png", "20%25.png")}}
+    assert read_classes(labels, paths) == {"100% wool": "1", "50%25.png": "2", "20%25.png": "3"}
+
+
+def test_a_path_is_taken_before_an_id_that_looks_like_it(tmp_path: Path) -> None:
+    """`a%25.png` is the path of one image and the id of another."""
+    labels = tmp_path / "labels.csv"
+    labels.write_text("path,class_id\na%25.png,1\na%.png,2\n")
+    assert read_classes(labels, dict.fromkeys(["a%25.png", "a%2525.png"])) == {"a%2525.png": "1", "a%25.png": "2"}
+
+
 def test_items_without_a_class_are_not_judged_on(tmp_path: Path) -> None:
     """A sheet that is half filled in says nothing of the other half, and one of a single label is too little."""
     labels, paths = tmp_path / "labels.csv", dict.fromkeys("abcd")
