@@ -84,7 +84,7 @@ def export(
         sample: (P, S, S, 3) uint8, P real images at this spec, at least one.
         models: the directory of models.
         origin: what the manifest and the card say of it.
-        judge: measures the exported model; its metrics go into the manifest. Called once.
+        judge: measures the exported model, once, unless the store has it already; its metrics go into the manifest.
 
     Returns:
         The manifest of the model, whose directory is named by its id. The same encoder exported twice is one model.
@@ -98,11 +98,7 @@ def export(
     models.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=models, prefix=".export-") as scratch:
         parts = Path(scratch, "parts")
-        parts.mkdir()
-        _write_graph(graph, spec, parts / "model.onnx")
-        _write_probe(graph, spec, parts)
-        save_weights(encoder.backbone.named_weights(), parts / BACKBONE)
-        save_weights({name: value.contiguous() for name, value in encoder.head.state_dict().items()}, parts / HEAD)
+        _write_parts(graph, spec, parts)
         manifest = ModelManifest(
             id=model_id(record_files(parts), spec),
             dim=len(np.load(parts / "probe.npy", allow_pickle=False)),
@@ -118,10 +114,7 @@ def export(
             return known
         # Published twice: first without what only the opened model can tell, to open it as every reader will.
         candidate = publish(parts, Path(scratch, "candidate"), manifest)
-        try:
-            runtime = onnx_encoder.Encoder.open(candidate, device="cpu")
-        except onnx_encoder.ProbeMismatch as error:
-            raise ParityError(f"ONNX Runtime does not reproduce torch, nothing was exported: {error}") from error
+        runtime = _opened(candidate)
         parity = check_parity(graph, runtime, sample)
         complete = dataclasses.replace(manifest, parity=parity, metrics=judge(runtime))
         (candidate / "card.md").write_text(model_card(complete))
@@ -211,6 +204,16 @@ def probe_picture(size: int) -> bytes:
     return file.getvalue()
 
 
+def _write_parts(graph: ServingGraph, spec: PixelSpec, parts: Path) -> None:
+    """All files of a model but its manifest and its card, which tell of them."""
+    parts.mkdir()
+    _write_graph(graph, spec, parts / "model.onnx")
+    _write_probe(graph, spec, parts)
+    encoder = graph.encoder
+    save_weights(encoder.backbone.named_weights(), parts / BACKBONE)
+    save_weights({name: value.contiguous() for name, value in encoder.head.state_dict().items()}, parts / HEAD)
+
+
 def _write_graph(graph: nn.Module, spec: PixelSpec, path: Path) -> None:
     example = torch.zeros(2, spec.size, spec.size, 3, dtype=torch.uint8)
     # The exporter's own progress and its dependencies' deprecations say nothing to a user; errors still raise.
@@ -238,6 +241,13 @@ def _write_probe(graph: nn.Module, spec: PixelSpec, parts: Path) -> None:
         embedding = graph(torch.from_numpy(pixels.decode(picture, spec)[None].copy()))[0].numpy()
     (parts / "probe.png").write_bytes(picture)
     np.save(parts / "probe.npy", embedding)
+
+
+def _opened(candidate: Path) -> onnx_encoder.Encoder:
+    try:
+        return onnx_encoder.Encoder.open(candidate, device="cpu")
+    except onnx_encoder.ProbeMismatch as error:
+        raise ParityError(f"ONNX Runtime does not reproduce torch, nothing was exported: {error}") from error
 
 
 def _neighbour_overlap(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> float:
