@@ -48,7 +48,7 @@ class Operation(Generic[R]):
         stage: what it is doing, for people.
         done: how much of the stage is done.
         total: how much the stage has to do, in its own unit; 0 where that is not known.
-        rate: done a second, over the last seconds.
+        rate: done a second, since the stage began or was resumed.
         eta_s: until the stage is done; None where that is not known.
         started: when it was started.
         updated: when it last told how far it is.
