@@ -4,6 +4,7 @@ The index is a rotation, inverted lists with 4-bit product-quantiser codes (fast
 candidates from the full-precision rows, which stay on the disk and are mapped. All similarities are inner products.
 """
 
+import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -80,6 +81,9 @@ class Index:
         """
         if self.codes is None:
             return self.search_exact(queries, k, among)
+        # FAISS makes room for as many candidates as it is asked for, and sorts all of it: more of them than there are
+        # rows find nothing, and take most of a search's time and memory.
+        k_factor = min(k_factor, math.ceil(self.codes.ntotal / k))
         # Parameters go with the call: an index that others are searching is never changed.
         parameters = among.refined(nprobe, k_factor) if among else _parameters(nprobe, k_factor)
         _use_threads(1 if len(queries) <= SMALL_QUERIES else _ALL_THREADS)

@@ -161,6 +161,16 @@ def test_a_search_always_gives_k_rows(searched: tuple[Plan, Index], hard: np.nda
     assert (np.diff(similarities, axis=1) <= 0).all()
 
 
+def test_no_more_candidates_than_rows_are_held(searched: tuple[Plan, Index], hard: np.ndarray) -> None:
+    """Whatever number of candidates is asked for, room is made for the rows that there are, and all are compared."""
+    chosen, index = searched
+    for k in (1, 7, 1_000, len(hard)):
+        similarities, rows = index.search(hard[:3], k, chosen.nlist, 10**12)
+        expected, nearest = index.search_exact(hard[:3], k)
+        np.testing.assert_allclose(similarities, expected, atol=1e-6)
+        assert k < len(hard) or set(rows[0]) == set(nearest[0])
+
+
 def test_similarities_are_exact(searched: tuple[Plan, Index], hard: np.ndarray) -> None:
     """The similarities that a search returns are the rows' own inner products, not the codes'."""
     similarities, rows = searched[1].search(hard[:50], 10, 16, 10)
