@@ -73,7 +73,7 @@ def calibrate(
     thresholds[].false_accept_rate, thresholds[].true_accept_rate, report, unknown_labels[], warnings[],
     skipped[].item, skipped[].reason
     """
-    from clients.cli.reliability import holds_for, write_report
+    from clients.cli.reliability import write_report
     from indexer.calibrate import calibrate as run
     from indexer.store import Store
 
@@ -85,6 +85,14 @@ def calibrate(
         if report:
             write_report(report, directory.name, done.fitted)
         work.finish(_result(directory.name, done, report))
+    _warn(done, images, labels)
+    if as_json:
+        print_json(_result(directory.name, done, report))
+    else:
+        _print(directory.name, done.fitted.calibration)
+
+
+def _warn(done: "Calibrated", images: Path, labels: Path) -> None:
     warn_skipped(done.skipped)
     for path in done.unknown[:_SHOWN]:
         click.echo(f"warning: {printable(path)}, which {labels} labels, is not in {images}", err=True)
@@ -92,15 +100,16 @@ def calibrate(
         click.echo(f"warning: nor are {len(done.unknown) - _SHOWN:,} more of its paths", err=True)
     for warning in done.warnings:
         click.echo(f"warning: {warning}", err=True)
-    if as_json:
-        print_json(_result(directory.name, done, report))
-        return
-    facts = {"model": directory.name, **_facts(done.fitted.calibration)}
-    tables = _tables(done.fitted.calibration)
+
+
+def _print(model: str, calibration: "Calibration") -> None:
+    from clients.cli.reliability import holds_for
+
+    facts = {"model": model, **_facts(calibration)}
     print_facts({name: cell(value) for name, value in facts.items()})
-    for rows in tables.values():
+    for rows in _tables(calibration).values():
         print_table([*rows[0]], [[cell(value) for value in row.values()] for row in rows])
-    click.echo(holds_for(done.fitted.calibration))
+    click.echo(holds_for(calibration))
 
 
 def _result(model: str, done: "Calibrated", report: Path | None) -> dict[str, object]:
