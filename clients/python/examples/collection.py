@@ -12,7 +12,10 @@ from kinsight_client import Client, KinsightError, Upsert
 
 def main(folder: str, target: str = "127.0.0.1:50051", index: str = "") -> None:
     """Print what each step did."""
-    photos = sorted(path for path in Path(folder).iterdir() if path.is_file())
+    try:
+        photos = sorted(path for path in Path(folder).iterdir() if path.is_file())
+    except OSError as error:
+        sys.exit(f"{folder} can't be read: {error.strerror}")
     with Client(target) as client:
         try:
             keep(client, photos, index)
@@ -22,17 +25,19 @@ def main(folder: str, target: str = "127.0.0.1:50051", index: str = "") -> None:
 
 
 def keep(client: Client, photos: list[Path], index: str) -> None:
-    """Upsert all, search among those that are larger than the smallest one, and delete the hit."""
+    """Upsert all, search among those that are at least half as large as the largest one, and delete the hit."""
     upserts = [Upsert(path.name, image=path, payload={"bytes": path.stat().st_size}) for path in photos]
     results = client.items.upsert_many(upserts, index=index)
     for result in results:
         if result.error:
             print(f"left out {result.item}: {result.error.message}")
-    taken = [upsert for upsert, result in zip(upserts, results, strict=True) if not result.error]
+    taken = [photo for photo, result in zip(photos, results, strict=True) if not result.error]
     print(f"upserted {len(taken)} of {len(photos)}")
+    if not taken:
+        sys.exit("nothing to search for; name a folder with photographs in it")
 
-    least = min(path.stat().st_size for path in photos)
-    found = client.search(item=taken[0].item, index=index, filter=f"bytes > {least}", include_payload=True, top_k=3)
+    half = max(photo.stat().st_size for photo in taken) // 2
+    found = client.search(item=taken[0].name, index=index, filter=f"bytes >= {half}", include_payload=True, top_k=3)
     for hit in found.hits:
         print(f"{hit.similarity:.4f}  {hit.item}  {hit.payload}")
 
@@ -54,4 +59,6 @@ def build(client: Client, index: str) -> None:
 
 
 if __name__ == "__main__":
+    if not 2 <= len(sys.argv) <= 4:
+        sys.exit(__doc__)
     main(*sys.argv[1:])
