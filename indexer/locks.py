@@ -34,9 +34,7 @@ def hold(path: Path) -> Iterator[None]:
                 raise Held(path, file.read().strip() or "unknown")
             if not _is_there(file.fileno(), path):  # who held it has removed it since it was opened
                 continue
-            file.truncate(0)
-            file.write(f"{os.getpid()}\n")
-            file.flush()
+            _sign(file.fileno(), path)
             yield
             return
 
@@ -69,6 +67,16 @@ def is_held(path: Path) -> bool:
     except BlockingIOError:
         return True
     return False
+
+
+def _sign(descriptor: int, path: Path) -> None:
+    """Put this process's number in a lock file; raises OSError, which names it."""
+    try:
+        os.truncate(descriptor, 0)
+        os.write(descriptor, f"{os.getpid()}\n".encode())
+    except OSError as error:
+        error.filename = str(path)  # a write that fails names no file
+        raise
 
 
 def _is_there(descriptor: int, path: Path) -> bool:

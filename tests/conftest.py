@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -195,6 +196,19 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("this process may not mount a file system")
     yield folder
     subprocess.run(["umount", "-l", folder], check=True)
+
+
+@contextmanager
+def full(disk: Path, free_bytes: int) -> Iterator[None]:
+    """So many bytes, and no more, can be written to a file system."""
+    filler = disk / "filler"
+    with suppress(OSError), filler.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    with filler.open("r+b") as file:
+        file.truncate(max(0, filler.stat().st_size - free_bytes))
+    yield
+    filler.unlink()
 
 
 def nested(depth: int) -> dict[str, Any]:

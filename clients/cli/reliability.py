@@ -34,6 +34,8 @@ The first {checks} how well that holds for things that it had not seen when it l
 
 def write_report(path: Path, model: str, fitted: "Fitted") -> None:
     """Write the page; raises OSError."""
+    from indexer.manifest import write_atomically
+
     calibration = fitted.calibration
     plots = [_checked("Any two pictures", "all pairs of pictures", fitted.pairs, calibration.ece_pairs)]
     if calibration.ece_hits is not None:
@@ -58,7 +60,7 @@ def write_report(path: Path, model: str, fitted: "Fitted") -> None:
         holds=escape(holds_for(calibration)),
         plots="".join(plots),
     )
-    path.write_text(page, encoding="utf-8")
+    write_atomically(path, page.encode())
 
 
 def holds_for(calibration: "Calibration") -> str:

@@ -20,6 +20,7 @@ from indexer.calibration import Calibration
 from indexer.encoder import Encoder
 from indexer.manifest import CorruptFile
 from indexer.store import Store
+from tests.conftest import full
 from tests.serving import serving
 
 Run = Callable[..., Result]
@@ -86,6 +87,15 @@ def test_the_curve_is_kept_with_the_model(calibrate: Run, store: Store, tiny_mod
     assert told["probabilities"][-1]["probability"] == kept.probability(1.0)
     assert told["probabilities"][-1]["probability"] > 0.8 > 0.2 > told["probabilities"][0]["probability"]
     assert Encoder.open(store.model(tiny_model), threads=1).manifest.id == tiny_model == told["model"]
+
+
+def test_a_report_that_can_not_be_written_is_named(calibrate: Run, small_disk: Path) -> None:
+    """On a full disk; no half of it is left, and the curve is kept."""
+    with full(small_disk, 4096):
+        failed = calibrate(classes(), "--report", small_disk / "report.html")
+    assert failed.exit_code == 1
+    assert f"error: {small_disk / 'report.html'}: No space left on device\n" in failed.stderr
+    assert list(small_disk.iterdir()) == []
 
 
 def test_people_read_tables(calibrate: Run) -> None:

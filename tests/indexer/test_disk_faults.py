@@ -3,8 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from itertools import count
 from pathlib import Path
 
@@ -16,26 +15,15 @@ from indexer.build import WriteFailed, build
 from indexer.catalog import Catalog, CatalogWriteFailed
 from indexer.exporting import export_items
 from indexer.live import LiveIndex
+from indexer.locks import hold
 from indexer.plan import plan
 from indexer.records import Upsert
 from indexer.store import Store
 from indexer.version import active_version, list_versions, open_version, version_dir
+from tests.conftest import full
 from tests.serving import make_version
 
 DIM = 16
-
-
-@contextmanager
-def full(disk: Path, free_bytes: int) -> Iterator[None]:
-    """So many bytes, and no more, can be written to a file system."""
-    filler = disk / "filler"
-    with suppress(OSError), filler.open("wb", buffering=0) as file:
-        while True:
-            file.write(bytes(4096))
-    with filler.open("r+b") as file:
-        file.truncate(max(0, filler.stat().st_size - free_bytes))
-    yield
-    filler.unlink()
 
 
 def vectors(rows: int, seed: int = 0) -> np.ndarray:
@@ -109,6 +97,17 @@ def test_a_snapshot_on_a_full_disk_leaves_nothing_that_can_be_restored(
     assert str(refused.value.filename).startswith(str(small_disk))  # not the file that is read on another disk
     with pytest.raises(snapshot.SnapshotError):
         snapshot.restore(Store(tmp_path / "other"), small_disk / "copy", None, lambda *_: None)
+
+
+def test_a_lock_on_a_full_disk_is_named(small_disk: Path) -> None:
+    """Whoever takes it is told which file can't be written, not only that one can't."""
+    with (
+        full(small_disk, 0),
+        pytest.raises(OSError, match="No space left on device") as refused,
+        hold(small_disk / "lock"),
+    ):
+        pass
+    assert refused.value.filename == str(small_disk / "lock")
 
 
 OPEN = """
