@@ -57,7 +57,10 @@ def test_the_example_runs(tmp_path: Path, served: Served, gallery: Gallery) -> N
     assert good.stdout.splitlines()[1] == f"1.0000  {gallery.items[8]}"
     assert (bad.returncode, bad.stderr.partition(":")[0]) == (1, "IMAGE_DECODE_FAILED")
     assert (nowhere.returncode, nowhere.stderr.partition(":")[0]) == (1, "INDEX_NOT_FOUND")
-    assert (gone.returncode, gone.stderr) == (1, f"{tmp_path / 'gone.png'} can't be read: No such file or directory\n")
+    assert (gone.returncode, gone.stderr.partition("gone.png ")[2]) == (
+        1,
+        "can't be read: No such file or directory\n",
+    )
 
 
 @pytest.mark.parametrize("name", ["search.py", "collection.py"])
