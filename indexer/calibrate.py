@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -89,18 +89,20 @@ def calibrate(
             f"{labels} has pairs, which do not say how many different things they show, so that probabilities can't "
             f"be made for {things:,} of them; leave that number out, or label classes"
         )
-    chosen, warnings = _sampled(sorted(table.class_of), seed)
-    wanted = set(chosen)
-    sources = [source for source in collection.sources if source.item in wanted]
+    drawn, warnings = _drawn(table, seed)
+    sources = [source for source in collection.sources if source.item in drawn.class_of]
     row_of, embeddings, skipped = _embed(Encoder.open(model, device=device), sources, progress)
     progress("fit", 0, 1)
     try:
-        fitted = calibration.fit(_evidence(table, row_of, embeddings, seed), things)
+        evidence = _evidence(drawn, row_of, embeddings, seed)
+        if drawn is not table and not table.pairs:  # of drawn images, two are the same as often as of all
+            evidence = replace(evidence, things=len(set(table.class_of.values())))
+        fitted = calibration.fit(evidence, things)
     except CalibrationError as error:
-        if not table.unknown:
+        missing = _missing(labels, images, table.unknown, skipped)
+        if not missing:
             raise
-        missing = f"{len(table.unknown):,} paths of {labels} are not in {images}, for example {table.unknown[0]!r}"
-        raise CalibrationError(f"{error}; {missing}") from error
+        raise CalibrationError("; ".join((str(error), *missing))) from error
     manifest.amend_model(model, fitted.calibration.fields())
     progress("fit", 1, 1)
     return Calibrated(fitted, skipped, table.unknown, (*collection.warnings, *table.warnings, *warnings))
@@ -160,13 +162,47 @@ def _pairs(labels: Path, columns: Table, items: dict[str, str | None]) -> _Label
     return _Labelled(class_of, {**dict.fromkeys(pairs.same, True), **dict.fromkeys(pairs.different, False)}, (), ())
 
 
-def _sampled(items: Sequence[str], seed: int) -> tuple[Sequence[str], tuple[str, ...]]:
+def _drawn(table: _Labelled, seed: int) -> tuple[_Labelled, tuple[str, ...]]:
+    """The labels to calibrate with: all, or of too many those of images drawn at random."""
+    items = sorted(table.class_of)
     if len(items) <= MAX_IMAGES:
-        return items, ()
-    chosen = np.random.default_rng(seed).choice(len(items), MAX_IMAGES, replace=False)
-    return [items[place] for place in chosen], (
-        f"{MAX_IMAGES:,} of the {len(items):,} labelled images were drawn at random to calibrate with",
-    )
+        return table, ()
+    rng = np.random.default_rng(seed)
+    chosen = {items[place] for place in rng.choice(len(items), MAX_IMAGES, replace=False)}
+    pairs: dict[tuple[str, str], bool] = {}
+    if table.pairs:
+        # Where images are in few pairs, hardly any pair has both of its own among those drawn: then pairs are drawn.
+        among = [pair for pair in table.pairs if chosen.issuperset(pair)]
+        pairs = {pair: table.pairs[pair] for pair in max(among, _some_pairs(list(table.pairs), rng), key=len)}
+        chosen = {item for pair in pairs for item in pair}
+    class_of = {item: name for item, name in table.class_of.items() if item in chosen}
+    warning = f"{len(class_of):,} of the {len(items):,} labelled images were drawn at random to calibrate with"
+    return replace(table, class_of=class_of, pairs=pairs), (warning,)
+
+
+def _some_pairs(pairs: Sequence[tuple[str, str]], rng: np.random.Generator) -> list[tuple[str, str]]:
+    """Pairs drawn at random, as many as are of 5,000 images."""
+    drawn: list[tuple[str, str]] = []
+    shown: set[str] = set()
+    for place in rng.permutation(len(pairs)):
+        shown.update(pairs[place])
+        if len(shown) > MAX_IMAGES:
+            break
+        drawn.append(pairs[place])
+    return drawn
+
+
+def _missing(
+    labels: Path, images: Path, unknown: Sequence[str], skipped: Sequence[tuple[str, str]]
+) -> tuple[str, ...]:
+    """What of the labels could not be used, each a clause; labels may be too few for it."""
+    told = []
+    if unknown:
+        told.append(f"{len(unknown):,} paths of {labels} are not in {images}, for example {unknown[0]!r}")
+    if skipped:
+        item, reason = skipped[0]
+        told.append(f"{len(skipped):,} labelled images could not be decoded, for example {item!r}: {reason}")
+    return tuple(told)
 
 
 def _embed(

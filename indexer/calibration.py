@@ -94,7 +94,7 @@ class Calibration(Curve):
             pairs of different things, and of the same, that have at least this probability; 0 beyond the curve.
         ece_pairs: expected calibration error over held-out pairs.
         ece_hits: the same over the nearest neighbours of held-out images; None where labels are pairs.
-        images, classes: that were labelled; classes are 0 where labels are pairs.
+        images, classes: labelled ones that it was fitted on; classes are 0 where labels are pairs.
         same, different: how many pairs of each kind.
         things: how many different things a collection shows that the probabilities are for; 0 where labels are pairs,
             which do not say.
@@ -153,8 +153,10 @@ class Evidence:
     Attributes:
         all: counts of all pairs, hits weighted: what the final curve is fitted on.
         folds: to measure with.
-        images, classes: that were labelled.
+        images, classes: labelled ones that it is of.
         same, different: how many pairs of each kind.
+        things: how many classes the images were drawn from, some of which may have none of them; 0 where labels are
+            pairs.
     """
 
     all: Counts
@@ -163,6 +165,7 @@ class Evidence:
     classes: int
     same: int
     different: int
+    things: int
 
 
 @dataclass(frozen=True)
@@ -198,7 +201,7 @@ def fit(evidence: Evidence, things: int | None = None) -> Fitted:
             f" at least {FEWEST_PAIRS} of each are needed: label more images"
         )
     method: Method = "isotonic" if few >= ISOTONIC_FROM else "platt"
-    factor = (evidence.classes - 1) / (things - 1) if things else 1.0
+    factor = (evidence.things - 1) / (things - 1) if things else 1.0
     curve = fit_curve(evidence.all, method).at_odds(factor)
     curves = [fit_curve(fold.fit, method) for fold in evidence.folds]
     pairs = _reliability(curves, [fold.pairs for fold in evidence.folds])
@@ -214,7 +217,7 @@ def fit(evidence: Evidence, things: int | None = None) -> Fitted:
         classes=evidence.classes,
         same=evidence.same,
         different=evidence.different,
-        things=things or evidence.classes,
+        things=things or evidence.things,
     )
     return Fitted(calibration, pairs, hits)
 
@@ -248,7 +251,7 @@ def of_classes(embeddings: Embeddings, classes: Classes, seed: int = 0) -> Evide
     same = int((sizes * (sizes - 1)).sum() // 2)
     different = len(numbers) * (len(numbers) - 1) // 2 - same
     weighted = _weighted(*_count(embeddings, numbers, everything, everything))
-    return Evidence(weighted, tuple(folds), len(numbers), len(names), same, different)
+    return Evidence(weighted, tuple(folds), len(numbers), len(names), same, different, len(names))
 
 
 def of_pairs(
@@ -281,7 +284,7 @@ def of_pairs(
         pairs = histogram(similarities[measured], same[measured])
         folds.append(Fold(histogram(similarities[rest], same[rest]), pairs, np.zeros_like(pairs)))
     counts = histogram(similarities, same)
-    return Evidence(counts, tuple(folds), images, 0, int(same.sum()), int((~same).sum()))
+    return Evidence(counts, tuple(folds), images, 0, int(same.sum()), int((~same).sum()), 0)
 
 
 def histogram(similarities: npt.ArrayLike, same: npt.NDArray[np.bool_]) -> Counts:

@@ -14,6 +14,7 @@ from kinsight_client import Client
 from PIL import Image
 
 from clients.cli.command import kinsight
+from indexer import calibrate as calibrating
 from indexer import manifest
 from indexer.build import build
 from indexer.calibration import Calibration
@@ -205,6 +206,50 @@ def test_pairs_of_equal_images_are_refused(calibrate: Run) -> None:
     done = calibrate("\n".join(["path_a,path_b,relation", *rows]))
     assert done.exit_code == 1
     assert "not more similar under this model than others" in done.stderr
+
+
+def test_of_many_labels_some_are_drawn_and_probabilities_are_for_all(
+    calibrate: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fewer classes show in the images that are drawn, but two are the same as often as of all that are labelled."""
+    monkeypatch.setattr(calibrating, "MAX_IMAGES", 28)
+    labels = classes() + "".join(f"equal{number}.png,single {number}\n" for number in range(5))
+    done = calibrate(labels, "--json")
+    untold, told = json.loads(done.stdout), json.loads(calibrate(labels, "--json", "--things", 11).stdout)
+    assert "28 of the 41 labelled images were drawn at random" in done.stderr
+    assert untold["classes"] < 11
+    assert untold == told
+    assert untold["things"] == 11
+
+
+def test_of_many_pairs_as_many_are_drawn_as_some_images_show(
+    calibrate: Run, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where each image is in one pair, few pairs would have both of their images among some that are drawn."""
+    monkeypatch.setattr(calibrating, "MAX_IMAGES", 110)
+    folder, rows = tmp_path / "copies", ["path_a,path_b,relation"]
+    folder.mkdir()
+    for copy in range(6):
+        for number in range(CLASSES * EACH):
+            (folder / f"{copy}{number:02d}.png").write_bytes((pictures / f"{number:02d}.png").read_bytes())
+        for first in range(0, CLASSES * EACH, 2 * CLASSES):
+            others = [first + CLASSES + (number + copy % 2) % CLASSES for number in range(CLASSES)]
+            relation = ("same", "different")[copy % 2]
+            rows += [f"{copy}{first + a:02d}.png,{copy}{b:02d}.png,{relation}" for a, b in enumerate(others)]
+    done = calibrate("\n".join(rows), "--json", images=folder)
+    assert done.exit_code == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert (told["images"], told["same"] + told["different"]) == (110, 55)
+    assert "110 of the 216 labelled images were drawn at random" in done.stderr
+
+
+def test_images_that_can_not_be_decoded_are_a_reason_for_too_few(calibrate: Run, tmp_path: Path) -> None:
+    """Who labelled many is not told to label more alone."""
+    for number in range(CLASSES * EACH):
+        (tmp_path / f"{number:02d}.png").write_bytes(b"no picture")
+    done = calibrate(classes(), images=tmp_path)
+    assert done.exit_code == 1
+    assert "36 labelled images could not be decoded, for example '00.png': " in done.stderr
 
 
 def test_links_in_a_circle_among_the_images_are_skipped(calibrate: Run, pictures: Path, tmp_path: Path) -> None:
