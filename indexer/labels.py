@@ -126,13 +126,17 @@ def _few(labels: Path, paths: Mapping[str, Path | None]) -> FewLabels:
 
 
 def splits_of(labels: Path, columns: Table, without: str) -> list[str]:
-    """The splits of a table's rows, `without` where it has none; raises LabelsError at one that is none.
+    """The splits of a table's rows, `without` where it has no column of them.
 
-    `Train` would be taken for one that is not learned from, and what was learned would judge.
+    `Train` would be taken for one that is not learned from, and what was learned would judge; and so would what is
+    left blank in a table to learn from.
+
+    Raises:
+        LabelsError: that of a row with a class is neither one of those that there are nor `without`.
     """
     splits = columns.get("split", [without] * len(columns["path"]))
-    for row, split in enumerate(splits):
-        if split not in ("", *_SPLITS):
+    for row, (name, split) in enumerate(zip(columns["class_id"], splits, strict=True)):
+        if name and split not in (without, *_SPLITS):
             known = ", ".join(_SPLITS)
             raise LabelsError(f"{labels}, {columns.place(row)}: split is {split!r}; it must be one of {known}")
     return splits

@@ -54,6 +54,11 @@ def test_every_image_is_where_the_table_says_though_the_store_is_named_from_the_
             LabelsError,
             "few.csv, line 2: split is 'Train'; it must be one of",
         ),
+        (
+            "path,class_id,split\nnext,,\nkept,wren,\n",
+            LabelsError,
+            "few.csv, line 3: split is ''; it must be one of",
+        ),
     ],
 )
 def test_labels_that_teach_nothing_are_refused_before_training(
