@@ -4,7 +4,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import compress, islice
 from typing import Any
 
@@ -12,7 +12,7 @@ from google.longrunning import operations_pb2, operations_pb2_grpc
 from google.protobuf import empty_pb2, json_format  # type: ignore[import-untyped]
 from kinsight.v1.operation_metadata_pb2 import OperationMetadata
 
-from indexer import filters, operations
+from indexer import comparable, filters, operations
 from indexer.catalog import CatalogError
 from indexer.operations import UNFINISHED, NoSuchOperation, Operation
 from indexer.version import VersionError
@@ -28,6 +28,12 @@ log = logging.getLogger(__name__)
 LOOK_EVERY_S = 0.2  # at the record of an operation that is waited for
 MAX_WAIT_S = 3600.0  # of one call
 _CHUNK = 100  # operations that a filter looks at together
+# The fields whose values are among these, the first of them never sent: whatever else they are compared with was
+# meant for one, such as the words that clients show, and would be found nowhere.
+_WORDS: Mapping[filters.Field, Sequence[str]] = {
+    ("kind",): OperationMetadata.Kind.keys()[1:],
+    ("state",): OperationMetadata.State.keys()[1:],
+}
 
 
 class OperationsService(operations_pb2_grpc.OperationsServicer):
@@ -113,6 +119,8 @@ def _matching(known: Iterator[Operation], condition: str) -> Iterator[Operation]
     """Those that a filter holds for."""
     expression = filters.parse(condition)
     _check_fields(expression)
+    for comparison in comparable.comparisons(expression):
+        _check_words(comparison)
     while chunk := list(islice(known, _CHUNK)):
         holds = reading.matching(expression, [(one.id, json.dumps(_fields(one))) for one in chunk])
         yield from compress(chunk, holds)
@@ -124,6 +132,20 @@ def _check_fields(expression: filters.Expression) -> None:
         if field[0] not in known:
             there = ", ".join(sorted(known))
             raise filters.UnknownField(f"operations have no field {filters.shown(field)}; fields are: {there}")
+
+
+def _check_words(comparison: filters.Comparison) -> None:
+    words = _WORDS.get(comparison.field, [])
+    for value, written in zip(comparison.values, comparison.written, strict=True):
+        if words and not any(_is_meant(value, word) for word in words):
+            what = comparison.field[0]
+            raise comparable.TypeMismatch(
+                written.column, f"{written.text} is no {what}; write one of {', '.join(words)}"
+            )
+
+
+def _is_meant(value: filters.Value, word: str) -> bool:
+    return word.startswith(value.text) if isinstance(value, filters.Prefix) else value == word
 
 
 def _fields(operation: Operation) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from indexer import operations
+from indexer.comparable import TypeMismatch
 from indexer.store import Store
 from server import service_operations
 from server.admission import Admission
@@ -53,3 +54,31 @@ def test_pages_go_through_all_that_match(store: Store, monkeypatch: pytest.Monke
     read.clear()
     service._list(Page.asked(2, "", condition), condition)
     assert condition or len({*read}) == 3  # one more than it shows
+
+
+@pytest.mark.parametrize(
+    ("condition", "refusal"),
+    [
+        ("kind = import", r"column 8: import is no kind; write one of KIND_IMPORT, KIND_EXPORT, KIND_BUILD, "),
+        ('done = true AND state != "succeeded"', r'column 26: "succeeded" is no state; write one of STATE_QUEUED, '),
+        ("state IN (STATE_FAILED, 3)", "column 25: 3 is no state"),
+        ("kind : SUGGEST*", r"column 8: SUGGEST\* is no kind"),
+    ],
+)
+def test_a_kind_or_state_that_is_none_is_refused(store: Store, condition: str, refusal: str) -> None:
+    """Clients show other words than the fields hold, by which nothing was found without a word."""
+    service = OperationsService(Indexes(store), Admission(), Jobs(store))
+    with pytest.raises(TypeMismatch, match=refusal):
+        service._list(Page.asked(2, "", condition), condition)
+
+
+@pytest.mark.parametrize(
+    "condition", ["kind = KIND_BUILD", "state : 'STATE_C*' AND NOT kind = KIND_TRAIN", "kind : *"]
+)
+def test_operations_are_found_by_kind_and_state(store: Store, condition: str) -> None:
+    """By the words of OperationMetadata, and by how they begin."""
+    one = operations.queue(store.operations, "rebuild", "street", [])
+    operations.cancel(store.operations, one.id)
+    service = OperationsService(Indexes(store), Admission(), Jobs(store))
+    found = service._list(Page.asked(2, "", condition), condition)
+    assert [f"operations/{one.id}"] == [operation.name for operation in found.operations]

@@ -94,7 +94,7 @@ class OperationCalls:
 
         Args:
             filter: which ones, in the language of `search`: a condition on done, and on the fields of
-                OperationMetadata, such as `done = false AND index = "photos"`; empty for all.
+                OperationMetadata, such as `done = false AND index = "photos"` or `kind = KIND_IMPORT`; empty for all.
 
         Raises:
             KinsightError: see `kinsight_client.errors`.
