@@ -70,12 +70,13 @@ def is_held(path: Path) -> bool:
 
 
 def _sign(descriptor: int, path: Path) -> None:
-    """Put this process's number in a lock file; raises OSError, which names it."""
+    """Put this process's number in a lock file, which is removed where that fails; raises OSError, which names it."""
     try:
         os.truncate(descriptor, 0)
         os.write(descriptor, f"{os.getpid()}\n".encode())
     except OSError as error:
         error.filename = str(path)  # a write that fails names no file
+        path.unlink(missing_ok=True)
         raise
 
 
