@@ -104,6 +104,7 @@ def test_points_are_measured_until_nearly_all_is_found(searched: tuple[Plan, Ind
     chosen, index = searched
     held = np.arange(held_out(len(hard)))
     points = evaluate.measure(index, hard[held], held, chosen)
+    assert points.index(evaluate.choose(points)) < len(points) - 1
     found = [point.recall.recall_at_10 for point in points]
     assert all(one < other for one, other in pairwise(found))
     assert all(value < evaluate.BEST_RECALL for value in found[:-1])
