@@ -3,7 +3,6 @@
 import csv
 import hashlib
 import io
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +15,11 @@ from indexer.tables import Table
 from server.errors import InvalidLabels, InvalidLearning, ModelNotFound
 from server.folders import Folders
 
-_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")  # of a recipe or a method: never a path, nor an option
+# What the `kinsight` command knows, which does the work: the server imports nothing that learns.
+RECIPES = ("digits", "stml", "stml-cub-cars", "stml-paper", "stml-paper-sop", "stml-sop")
+LEARNING_METHODS = ("stml-semi", "cmsf-semi", "supervised")
+CHOOSING_METHODS = ("usl", "usl-t")
+
 _RELATIONS = {LabelledPair.RELATION_SAME: "same", LabelledPair.RELATION_DIFFERENT: "different"}
 _DIGEST_LENGTH = 32
 
@@ -29,16 +32,16 @@ def model_id(store: Store, reference: str) -> str:
         raise ModelNotFound(str(error)) from error
 
 
-def named(option: str, name: str) -> Sequence[str]:
+def named(option: str, name: str, known: Sequence[str]) -> Sequence[str]:
     """The words that choose a recipe or a method; none where the request leaves it open.
 
     Raises:
-        InvalidLearning: it can't be the name of one.
+        InvalidLearning: it is not one of those that are known.
     """
     if not name:
         return []
-    if not _NAME.fullmatch(name):
-        raise InvalidLearning(f"{name[:80]!r} can't name a {option.removeprefix('--')}; see `kinsight recipes`")
+    if name not in known:
+        raise InvalidLearning(f"{name[:80]!r} is no {option.removeprefix('--')}; there are: {', '.join(known)}")
     return [option, name]
 
 

@@ -195,7 +195,7 @@ class IndexService(index_service_pb2_grpc.IndexServiceServicer):
             raise InvalidLearning("epochs is of learn and fine_tune; leave it out, or set one of them")
         words = [*learning.passes(request.epochs)]
         if request.HasField("fine_tune"):
-            words += learning.named("--method", request.fine_tune.method)
+            words += learning.named("--method", request.fine_tune.method, learning.LEARNING_METHODS)
             words += ["--finetune", str(learning.table_of(request.fine_tune.labels, self._store, self._folders))]
         return words
 

@@ -87,13 +87,15 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
             words += ["--from", learning.model_id(self._store, request.model)]
         if request.labels:
             words += ["--labels", str(self._folders.to_read(request.labels))]
-        words += [*learning.named("--recipe", request.recipe), *learning.passes(request.epochs), *_seed(request)]
+        words += learning.named("--recipe", request.recipe, learning.RECIPES)
+        words += [*learning.passes(request.epochs), *_seed(request)]
         return Job("train", "", tuple(words))
 
     def _fine_tune(self, request: pb.FineTuneRequest) -> Job:
         model = learning.model_id(self._store, request.model)
         words = ["finetune", model, str(self._folders.to_read(request.images))]
-        words += [*learning.named("--method", request.method), *learning.passes(request.epochs), *_seed(request)]
+        words += learning.named("--method", request.method, learning.LEARNING_METHODS)
+        words += [*learning.passes(request.epochs), *_seed(request)]
         table = learning.table_of(request.labels, self._store, self._folders)  # last: it writes
         return Job("finetune", "", (*words, "--labels", str(table)))
 
@@ -103,7 +105,7 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
         model = learning.model_id(self._store, request.model)
         words = ["suggest", str(self._folders.to_read(request.images)), "--model", model]
         words += ["--budget", str(request.budget), *learning.seeded(request.seed)]
-        words += learning.named("--method", request.method)
+        words += learning.named("--method", request.method, learning.CHOOSING_METHODS)
         if request.HasField("labels"):
             words += ["--labels", str(learning.table_of(request.labels, self._store, self._folders))]
         return Job("suggest", "", tuple(words))

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from indexer.store import Store
     from trainer.train_report import TrainReport
 
-_METHODS = {"stml-semi": "stml_semi", "cmsf-semi": "cmsf_semi", "supervised": "supervised"}
+METHODS = {"stml-semi": "stml_semi", "cmsf-semi": "cmsf_semi", "supervised": "supervised"}
 _SHOWN = 10  # labels that disagree: enough to look at
 _MANY = 0.5  # share of them from which the labels as a whole are doubted
 
@@ -36,7 +36,7 @@ _MANY = 0.5  # share of them from which the labels as a whole are doubted
 @store_option
 @click.option(
     "--method",
-    type=click.Choice(list(_METHODS)),
+    type=click.Choice(list(METHODS)),
     default="stml-semi",
     show_default=True,
     help="stml-semi and cmsf-semi learn from all images; supervised from the labelled ones alone.",
@@ -121,7 +121,7 @@ def finetune(
 
     place = Store(store)
     with followed(place, progress_style, "finetune") as work:  # mistakes are recorded too
-        recipe = override(taught(recipe_from(place.model(model)), _METHODS[method]), *settings, *given)
+        recipe = override(taught(recipe_from(place.model(model)), METHODS[method]), *settings, *given)
         name, resume = run_to_do(place, work, name, resume)
         if resume:
             _check_goes_on(place, resume, place.model(model).name, method)
@@ -163,7 +163,7 @@ def _check_goes_on(place: "Store", resume: str, model: str, method: str) -> None
     if not (run / RECIPE).is_file():
         return  # training says which runs there are
     recipe = recipe_of(run)
-    begun = next((name for name, objective in _METHODS.items() if objective == recipe.objective.name), None)
+    begun = next((name for name, objective in METHODS.items() if objective == recipe.objective.name), None)
     if begun is None:
         raise RunError(f"run {resume!r} learns by {recipe.objective.name}, without labels: go on by `kinsight train`")
     source = click.get_current_context().get_parameter_source("method")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from clients.cli.expected import expected_message
+from clients.cli.finetune import METHODS
 from clients.cli.options import (
     PATH,
     ByteCount,
@@ -67,7 +68,7 @@ class Wanted:
 @click.option(
     "--finetune", type=PATH, metavar="FILE", help="Learn on from the index's model with these few labels too."
 )
-@click.option("--method", help="Of --finetune; see `kinsight finetune --help`.")
+@click.option("--method", type=click.Choice(list(METHODS)), help="Of --finetune; see `kinsight finetune --help`.")
 @click.option(
     "--epochs", type=click.IntRange(1), metavar="N", help="Of learning; otherwise the model's own recipe's."
 )

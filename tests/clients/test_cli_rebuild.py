@@ -255,8 +255,12 @@ def test_following_waits_for_a_folder_to_fill(store: Store, index: Path, more: P
         (["--epochs", "2"], "are of --learn"),
         (["--follow"], "--follow needs --images"),
         (["--min-recall", "2"], "is not in the range"),
+        (
+            ["--finetune", "few.csv", "--method", "stml"],
+            "'stml' is not one of 'stml-semi', 'cmsf-semi', 'supervised'",
+        ),
     ],
-    ids=["model", "epochs", "follow", "recall"],
+    ids=["model", "epochs", "follow", "recall", "method"],
 )
 def test_a_wrong_call_of_rebuild_exits_with_2(run: Run, words: list[str], said: str) -> None:
     """Options that contradict one another are refused before any work."""

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import click
 import grpc
 import pytest
 from click.testing import CliRunner
@@ -38,16 +39,20 @@ from kinsight.v1.operation_metadata_pb2 import OperationMetadata
 from kinsight.v1.search_service_pb2 import SCORE_KIND_PROBABILITY, SearchRequest
 
 from clients.cli.command import kinsight
+from clients.cli.finetune import finetune
+from clients.cli.suggest import suggest
 from indexer import operations
 from indexer.build import build
 from indexer.locks import hold
 from indexer.sources import open_collection
+from server import learning
 from server.errors import InvalidLabels
 from server.folders import Folders
 from server.learning import table_of
 from tests.conftest import School, copied
 from tests.serving import Stubs, reason_of, server_process, serving
 from tests.trainer import small
+from trainer import recipe_files
 from trainer.labels import read_labels
 from trainer.recipe import taught
 from trainer.run_directory import finish_run, new_run
@@ -347,6 +352,46 @@ def test_bad_requests_are_answered_with_reasons(stubs: Stubs, school: School) ->
     assert not list(school.store.labels.glob("*")), "nothing was written for what was refused"
 
 
+def test_unknown_names_are_refused_at_once_with_those_that_are_known(stubs: Stubs, school: School) -> None:
+    """Of recipes and of methods, before an operation is begun that could only fail."""
+    learn, choose = "stml-semi, cmsf-semi, supervised", "usl, usl-t"
+    recipes = "digits, stml, stml-cub-cars, stml-paper, stml-paper-sop, stml-sop"
+    images = str(school.pictures)
+    good: dict[str, Any] = {"model": school.model, "images": images}
+    build("photos", school.pictures, model=school.model, store=school.store, device="cpu", progress=lambda *_: None)
+    cases: list[tuple[Any, Any, str]] = [
+        (stubs.models.Train, TrainRequest(images=[images], recipe="x"), f"'x' is no recipe; there are: {recipes}"),
+        (stubs.models.FineTune, FineTuneRequest(**good, method="x"), f"'x' is no method; there are: {learn}"),
+        (
+            stubs.models.SuggestLabels,
+            SuggestLabelsRequest(**good, budget=3, method="x"),
+            f"'x' is no method; there are: {choose}",
+        ),
+        (
+            stubs.indexes.BuildVersion,
+            BuildVersionRequest(index="photos", fine_tune=FineTune(labels=_few(), method="x")),
+            f"'x' is no method; there are: {learn}",
+        ),
+    ]
+    for call, request, said in cases:
+        with pytest.raises(grpc.RpcError) as caught:
+            call(request, timeout=30)
+        assert (*reason_of(caught.value), caught.value.details()) == ("INVALID_ARGUMENT", "INVALID_LEARNING", said)
+    assert operations.list_operations(school.store.operations) == []
+
+
+def test_the_server_knows_the_names_that_its_command_knows() -> None:
+    """Which does the work, and from whose code it imports none."""
+    choices = {
+        verb.name: tuple(option.type.choices)
+        for verb in (finetune, suggest)
+        for option in verb.params
+        if option.name == "method" and isinstance(option.type, click.Choice)
+    }
+    assert choices == {"finetune": learning.LEARNING_METHODS, "suggest": learning.CHOOSING_METHODS}
+    assert tuple(recipe_files.names()) == learning.RECIPES
+
+
 def test_images_that_nobody_has_labelled_yet_are_as_in_a_table(school: School) -> None:
     """What `suggest` gave and a person filled in by half: the others are learned from as unlabelled ones."""
     names = {"00.png": "red", "01.png": "green", "02.png": "", "03.png": " "}
@@ -377,12 +422,10 @@ def test_pairs_that_contradict_each_other_are_told_by_their_images(stubs: Stubs,
 
 @pytest.mark.slow
 def test_what_fails_in_the_process_has_its_own_reason(stubs: Stubs, school: School) -> None:
-    """Labels of unknown images, a recipe that there is none of, and a budget above the collection."""
+    """Labels of unknown images, and a budget above the collection."""
     good: dict[str, Any] = {"model": school.model, "images": str(school.pictures)}
     lost = Labels(images=[LabelledImage(path=f"{n}.png", class_id=f"{n % 2}") for n in (100, 101)])
     told = stubs.ended(stubs.models.FineTune(FineTuneRequest(**good, labels=lost)))
     assert reason_of(told.error) == ("INVALID_ARGUMENT", "INVALID_LABELS")
-    told = stubs.ended(stubs.models.Train(TrainRequest(images=[str(school.pictures)], recipe="none-such")))
-    assert reason_of(told.error) == ("INVALID_ARGUMENT", "INVALID_LEARNING")
     told = stubs.ended(stubs.models.SuggestLabels(SuggestLabelsRequest(**good, budget=41)))
     assert reason_of(told.error) == ("INVALID_ARGUMENT", "BUDGET_OUT_OF_RANGE")
