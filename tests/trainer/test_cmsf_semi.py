@@ -212,16 +212,17 @@ def test_a_stopped_run_goes_on_exactly(tmp_path: Path) -> None:
     """The bank, its labels, the teacher and the classifier come back to the bit."""
     chosen = override(with_objective(small.recipe(), "cmsf_semi"), "objective.classifier_steps=40")
 
-    def run(directory: Path, progress: Any = small.silent) -> dict[str, Tensor]:
+    def run(directory: Path, progress: Any = small.silent) -> tuple[dict[str, Tensor], int]:
         objective = small.build(chosen)
-        run_loop(
+        outcome = run_loop(
             objective, small.images(), chosen, directory, device=small.CPU, progress=progress, known=Known(LABEL)
         )
-        return objective.state_dict()
+        return objective.state_dict(), outcome.steps
 
-    whole = run(tmp_path / "whole")
+    whole, _ = run(tmp_path / "whole")
     with pytest.raises(small.Stopped):
         run(tmp_path / "stopped", progress=small.stop_at(3))
-    resumed = run(tmp_path / "stopped")
+    resumed, steps = run(tmp_path / "stopped")
+    assert steps == 2
     assert int(whole["filled"]) == 20
     assert all(torch.equal(value, resumed[key]) for key, value in whole.items())

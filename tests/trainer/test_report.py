@@ -115,6 +115,7 @@ def test_every_run_makes_one_whole_page_without_a_network(count: int, classes: i
     pictures = [(tag["src"], tag["alt"]) for tag in page.all("img")]
     assert all(source and source.startswith("data:image/webp;base64,") and alt for source, alt in pictures)
     assert all((tag["href"] or "").startswith("data:") for tag in page.all("image"))
+    assert min(len(pictures), len(page.all("image")), len(page.all("svg"))) > 1
     assert page.all("script") + page.all("link") + page.all("iframe") == []
     assert "http" not in html.replace("http-equiv", "")
     assert "default-src 'none'" in html

@@ -213,18 +213,21 @@ def test_a_run_that_learns_from_labels_goes_on_exactly_and_only_with_its_labels(
     """Stopped and resumed, it ends with the weights of one that was not; other labels are refused."""
     chosen = with_objective(small.recipe(), name)
 
-    def run(directory: Path, label: Tensor = LABEL, progress: Any = small.silent) -> dict[str, Tensor]:
+    def run(directory: Path, label: Tensor = LABEL, progress: Any = small.silent) -> tuple[dict[str, Tensor], int]:
         objective = small.build(chosen)
         known = Known(label)
-        run_loop(objective, small.images(), chosen, directory, device=small.CPU, progress=progress, known=known)
-        return objective.state_dict()
+        outcome = run_loop(
+            objective, small.images(), chosen, directory, device=small.CPU, progress=progress, known=known
+        )
+        return objective.state_dict(), outcome.steps
 
-    whole = run(tmp_path / "whole")
+    whole, _ = run(tmp_path / "whole")
     with pytest.raises(small.Stopped):
         run(tmp_path / "stopped", progress=small.stop_at(3))
     with pytest.raises(TrainingError, match="the labels to learn from, are not those"):
         run(tmp_path / "stopped", LABEL.flip(0))
-    resumed = run(tmp_path / "stopped")
+    resumed, steps = run(tmp_path / "stopped")
+    assert steps == 2
     assert all(torch.equal(value, resumed[key]) for key, value in whole.items())
 
 
