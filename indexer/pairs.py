@@ -14,6 +14,7 @@ from indexer.tables import Table
 PAIR_COLUMNS = ("path_a", "path_b", "relation")
 _RELATIONS = ("same", "different")
 _NAMED = 5  # of the contradictions of a table: enough to see what is wrong
+_ENDS = 4  # links at either end of a chain that are named: those of a film's frames are thousands
 
 
 class PairsError(ValueError):
@@ -126,8 +127,15 @@ def _check_consistent(
         return
     told = []
     for a, b in wrong[:_NAMED]:
-        links = same.chain(a, b)
-        chain = ", ".join(f"{x} = {y} ({columns.place(same.row_of[min(x, y), max(x, y)])})" for x, y in links)
+        chain = _told(columns, same, same.chain(a, b))
         told.append(f"{chain}, but {a} ≠ {b} ({columns.place(different.row_of[a, b])})")
     more = f"; and {len(wrong) - _NAMED:,} more" if len(wrong) > _NAMED else ""
     raise PairsError(f"{table} contradicts itself: {'; '.join(told)}{more}; correct or remove one row of each chain")
+
+
+def _told(columns: Table, same: _Links, chain: Sequence[tuple[str, str]]) -> str:
+    """The links of a chain, and of a long one those at its ends."""
+    links = [f"{x} = {y} ({columns.place(same.row_of[min(x, y), max(x, y)])})" for x, y in chain]
+    if len(links) > 2 * _ENDS:
+        links[_ENDS:-_ENDS] = [f"{len(links) - 2 * _ENDS:,} more that are the same"]
+    return ", ".join(links)
