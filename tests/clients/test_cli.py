@@ -174,7 +174,7 @@ def test_one_image_can_not_be_learned_from_but_can_be_indexed(run: Run, tmp_path
     folder.mkdir()
     Image.new("RGB", (40, 40), "teal").save(folder / "only.png")
 
-    assert "1 " in error_line(run("train", folder))
+    assert "1 of the 1 images to learn from" in error_line(run("train", folder))
     result = run("index", "build", "one", folder, "--model", tiny_model, "--json")
     assert json.loads(result.stdout)["count"] == 1
 

@@ -3,6 +3,7 @@
 import subprocess
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 
@@ -39,7 +40,7 @@ def test_what_only_reads_goes_on_without_a_record(read_only: Store, tmp_path: Pa
         assert done.exit_code == 0, done.stderr
         told = f"warning: this is not recorded among the operations: {read_only.operations}: Read-only file system\n"
         assert told in done.stderr
-    assert table.stat().st_size > 0
+    assert pq.read_table(table).num_rows == 24
     elsewhere = Store(tmp_path / "elsewhere")
     assert run(elsewhere, "index", "restore", snapshot).exit_code == 0
     assert active_version(elsewhere.index("photos")) == 1

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
@@ -25,7 +25,8 @@ from indexer.catalog import Catalog
 from indexer.records import Upsert
 from indexer.staging import sole_builder
 from indexer.store import Store
-from indexer.version import active_version, list_versions
+from indexer.version import active_version, list_versions, open_version, version_dir
+from tests.conftest import School, copied
 from tests.serving import Stubs, serving
 from tests.waiting import PROCESS_S, until
 
@@ -133,8 +134,18 @@ def test_labels_measure_a_version(run: Run, index: Path, tmp_path: Path, photos:
     (photos / "labels.csv").write_text(labels.read_text().replace("garden/", f"{photos}/garden/"))
     by_path = output_of(run("index", "evaluate", "photos", "--labels", photos / "labels.csv", "--json"))
     assert by_item["labelled"] == by_path["labelled"] == 40
-    assert 0 <= float(str(by_item["recall_at_1"])) <= 1
+    assert by_item["recall_at_1"] == by_path["recall_at_1"] == pytest.approx(_recall_at_1(index, items[20:]))
     assert "recall_at_1" in run("index", "evaluate", "photos", "--labels", labels).stdout
+
+
+def _recall_at_1(index: Path, items: Sequence[str]) -> float:
+    """How many of these items have another one of their folder nearest among them."""
+    opened = open_version(version_dir(index, 1))
+    embeddings = opened.embeddings(np.array([opened.row_of(item) for item in items]))
+    similarity = embeddings @ embeddings.T
+    np.fill_diagonal(similarity, -1)
+    nearest = similarity.argmax(1).tolist()
+    return float(np.mean([items[other][:2] == item[:2] for item, other in zip(items, nearest, strict=True)]))
 
 
 def test_stats_tell_what_a_rebuild_would_fold_in(run: Run, index: Path, tiny_model: str) -> None:
@@ -343,6 +354,27 @@ def test_nothing_is_trained_that_a_rebuild_does_not_ask_for(
     assert json.loads(done.stdout)["model"] != model
     assert "learn: train" in done.stderr
     assert "baseline" not in done.stderr
+
+
+@pytest.mark.slow
+def test_few_labels_are_told_of_by_their_own_name(learned_school: School, tmp_path: Path) -> None:
+    """Not by that of the copy in the store that is learned from."""
+    school = copied(learned_school, tmp_path)
+    few, place = tmp_path / "few.csv", ["--device", "cpu", "--store", school.store.root]
+
+    def run(*words: object) -> Result:
+        return CliRunner().invoke(kinsight, [*map(str, words), *map(str, place)])
+
+    assert run("index", "build", "photos", school.pictures, "--model", school.model).exit_code == 0
+    few.write_text("path,class_id\n00.png,a\n04.png,a\n")
+    failed = run("rebuild", "photos", "--finetune", few)
+    assert f"error: learning failed, exit code 1: {few}: its 2 images to learn from are of 1 class" in failed.stderr
+    few.write_text("path,class_id\n00.png,a\n01.png,b\ngone.png,b\n06.png,\n")
+    done = run("rebuild", "photos", "--finetune", few, "--method", "supervised", "--epochs", 1)
+    assert done.exit_code == 0, done.stderr
+    assert f"learn: 1 paths of {few} are not in index photos, for example gone.png: left out\n" in done.stderr
+    assert f"learn: warning: {few}: 1 rows have no class_id" in done.stderr
+    assert ".learning" not in done.stderr
 
 
 def test_what_was_just_built_is_no_old_version(run: Run, index: Path) -> None:
