@@ -157,6 +157,16 @@ def test_masks_keep_recall_at_every_selectivity(
     assert (similarities >= expected[:, -1:] - 1e-6).mean() >= 0.9
 
 
+def test_a_few_rows_that_match_are_all_compared(clusters: tuple[Twin, Rows]) -> None:
+    """None of the nearest is missed, however few lists and candidates are asked for."""
+    snapshot = clusters[0].live.snapshot
+    mask = np.arange(snapshot.rows) % 5 == 2
+    queries = snapshot.embeddings(np.arange(0, snapshot.rows, 50))
+    similarities, _ = snapshot.search(queries, 10, nprobe=1, k_factor=1, mask=mask)
+    expected = -np.sort(-(queries @ snapshot.embeddings(np.flatnonzero(mask & snapshot.live)).T), axis=1)[:, :10]
+    np.testing.assert_allclose(similarities, expected, atol=1e-6)
+
+
 def test_k_is_full_with_one_list_scanned(twin: Twin) -> None:
     """Where the lists scanned hold fewer than k live items the rest is found too."""
     twin.upsert(*(f"new {n}" for n in range(300)))
@@ -316,6 +326,7 @@ def test_rows_of_replaced_items_are_let_go(twin: Twin, monkeypatch: pytest.Monke
         twin.upsert(*(f"new {n}" for n in range(50)))
         twin.live.refresh()
         assert twin.live.snapshot.delta.count <= 50 + 150 + 50
+        assert twin.live.snapshot.dead == twin.live.snapshot.delta.count - 50
     twin.check(twin.live.snapshot, k=10)
 
 
