@@ -1,9 +1,12 @@
 """kinsight_client.Client and AsyncClient against real servers; one suite for both."""
 
+import inspect
 import os
+import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,23 @@ import pytest
 from click.testing import CliRunner
 from kinsight.v1.search_service_pb2 import SearchRequest
 from kinsight.v1.search_service_pb2_grpc import SearchServiceStub
-from kinsight_client import Cancelled, Client, Embedding, Hit, InvalidArgument, NotFound, UnreadableImage
+from kinsight_client import (
+    Cancelled,
+    Client,
+    Embedding,
+    Hit,
+    InvalidArgument,
+    Item,
+    ItemResult,
+    KinsightError,
+    NotFound,
+    Operation,
+    SearchResult,
+    TrainResult,
+    UnreadableImage,
+    async_client,
+    sync_client,
+)
 from kinsight_client.errors import from_rpc
 
 from clients.cli.command import kinsight
@@ -333,11 +352,57 @@ def test_ready_says_whether_there_is_something_to_search(kind: Any, served: Serv
 
 
 @pytest.mark.usefixtures("quick_retries")
-def test_nobody_at_the_target_is_unavailable_with_its_address() -> None:
-    """After the retries, and well before the timeout."""
+@pytest.mark.usefixtures("quick_retries")
+@KINDS
+@pytest.mark.parametrize("target", ["127.0.0.1:{port}", "no such host:{port}"], ids=["port", "host"])
+def test_nobody_at_the_target_is_unavailable_with_its_address(kind: Any, target: str) -> None:
+    """After the retries, and well before the timeout; with what to do."""
     port = free_port()
-    with Client(f"127.0.0.1:{port}") as client, pytest.raises(kinsight_client.Unavailable, match=str(port)):
+    remedy = f"{port}.*; start a server there, or name another one as HOST:PORT"
+    with kind(target.format(port=port)) as client, pytest.raises(kinsight_client.Unavailable, match=remedy):
         client.search(item="a")
+
+
+@pytest.mark.parametrize("kind", [Client, kinsight_client.AsyncClient])
+@pytest.mark.parametrize("timeout_s", [0, -1, float("nan"), float("inf"), 1e10])
+def test_a_timeout_that_no_call_could_keep_is_refused(kind: Any, timeout_s: float) -> None:
+    """Where the client is made: calls told of a busy server, or to raise what is endless."""
+    with pytest.raises(ValueError, match=rf"timeout_s is {re.escape(f'{timeout_s:g}')}; it must be above 0"):
+        kind("127.0.0.1:1", timeout_s=timeout_s)
+
+
+def test_the_longest_timeout_is_kept(served: Served, gallery: Gallery) -> None:
+    """By calls and by streams."""
+    with Client(served.target, timeout_s=1e9) as client:
+        for _ in range(3):
+            assert client.search(item=gallery.items[3], top_k=1).hits[0].item == gallery.items[3]
+        assert client.ready()
+
+
+RETURNED = [
+    ("search", SearchResult),
+    ("search_many", list[SearchResult | KinsightError]),
+    ("embed", Embedding),
+    ("items.delete_many", list[ItemResult]),
+    ("models.train", Operation[TrainResult]),
+    ("operations.cancel", type(None)),
+]
+
+
+@pytest.mark.parametrize(("name", "returned"), RETURNED, ids=[name for name, _ in RETURNED])
+def test_help_says_what_a_method_returns(name: str, returned: Any) -> None:
+    """Its answer, and not the call that is made for it."""
+    client = Client("127.0.0.1:1")
+    assert inspect.signature(attrgetter(name)(client)).return_annotation == returned
+    client.close()
+
+
+@pytest.mark.parametrize(
+    ("items", "several"), [(sync_client.Items, Iterator), (async_client.AsyncItems, AsyncIterator)]
+)
+def test_help_says_that_pages_are_gone_through(items: Any, several: Any) -> None:
+    """One by one, with `for` or `async for`."""
+    assert inspect.signature(items.list).return_annotation == several[Item]
 
 
 BEYOND: list[tuple[str, Callable[[Any], Any]]] = [

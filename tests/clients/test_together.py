@@ -485,6 +485,19 @@ def test_closing_the_client_ends_all_that_wait(joint: bool, kind: Any, gallery: 
         users.end = lambda: None
 
 
+@KINDS
+def test_closing_the_client_ends_a_call_of_its_own(kind: Any, gallery: Gallery) -> None:
+    """With the words that every other call of a closed client ends with, and not gRPC's."""
+    with gated(gallery.store, kind) as (users, gate):
+        started = users.start(item=gallery.items[1], exact=True)
+        until(lambda: gate.calls == 1)
+        users.end()
+        (error,) = ended([started])
+        users.end = lambda: None
+    assert isinstance(error, Cancelled)
+    assert error.message == "the client was closed before the call was answered"
+
+
 def test_closing_leaves_no_task_behind(gallery: Gallery) -> None:
     """Not even of a joint call whose searches were all cancelled, so that the loop may be closed right after."""
     quick: dict[str, Any] = {"item": gallery.items[1]}

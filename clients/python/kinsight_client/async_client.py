@@ -4,14 +4,13 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
-from functools import wraps
 from types import TracebackType
 from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 
 import grpc
 
 from kinsight_client import channel, together
-from kinsight_client.calls import Call, Pages, Progress
+from kinsight_client.calls import Call, Pages, Progress, answering, seconds
 from kinsight_client.errors import Unavailable, closed, from_rpc, too_late
 from kinsight_client.indexes import IndexCalls
 from kinsight_client.items import ItemCalls
@@ -60,7 +59,7 @@ def _answered(
 ) -> Callable[Concatenate[Service[C], P], Coroutine[Any, Any, T]]:
     """The method that makes a call and returns its answer."""
 
-    @wraps(make)
+    @answering(make)
     async def method(self: Service[C], /, *args: P.args, **kwargs: P.kwargs) -> T:
         return await self._answer(make(self._calls, *args, **kwargs))
 
@@ -72,7 +71,7 @@ def _gathered(
 ) -> Callable[Concatenate[Service[C], P], Coroutine[Any, Any, list[T]]]:
     """The method that makes several calls, one after the other, and returns all answers and what needed no call."""
 
-    @wraps(make)
+    @answering(make)
     async def method(self: Service[C], /, *args: P.args, **kwargs: P.kwargs) -> list[T]:
         results: list[T] = []
         for part in make(self._calls, *args, **kwargs):
@@ -86,7 +85,7 @@ def _gathered(
 def _paged(make: Callable[Concatenate[C, P], Pages[T]]) -> Callable[Concatenate[Service[C], P], AsyncIterator[T]]:
     """The method that goes through all pages, each asked for when it is needed."""
 
-    @wraps(make)
+    @answering(make, AsyncIterator)
     async def method(self: Service[C], /, *args: P.args, **kwargs: P.kwargs) -> AsyncIterator[T]:
         pages, token = make(self._calls, *args, **kwargs), ""
         while True:
@@ -189,7 +188,7 @@ def _answered_together(
 ) -> Callable[Concatenate[AsyncSearches, P], Coroutine[Any, Any, SearchResult]]:
     """The method that makes a search, alone or with others, and returns its result."""
 
-    @wraps(make)
+    @answering(make)
     async def method(self: AsyncSearches, /, *args: P.args, **kwargs: P.kwargs) -> SearchResult:
         return await self._answer_together(make(self._calls, *args, **kwargs))
 
@@ -292,8 +291,12 @@ class AsyncClient(AsyncSearches):
 
         Args:
             target: `host:port` of a server.
-            timeout_s: for each call, retries included.
+            timeout_s: for each call, retries included; above 0, and 1e9 at most.
+
+        Raises:
+            ValueError: timeout_s is not.
         """
+        timeout_s = seconds(timeout_s)
         self._channel = grpc.aio.insecure_channel(target, options=channel.OPTIONS)
         super().__init__(SearchCalls(self._channel), timeout_s)
         self.items = AsyncItems(ItemCalls(self._channel), timeout_s)

@@ -1,9 +1,11 @@
 """Calls as values: the same ones are made by the blocking client and by the one for asyncio."""
 
+import inspect
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeAlias, TypeVar
+from functools import wraps
+from typing import Any, Generic, TypeAlias, TypeVar, get_args, get_origin
 
 import grpc
 
@@ -12,6 +14,8 @@ Progress: TypeAlias = Callable[[str, int, int], None]  # of a stage, so much is 
 
 M = TypeVar("M")
 T = TypeVar("T")
+
+_MAX_TIMEOUT_S = 1e9  # 31 years; not far beyond, gRPC's clock is past its end, and nothing is waited for
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,39 @@ class Pages(Generic[T]):
         request.CopyFrom(self.request)
         request.page_token = token
         return Call(self.method, request, lambda response: (list(self.read(response)), response.next_page_token))
+
+
+def answering(make: Callable[..., Any], many: Any = None) -> Callable[[M], M]:
+    """`functools.wraps` for a method that returns the answers of the calls that are made: `help` says so, too.
+
+    Args:
+        make: makes a call, several, or pages.
+        many: what a method that returns the answers one by one is to return of them, such as Iterator.
+    """
+    signature = inspect.signature(make)
+    answer = _answer_of(signature.return_annotation)
+
+    def decorate(method: M) -> M:
+        wraps(make)(method)  # type: ignore[arg-type]  # a function, as all that is decorated
+        shown = signature.replace(return_annotation=answer if many is None else many[answer])
+        method.__signature__ = shown  # type: ignore[attr-defined]
+        return method
+
+    return decorate
+
+
+def _answer_of(made: Any) -> Any:
+    """What the first kind of call in an annotation is answered with."""
+    while get_origin(made) not in (Call, Pages):
+        made = get_args(made)[0]
+    return get_args(made)[0]
+
+
+def seconds(timeout_s: float) -> float:
+    """A timeout that gRPC can keep; raises ValueError for others."""
+    if not 0 < timeout_s <= _MAX_TIMEOUT_S:
+        raise ValueError(f"timeout_s is {timeout_s:g}; it must be above 0, and {_MAX_TIMEOUT_S:g} at most")
+    return timeout_s
 
 
 def call_for(batch: Sequence[M | Unsent[T]], make: Callable[[Sequence[M]], Call[list[T]]]) -> Call[list[T]] | list[T]:

@@ -26,6 +26,8 @@ _DETAILS_KEY = "grpc-status-details-bin"
 # gRPC's own words, its server's or its client's, with no code or reason of their own to know them by.
 _TOO_LATE = ("Deadline Exceeded", "Stream removed (Deadline Exceeded)")
 _NO_ANSWER = "no answer within timeout_s: the server is busy, or not there; send less in a call, or raise timeout_s"
+_NOBODY = ("failed to connect to all addresses", "errors resolving ", "DNS resolution failed")  # as they begin
+_CLOSED = "Channel closed!"
 _REQUEST_TOO_LARGE = re.compile(r"(?:SERVER: Received|CLIENT: Sent) message larger than max \((\d+) vs\. (\d+)\)")
 
 
@@ -119,6 +121,8 @@ _BY_CODE: Mapping[str, type[KinsightError]] = {
 def from_rpc(error: grpc.RpcError) -> KinsightError:
     """The error of a failed gRPC call, with what the server's google.rpc.ErrorInfo says."""
     code: grpc.StatusCode = error.code()
+    if error.details() == _CLOSED:
+        return closed()
     # pairs of key and value, which the type stubs do not know
     trailing: dict[str, bytes] = dict(error.trailing_metadata() or ())  # type: ignore[arg-type]
     status = status_pb2.Status.FromString(trailing.get(_DETAILS_KEY, b""))
@@ -146,6 +150,8 @@ def _with_remedy(message: str) -> str:
     """The message, except those of gRPC's own that say nothing of what to do."""
     if message in _TOO_LATE:
         return _NO_ANSWER
+    if message.startswith(_NOBODY):
+        return f"{message}; start a server there, or name another one as HOST:PORT"
     found = _REQUEST_TOO_LARGE.fullmatch(message)
     if found is None:
         return message

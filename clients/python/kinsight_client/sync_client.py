@@ -4,14 +4,13 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import wraps
 from types import TracebackType
 from typing import Concatenate, Generic, ParamSpec, Self, TypeVar
 
 import grpc
 
 from kinsight_client import channel, together
-from kinsight_client.calls import Call, Pages, Progress
+from kinsight_client.calls import Call, Pages, Progress, answering, seconds
 from kinsight_client.errors import Unavailable, closed, from_rpc, too_late
 from kinsight_client.indexes import IndexCalls
 from kinsight_client.items import ItemCalls
@@ -48,7 +47,7 @@ class Service(Generic[C]):
 def _answered(make: Callable[Concatenate[C, P], Call[T]]) -> Callable[Concatenate[Service[C], P], T]:
     """The method that makes a call and returns its answer."""
 
-    @wraps(make)
+    @answering(make)
     def method(self: Service[C], /, *args: P.args, **kwargs: P.kwargs) -> T:
         return self._answer(make(self._calls, *args, **kwargs))
 
@@ -60,7 +59,7 @@ def _gathered(
 ) -> Callable[Concatenate[Service[C], P], list[T]]:
     """The method that makes several calls, one after the other, and returns all answers and what needed no call."""
 
-    @wraps(make)
+    @answering(make)
     def method(self: Service[C], /, *args: P.args, **kwargs: P.kwargs) -> list[T]:
         results: list[T] = []
         for part in make(self._calls, *args, **kwargs):
@@ -74,7 +73,7 @@ def _gathered(
 def _paged(make: Callable[Concatenate[C, P], Pages[T]]) -> Callable[Concatenate[Service[C], P], Iterator[T]]:
     """The method that goes through all pages, each asked for when it is needed."""
 
-    @wraps(make)
+    @answering(make, Iterator)
     def method(self: Service[C], /, *args: P.args, **kwargs: P.kwargs) -> Iterator[T]:
         pages, token = make(self._calls, *args, **kwargs), ""
         while True:
@@ -187,7 +186,7 @@ def _answered_together(
 ) -> Callable[Concatenate[Searches, P], SearchResult]:
     """The method that makes a search, alone or with others, and returns its result."""
 
-    @wraps(make)
+    @answering(make)
     def method(self: Searches, /, *args: P.args, **kwargs: P.kwargs) -> SearchResult:
         return self._answer_together(make(self._calls, *args, **kwargs))
 
@@ -286,8 +285,12 @@ class Client(Searches):
 
         Args:
             target: `host:port` of a server.
-            timeout_s: for each call, retries included.
+            timeout_s: for each call, retries included; above 0, and 1e9 at most.
+
+        Raises:
+            ValueError: timeout_s is not.
         """
+        timeout_s = seconds(timeout_s)
         self._channel = grpc.insecure_channel(target, options=channel.OPTIONS)
         super().__init__(SearchCalls(self._channel), timeout_s)
         self.items = Items(ItemCalls(self._channel), timeout_s)
