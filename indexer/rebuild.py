@@ -4,7 +4,8 @@ The candidate becomes active if nothing speaks against it (`indexer.candidate.ob
 its manifest says why.
 
 RebuildError
-└── NoActiveVersion   there is nothing to rebuild
+├── NoActiveVersion   there is nothing to rebuild
+└── ImagesGone        nothing was learned, as the version could not be activated
 LabelsError, BuildError, BuildInProgress and the errors of the parts   as of `indexer.labels` and `indexer.build`
 """
 
@@ -37,6 +38,10 @@ class RebuildError(Exception):
 
 class NoActiveVersion(RebuildError):
     """An index has no active version."""
+
+
+class ImagesGone(RebuildError):
+    """The images of too many items can't be read for what is learned from the others to be activated."""
 
 
 def rebuild(
@@ -158,7 +163,7 @@ def active_number(store: Store, name: str) -> int:
 
 
 def _check_images(index_dir: Path, collection: Collection | None) -> None:
-    """Refuse to learn, for hours maybe, what can't be activated: raises RebuildError where images are gone."""
+    """Refuse to learn, for hours maybe, what can't be activated: raises ImagesGone."""
     active, _ = _open_active(index_dir)
     if active is None:
         return
@@ -166,7 +171,7 @@ def _check_images(index_dir: Path, collection: Collection | None) -> None:
         entries = list_entries(collection.sources if collection else (), catalog, mirror=False).entries
     gone = [entry.item for entry in entries if entry.source is not None and UNREADABLE in entry.source.state()]
     for objection in too_many_lost(len(active.rows_of(gone)), active.count):
-        raise RebuildError(f"nothing was learned: {objection}; or rebuild with --no-activate, to look at it first")
+        raise ImagesGone(f"nothing was learned: {objection}; or rebuild with --no-activate, to look at it first")
 
 
 @dataclass(frozen=True)

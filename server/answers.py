@@ -27,7 +27,7 @@ from indexer.labels import LabelsError
 from indexer.manifest import ManifestError
 from indexer.operations import NoSuchOperation, OperationRunning
 from indexer.pixels import ImageTooLarge, UndecodableImage
-from indexer.rebuild import NoActiveVersion
+from indexer.rebuild import ImagesGone, NoActiveVersion
 from indexer.snapshot import DamagedSnapshot, NotEmpty
 from indexer.source import SourceError
 from indexer.store import NotFound
@@ -175,6 +175,7 @@ TABLE: Mapping[type[Exception], Answer] = {
     BudgetOutOfRange: Answer(_INVALID, "BUDGET_OUT_OF_RANGE", field="budget"),
     CalibrationError: Answer(_INVALID, "LABELS_NOT_CALIBRATABLE", field="labels"),
     NoActiveVersion: Answer(_UNMET, "NO_ACTIVE_VERSION", subject="index"),
+    ImagesGone: Answer(_UNMET, "IMAGES_GONE", subject="index"),
     NotEmpty: Answer(_EXISTS, "PATH_EXISTS"),
     DamagedSnapshot: Answer(_LOST, "SNAPSHOT_CORRUPT"),
     NoSuchOperation: Answer(_NOT_FOUND, "OPERATION_NOT_FOUND"),

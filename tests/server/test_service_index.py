@@ -45,7 +45,7 @@ from indexer.store import Store
 from indexer.version import delete_version, list_versions
 from server.app import StoreServed, run, sole_server
 from server.folders import Folders
-from tests.serving import Stubs, build_photos, make_model, photo, reason_of, server_process, serving
+from tests.serving import Stubs, build_photos, make_gallery, make_model, photo, reason_of, server_process, serving
 from tests.waiting import PROCESS_S, until
 
 
@@ -359,6 +359,14 @@ def test_what_a_process_can_not_do_is_the_error_of_its_operation(stubs: Stubs, t
     error = stubs.ended(built).error
     assert reason_of(error) == ("INVALID_ARGUMENT", "INVALID_LABELS")
     assert "labels.csv" in error.message
+
+
+def test_nothing_is_learned_where_images_are_gone(tmp_path: Path) -> None:
+    """Which is no failure of the server: FAILED_PRECONDITION says how many, and what to do."""
+    with serving(make_gallery(tmp_path, count=6).store) as served, Stubs(served.target) as stubs:
+        error = stubs.ended(stubs.indexes.BuildVersion(BuildVersionRequest(learn=True))).error
+    assert reason_of(error) == ("FAILED_PRECONDITION", "IMAGES_GONE")
+    assert error.message.startswith("nothing was learned: 6 of 6 items would be lost")
 
 
 def test_an_index_without_an_active_version_can_be_given_one(stubs: Stubs, store: Store) -> None:
