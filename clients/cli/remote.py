@@ -297,14 +297,15 @@ def awaited(client: "Client", operation: "Operation[R]") -> R:
     """The result of an operation once it has ended, progress shown meanwhile; raises KinsightError if it failed."""
     from kinsight_client import DeadlineExceeded, Unavailable
 
+    again = f"{operation.id} --server {click.get_current_context().params['server']}"  # so that it can be pasted
     try:
         with progress() as report:
             return client.operations.wait(operation, progress=report)
     except KeyboardInterrupt:
-        click.echo(f"operation {operation.id} goes on: kinsight remote wait, or cancel, {operation.id}", err=True)
+        click.echo(f"operation {operation.id} goes on: kinsight remote wait, or cancel, {again}", err=True)
         raise
     except (Unavailable, DeadlineExceeded):  # the server ended, and goes on with it when it is there again
-        click.echo(f"see what becomes of it, when a server is there: kinsight remote wait {operation.id}", err=True)
+        click.echo(f"see what becomes of it, when a server is there: kinsight remote wait {again}", err=True)
         raise
 
 

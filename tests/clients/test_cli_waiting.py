@@ -2,14 +2,17 @@
 
 from datetime import UTC, datetime
 
+import click
 import pytest
 from kinsight_client import Client, DeadlineExceeded, Operation, Unavailable
 
-from clients.cli.remote import awaited
+from clients.cli.remote import awaited, evaluate
+
+SERVER = "127.0.0.1:1"  # where nobody is
 
 
 def test_work_of_a_server_that_ends_can_be_found_again(capsys: pytest.CaptureFixture[str]) -> None:
-    """The next server goes on with it: the command that lost the first one says under which id."""
+    """The next server goes on with it: the command that lost the first one says under which id, and where."""
     begun = datetime.now(UTC)
     operation = Operation[None](
         id="20260102-finetune-1a2b",
@@ -28,6 +31,9 @@ def test_work_of_a_server_that_ends_can_be_found_again(capsys: pytest.CaptureFix
         result=None,
         error=None,
     )
-    with Client("127.0.0.1:1", timeout_s=0.2) as client, pytest.raises((Unavailable, DeadlineExceeded)):
+    context = click.Context(evaluate)
+    context.params["server"] = SERVER
+    lost = pytest.raises((Unavailable, DeadlineExceeded))
+    with context, Client(SERVER, timeout_s=0.2) as client, lost:
         awaited(client, operation)
-    assert "kinsight remote wait 20260102-finetune-1a2b" in capsys.readouterr().err
+    assert f"kinsight remote wait 20260102-finetune-1a2b --server {SERVER}\n" in capsys.readouterr().err
