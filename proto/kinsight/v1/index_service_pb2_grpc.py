@@ -132,6 +132,8 @@ class IndexServiceServicer:
         """Builds the next version of an index from everything that is live, measures it against the active one, and
         activates it if it is good enough. A version that is not is kept, in STATE_REFUSED, and the operation succeeds:
         its response says why it was not activated.
+        Where more than one in a hundred items would be lost, as their images can't be read, nothing is learned for a
+        version that is to be activated: the operation fails with FAILED_PRECONDITION.
         The operation may be cancelled. Asked for again, it goes on where it ended. A second build of one index, and a
         second one that learns on one server, is ABORTED while the first is at work.
         """
