@@ -74,14 +74,39 @@ def test_one_job_that_fails_does_not_fail_the_others_of_its_batch() -> None:
 
     async def body() -> list[int | BaseException]:
         batcher = Batcher[int, int]("test", doubling.run, workers=1, max_batch=8)
+        first = batcher.submit(0)
+        await _entered(doubling)
+        rest = [batcher.submit(job) for job in (1, 2)]
         doubling.go_on.release(2)
-        answers = await asyncio.gather(batcher.submit(1), batcher.submit(2), return_exceptions=True)
+        answers = await asyncio.gather(first, *rest, return_exceptions=True)
         await batcher.close()
         return list(answers)
 
-    failed, answered = asyncio.run(body())
+    _, failed, answered = asyncio.run(body())
     assert isinstance(failed, ValueError)
     assert answered == 4
+    assert doubling.batches == [[0], [1, 2]]
+
+
+def test_a_job_that_is_cancelled_while_its_batch_runs_leaves_the_others() -> None:
+    """A client that left takes no answer from those beside it."""
+    doubling = Doubling()
+
+    async def body() -> int:
+        batcher = Batcher[int, int]("test", doubling.run, workers=1, max_batch=8)
+        batcher.submit(0)
+        await _entered(doubling)
+        left, stayed = batcher.submit(2), batcher.submit(4)
+        doubling.go_on.release()
+        await _entered(doubling)
+        left.cancel()
+        doubling.go_on.release()
+        answer = await asyncio.wait_for(stayed, 5)
+        await batcher.close()
+        return answer
+
+    assert asyncio.run(body()) == 8
+    assert doubling.batches == [[0], [2, 4]]
 
 
 def test_a_batch_that_fails_fails_its_jobs_and_the_worker_goes_on() -> None:
