@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from indexer.pairs import PAIR_COLUMNS, PairsError, pairs_of
 from indexer.source import item_of
 from indexer.tables import Table, read_table
 
@@ -93,7 +94,7 @@ def read_few(labels: Path, paths: Mapping[str, Path | None]) -> FewLabels:
         paths: item to where its image lies.
 
     Raises:
-        LabelsError: it teaches nothing of these items, or has an unknown split.
+        LabelsError: it teaches nothing of these items, contradicts itself, or has an unknown split.
         SourceError: it can't be read or lacks a column.
     """
     few = _few(labels, paths)
@@ -108,21 +109,24 @@ def read_few(labels: Path, paths: Mapping[str, Path | None]) -> FewLabels:
 def _few(labels: Path, paths: Mapping[str, Path | None]) -> FewLabels:
     find = item_finder(labels, paths)
     if "path_a" in read_table(labels, [], optional=["path_a"]):
-        pairs = read_table(labels, ["path_a", "path_b"])
-        found = (find(cell) for cells in pairs.values() for cell in cells)
-        return FewLabels(frozenset(item for item in found if item is not None), {})
+        try:
+            pairs = pairs_of(labels, read_table(labels, PAIR_COLUMNS), find)
+        except PairsError as error:
+            raise LabelsError(str(error)) from error
+        return FewLabels(frozenset(pairs.thing_of), {})
     columns = read_table(labels, ["path", "class_id"], optional=["split"])
     splits = splits_of(labels, columns, "train")
-    learned, held_out = set[str](), dict[str, str]()
-    for cell, name, split in zip(columns["path"], columns["class_id"], splits, strict=True):
+    known: dict[str, tuple[str, str]] = {}
+    for row, (cell, name, split) in enumerate(zip(columns["path"], columns["class_id"], splits, strict=True)):
         item = find(cell)
         if item is None or not name:
             continue
-        if split == "train":
-            learned.add(item)
-        else:
-            held_out[item] = name
-    return FewLabels(frozenset(learned), held_out)
+        earlier = known.setdefault(item, (name, split))
+        if earlier != (name, split):
+            two = "classes" if earlier[0] != name else "splits"
+            raise LabelsError(f"{labels}, {columns.place(row)}: {cell!r} has two {two}; an image has one")
+    learned = frozenset(item for item, (_, split) in known.items() if split == "train")
+    return FewLabels(learned, {item: name for item, (name, _) in known.items() if item not in learned})
 
 
 def splits_of(labels: Path, columns: Table, without: str) -> list[str]:

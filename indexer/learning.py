@@ -52,6 +52,11 @@ class Lesson:
     settings: str = ""
 
     @property
+    def index(self) -> str:
+        """The name of the index that learns."""
+        return self.directory.parent.name
+
+    @property
     def images(self) -> Path:
         """The table of images."""
         return self.directory / _IMAGES

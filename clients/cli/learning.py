@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import click
 
 from clients.cli.options import Device
-from clients.cli.output import Progress
+from clients.cli.output import Progress, printable
 
 if TYPE_CHECKING:
     from indexer.learning import Lesson
@@ -35,6 +35,7 @@ class LearningError(Exception):
 def learn(
     lesson: "Lesson",
     store: Path,
+    few_labels: Path | None,
     settings: Sequence[str],
     device: Device,
     memory_bytes: int | None,
@@ -45,6 +46,7 @@ def learn(
     Args:
         lesson: what to learn.
         store: gets the model.
+        few_labels: the table that the lesson's labels were made of; None where it learns without.
         settings: words for `kinsight train`, or `finetune` where the lesson has labels, such as --epochs 2.
         device: where to compute, also where a run is gone on with.
         memory_bytes: most that the training may allocate; None for no limit.
@@ -66,12 +68,15 @@ def learn(
     else:
         verb = ["train", str(lesson.images), *([] if begun else ["--from", lesson.start])]
     place = ["--device", device, "--store", str(store), "--progress", "json", "--json"]
-    model = _train([*verb, *words, *place], store, memory_bytes, report)
+    names = {str(lesson.labels): printable(str(few_labels)), str(lesson.images): f"index {lesson.index}"}
+    model = _train([*verb, *words, *place], store, names, memory_bytes, report)
     lesson.learned(model)
     return model
 
 
-def _train(words: Sequence[str], store: Path, memory_bytes: int | None, report: Progress) -> str:
+def _train(
+    words: Sequence[str], store: Path, names: Mapping[str, str], memory_bytes: int | None, report: Progress
+) -> str:
     command = [sys.executable, "-m", "clients.cli.tethered", str(store), *words]
     with (
         tempfile.TemporaryFile("w+") as printed,
@@ -86,7 +91,7 @@ def _train(words: Sequence[str], store: Path, memory_bytes: int | None, report: 
         _ended(process),
     ):
         _restrain(process.pid, memory_bytes)
-        last = _follow(process, report)
+        last = _follow(process, names, report)
         if process.wait() != 0:
             raise LearningError(f"learning failed, exit code {process.returncode}: {last or 'it said nothing'}")
         printed.seek(0)
@@ -102,8 +107,11 @@ def _restrain(pid: int, memory_bytes: int | None) -> None:
         resource.prlimit(pid, resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
 
 
-def _follow(process: "subprocess.Popen[str]", report: Progress) -> str:
-    """Pass on what the training says until it ends; returns its last line for people."""
+def _follow(process: "subprocess.Popen[str]", names: Mapping[str, str], report: Progress) -> str:
+    """Pass on what the training says until it ends; returns its last line for people.
+
+    It knows our tables alone: in what it says of them, `names` has what people call them.
+    """
     last = ""
     assert process.stderr is not None  # noqa: S101  a pipe was asked for
     for line in process.stderr:
@@ -112,6 +120,8 @@ def _follow(process: "subprocess.Popen[str]", report: Progress) -> str:
             report(*told)
         elif line.strip():
             last = line.strip()
+            for table, name in names.items():
+                last = last.replace(table, name)
             click.echo(f"learn: {last}", err=True)
     return last.removeprefix("error: ")
 

@@ -189,6 +189,7 @@ def _rebuild(wanted: Wanted, work: Work) -> "BuildReport":
     learner = partial(
         learn,
         store=wanted.store,
+        few_labels=wanted.finetune,
         settings=settings,
         device=wanted.device,
         memory_bytes=wanted.learn_memory,

@@ -26,7 +26,6 @@ from indexer.records import Upsert
 from indexer.staging import sole_builder
 from indexer.store import Store
 from indexer.version import active_version, list_versions, open_version, version_dir
-from tests.conftest import School, copied
 from tests.serving import Stubs, serving
 from tests.waiting import PROCESS_S, until
 
@@ -354,27 +353,6 @@ def test_nothing_is_trained_that_a_rebuild_does_not_ask_for(
     assert json.loads(done.stdout)["model"] != model
     assert "learn: train" in done.stderr
     assert "baseline" not in done.stderr
-
-
-@pytest.mark.slow
-def test_few_labels_are_told_of_by_their_own_name(learned_school: School, tmp_path: Path) -> None:
-    """Not by that of the copy in the store that is learned from."""
-    school = copied(learned_school, tmp_path)
-    few, place = tmp_path / "few.csv", ["--device", "cpu", "--store", school.store.root]
-
-    def run(*words: object) -> Result:
-        return CliRunner().invoke(kinsight, [*map(str, words), *map(str, place)])
-
-    assert run("index", "build", "photos", school.pictures, "--model", school.model).exit_code == 0
-    few.write_text("path,class_id\n00.png,a\n04.png,a\n")
-    failed = run("rebuild", "photos", "--finetune", few)
-    assert f"error: learning failed, exit code 1: {few}: its 2 images to learn from are of 1 class" in failed.stderr
-    few.write_text("path,class_id\n00.png,a\n01.png,b\ngone.png,b\n06.png,\n")
-    done = run("rebuild", "photos", "--finetune", few, "--method", "supervised", "--epochs", 1)
-    assert done.exit_code == 0, done.stderr
-    assert f"learn: 1 paths of {few} are not in index photos, for example gone.png: left out\n" in done.stderr
-    assert f"learn: warning: {few}: 1 rows have no class_id" in done.stderr
-    assert ".learning" not in done.stderr
 
 
 def test_what_was_just_built_is_no_old_version(run: Run, index: Path) -> None:

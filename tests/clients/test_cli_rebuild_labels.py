@@ -1,0 +1,29 @@
+"""What `kinsight rebuild --finetune` says of a table of few labels."""
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from clients.cli.command import kinsight
+from tests.conftest import School, copied
+
+
+@pytest.mark.slow
+def test_few_labels_are_told_of_by_their_own_name(learned_school: School, tmp_path: Path) -> None:
+    """Not by that of the copy in the store that is learned from."""
+    school = copied(learned_school, tmp_path)
+    few = tmp_path / "few.csv"
+
+    def run(*words: object) -> Result:
+        return CliRunner().invoke(kinsight, [*map(str, words), "--device", "cpu", "--store", str(school.store.root)])
+
+    assert run("index", "build", "photos", school.pictures, "--model", school.model).exit_code == 0
+    few.write_text("path,class_id\n00.png,a\n04.png,a\n")
+    failed = run("rebuild", "photos", "--finetune", few)
+    assert f"error: learning failed, exit code 1: {few}: its 2 images to learn from are of 1 class" in failed.stderr
+    few.write_text("path,class_id\n00.png,a\n01.png,b\ngone.png,b\n06.png,\n")
+    done = run("rebuild", "photos", "--finetune", few, "--method", "supervised", "--epochs", 1)
+    assert f"learn: 1 paths of {few} are not in index photos, for example gone.png: left out\n" in done.stderr
+    assert f"learn: warning: {few}: 1 rows have no class_id" in done.stderr
+    assert ".learning" not in done.stderr
