@@ -7,7 +7,7 @@ Memory holds a few pages of the table, however large its row groups are. A page 
 import threading
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -76,13 +76,18 @@ def image_column(table: Path) -> ImageColumn | None:
     if not columns:
         names = next((name for name in schema.names if is_called(name, ["path"])), None)
         columns = {field.name: ImageColumn(field.name, names) for field in schema if _is_bytes(field.type)}
-        if names and "image" not in columns:
+        if names and not _called_image(columns):
             return None
-    if "image" in columns or len(columns) == 1:
-        return columns.get("image") or next(iter(columns.values()))
-    if columns:
-        raise SourceError(f"{shown(table)} has images in {', '.join(columns)}; call the one to use `image`")
-    return None
+    chosen = _called_image(columns) or [*columns]
+    if len(chosen) > 1:
+        raise SourceError(f"{shown(table)} has images in {', '.join(chosen)}; call the one to use `image`")
+    return columns[chosen[0]] if chosen else None
+
+
+def _called_image(columns: Iterable[str]) -> list[str]:
+    """Those that are called `image`, in any case; where one is spelled so, that alone."""
+    called = [name for name in columns if is_called(name, ["image"])]
+    return ["image"] if "image" in called else called
 
 
 def list_parquet(table: Path, root: Path) -> Listing:

@@ -63,10 +63,12 @@ def test_images_come_from_their_rows(tmp_path: Path, rows_in_group: int) -> None
         ({"jpg": [png(0), png(1)], "caption": ["x", "y"]}, ["t.parquet/0", "t.parquet/1"]),
         ({"image": [png(0), png(1)], "thumbnail": [b"", b""]}, ["t.parquet/0", "t.parquet/1"]),
         ({"image": [png(0), png(1)], "path": ["../up.png", "/abs\n.png"]}, ["up.png", "abs%0A.png"]),
+        ({"Image": [png(0), png(1)], "Path": ["0.png", "1.png"]}, ["0.png", "1.png"]),
+        ({"Image": [b"", b""], "image": [png(0), png(1)]}, ["t.parquet/0", "t.parquet/1"]),
     ],
 )
 def test_the_column_and_the_ids_are_found(tmp_path: Path, columns: dict[str, Any], items: list[str]) -> None:
-    """A column `image`, or the only one that can be meant; ids are the paths if there are any and no two agree."""
+    """A column `image`, in any case, or else the only one; ids are the paths if there are any and no two agree."""
     sources = open_collection(written(tmp_path / "t.parquet", columns)).sources
     assert [(source.item, source.read()) for source in sources] == list(zip(items, (png(0), png(1)), strict=True))
 
