@@ -13,6 +13,7 @@ OperationError
 """
 
 import dataclasses
+import errno
 import json
 import os
 import re
@@ -73,7 +74,7 @@ class Operation:
         started, updated: times in UTC, ISO 8601.
         pid: of the process that works on it, or did.
         error: why it failed; empty otherwise.
-        error_types: names of that exception's class and of those it is derived from.
+        error_types: names of that exception's class and those it is derived from; of the system's, its errno's too.
         request_id: whose repetition is to find this operation; empty for none.
         result: of one that is done, as its command's `--json` prints it.
     """
@@ -298,8 +299,7 @@ def _end_recorded(recorder: Recorder) -> Iterator[None]:
         cancelled = isinstance(error, KeyboardInterrupt)
         told = "" if cancelled else str(error) or type(error).__name__
         try:
-            types = tuple(kind.__name__ for kind in type(error).__mro__)
-            recorder.end("cancelled" if cancelled else "failed", error=told, error_types=types)
+            recorder.end("cancelled" if cancelled else "failed", error=told, error_types=_types(error))
         except OSError as unwritten:  # the disk that is full is mostly why it failed
             error.add_note(f"the record of {recorder.operation.id} could not be written: {unwritten}")
         raise
@@ -308,6 +308,12 @@ def _end_recorded(recorder: Recorder) -> Iterator[None]:
     except OSError as error:
         identity = recorder.operation.id
         raise OSError(f"{identity} is done, but its record can't be written: {error}; check the disk") from error
+
+
+def _types(error: BaseException) -> tuple[str, ...]:
+    names = tuple(kind.__name__ for kind in type(error).__mro__)
+    system = errno.errorcode.get(error.errno or 0) if isinstance(error, OSError) else None
+    return (*names, system) if system else names
 
 
 def _forget_oldest(directory: Path) -> None:

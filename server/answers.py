@@ -195,16 +195,20 @@ TABLE: Mapping[type[Exception], Answer] = {
     EncoderError: Answer(_LOST, "MODEL_NOT_USABLE", operator=True),
 }
 
+_INTERNAL = Answer(grpc.StatusCode.INTERNAL, "INTERNAL")
+_DISK = Answer(_EXHAUSTED, "STORE_NOT_ACCESSIBLE", operator=True)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+
 # Other processes record their errors by name; the table has those of the indexer, or twins of them.
 _BY_NAME = {kind.__name__: answer for kind, answer in TABLE.items()} | {
     # The trainer's, which this room can't import.
     "RecipeError": TABLE[InvalidLearning],
     "StartError": Answer(_UNMET, "MODEL_NOT_LEARNABLE", subject="model"),
+    # The system's, which have no class of their own, and what a build says of them.
+    **{errno.errorcode[number]: _DISK for number in (*_FULL, *_REFUSED)},
+    "WriteFailed": _DISK,
 }
-_INTERNAL = Answer(grpc.StatusCode.INTERNAL, "INTERNAL")
-_DISK = Answer(_EXHAUSTED, "STORE_NOT_ACCESSIBLE", operator=True)
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 _told_at_s: dict[str, float] = {}  # by reason, on time.monotonic()
 

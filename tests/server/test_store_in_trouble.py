@@ -12,11 +12,19 @@ from typing import Any
 
 import grpc
 import pytest
-from kinsight.v1.index_service_pb2 import ActivateVersionRequest, BuildVersionRequest, EvaluateVersionRequest
+from google.longrunning import operations_pb2
+from kinsight.v1.index_service_pb2 import (
+    ActivateVersionRequest,
+    BuildVersionRequest,
+    EvaluateVersionRequest,
+    SnapshotIndexRequest,
+)
 
 from indexer import operations
+from indexer.build import WriteFailed
 from indexer.version import active_version, next_number
 from server import answers, app, jobs
+from server.folders import Folders
 from server.indexes import Indexes
 from tests.serving import Stubs, build_photos, make_gallery, make_model, make_version, reason_of, serving
 from tests.waiting import PROCESS_S, until
@@ -71,6 +79,21 @@ def test_what_ended_for_want_of_space_is_told_once_there_is_some(
     (record,) = caplog.records
     identity = begun.name.removeprefix("operations/")
     assert record.message.startswith(f"how {identity} ended can't be written yet: [Errno 28] No space left on device")
+
+
+def test_work_that_finds_no_space_says_so_by_its_status(small_disk: Path, tmp_path: Path) -> None:
+    """As a request does: INTERNAL blamed the server for a disk that is full."""
+    store = build_photos(tmp_path)
+    queued = operations.queue(store.operations, "rebuild", "photos", ())
+    with pytest.raises(WriteFailed), operations.running(store.operations, queued.id):
+        raise WriteFailed("can't write a version: No space left on device; free some space and build again")
+    _fill(small_disk)
+    with serving(store, folders=Folders((), (small_disk,))) as served, Stubs(served.target) as stubs:
+        copied = stubs.indexes.SnapshotIndex(SnapshotIndexRequest(directory=str(small_disk / "copy")))
+        built = operations_pb2.GetOperationRequest(name=f"operations/{queued.id}")
+        for failed in (stubs.ended(copied), stubs.operations.GetOperation(built)):
+            assert reason_of(failed.error) == ("RESOURCE_EXHAUSTED", "STORE_NOT_ACCESSIBLE")
+            assert "No space left on device" in failed.error.message
 
 
 def test_a_read_only_disk_is_told(small_disk: Path) -> None:
