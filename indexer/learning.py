@@ -22,8 +22,8 @@ from indexer import adopt, manifest
 from indexer.catalog import Catalog, UnknownContent
 from indexer.entries import Entry, list_entries
 from indexer.labels import read_few, write_few
-from indexer.source import SourceError
 from indexer.sources import Collection
+from indexer.tables import unreadable
 
 _LESSON, _IMAGES, _LABELS, _KEPT = "lesson.json", "images.csv", "labels.csv", "kept"
 _NOTED = ("start", "collection", "run", "model", "taught", "settings")
@@ -127,7 +127,7 @@ def _digest(few_labels: Path) -> str:
     try:
         return manifest.record(few_labels).sha256
     except OSError as error:
-        raise SourceError(f"{few_labels} can't be read as a table: {error}") from error
+        raise unreadable(few_labels, error) from error
 
 
 def _write_images(directory: Path, entries: Iterable[Entry], catalog: Catalog) -> dict[str, Path]:

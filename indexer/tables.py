@@ -57,7 +57,7 @@ def read_table(path: Path, columns: Iterable[str], optional: Iterable[str] = ())
     except UnicodeDecodeError as error:
         raise SourceError(f"{shown(path)} is not UTF-8 text: {error}; save it as UTF-8") from error
     except (OSError, csv.Error) as error:
-        raise SourceError(f"{shown(path)} can't be read as a table: {error}") from error
+        raise unreadable(path, error) from error
     spelled = {name: there for name in wanted if (there := _spelled(path, name, names)) is not None}
     missing = [name for name in columns if name not in spelled]
     if missing:
@@ -75,6 +75,14 @@ def read_table(path: Path, columns: Iterable[str], optional: Iterable[str] = ())
                 where = f"{shown(path)}, {table.place(row)}"
                 raise SourceError(f"{where}: {name} {cell!r} holds a NUL; save it as UTF-8 text")
     return Table(chosen, table.lines)
+
+
+def unreadable(path: Path, error: OSError | csv.Error) -> SourceError:
+    """The error of a table that can't be read."""
+    if isinstance(error, IsADirectoryError):
+        return SourceError(f"{shown(path)} is a folder; name a CSV or Parquet table")
+    reason = error.strerror if isinstance(error, OSError) else None
+    return SourceError(f"{shown(path)} can't be read as a table: {reason or error}")
 
 
 def _spelled(path: Path, name: str, names: Sequence[str]) -> str | None:

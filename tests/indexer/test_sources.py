@@ -193,6 +193,19 @@ def test_a_broken_csv_is_refused(tmp_path: Path, text: bytes, message: str) -> N
         open_collection(table)
 
 
+def test_a_table_that_is_a_folder_is_refused(tmp_path: Path) -> None:
+    """As labels of a collection of shards or Parquet tables may be given by its own folder; with what to give."""
+    (tmp_path / "shards").mkdir()
+    with pytest.raises(SourceError, match=r"/shards is a folder; name a CSV or Parquet table$"):
+        read_table(tmp_path / "shards", ["path"])
+
+
+def test_a_table_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    """In words, without the system's number."""
+    with pytest.raises(SourceError, match=r"nope\.csv can't be read as a table: No such file or directory$"):
+        read_table(tmp_path / "nope.csv", ["path"])
+
+
 def test_a_broken_parquet_is_refused(tmp_path: Path) -> None:
     """A file that only calls itself Parquet is refused."""
     (tmp_path / "t.parquet").write_bytes(b"PAR1 not really")
