@@ -21,7 +21,7 @@ import secrets
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import takewhile
@@ -112,7 +112,10 @@ class Recorder:
         self._written_at = -WRITE_EVERY_S
 
     def progress(self, stage: str, done: int, total: int) -> None:
-        """Note that so much of a stage is done; written at most every `WRITE_EVERY_S`, and when a stage begins."""
+        """Note that so much of a stage is done; written at most every `WRITE_EVERY_S`, and when a stage begins.
+
+        Where it can't be written, the work goes on unwatched; how it ends is written, or is an error.
+        """
         now = time.monotonic()
         began_at, first = self._stage_began
         begins = stage != self.operation.stage or done < self.operation.done
@@ -124,7 +127,8 @@ class Recorder:
         self.operation = dataclasses.replace(self.operation, **known)  # type: ignore[arg-type]
         if begins or now - self._written_at >= WRITE_EVERY_S:
             self._written_at = now
-            self.write()
+            with suppress(OSError):  # a disk that is full for a moment must not end the work of hours
+                self.write()
 
     def end(self, state: State, **known: Any) -> None:
         """Write how it ended."""

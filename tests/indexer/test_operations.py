@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -94,6 +94,20 @@ def test_progress_tells_rate_and_time_left(tmp_path: Path, monkeypatch: pytest.M
         recorder.progress("train", 0, 1)
         found = find(tmp_path, recorder.operation.id)
         assert (found.stage, found.rate, found.eta_s) == ("train", 0.0, None)
+
+
+def test_work_goes_on_where_its_progress_can_not_be_written(small_disk: Path) -> None:
+    """A disk that was full for a moment ended hours of training; how the work ended is told as ever."""
+    directory = small_disk / "operations"
+    identity, filler = queue(directory, "train", "", []).id, small_disk / "filler"
+    with running(directory, identity) as recorder:
+        with filler.open("wb", buffering=0) as file, suppress(OSError):
+            while True:
+                file.write(bytes(4096))
+        recorder.progress("train", 1, 2)
+        filler.unlink()
+    assert (find(directory, identity).state, find(directory, identity).stage) == ("done", "train")
+    assert [path.suffix for path in sorted(directory.iterdir())] == [".json", ".lock"]
 
 
 def test_a_killed_operation_is_interrupted_and_goes_on(
