@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from indexer.ivfpq import Index, Neighbours, Rows
+from indexer.ivfpq import MEASURED_K, Index, Neighbours, Rows
 from indexer.plan import Plan, more_thorough
 from indexer.rows import Embeddings
 
-K = 10
+K = MEASURED_K
 WANTED_RECALL = 0.99  # of the default operating point
 BEST_RECALL = 0.999  # beyond it no more thorough point is measured, for searches that ask for more than the default
 TIE = 1e-6  # similarities this close are one: float32 sums differ by that much from kernel to kernel

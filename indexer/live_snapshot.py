@@ -86,7 +86,8 @@ class Snapshot:
             top_k: neighbours wanted, at least 1.
             nprobe: lists to scan, 1 to nlist; None for the measured value. Where fewer rows may be found, more lists
                 are scanned, so that as many of those are passed as there are without a mask.
-            k_factor: candidates per neighbour that are compared in full precision; None for the measured value.
+            k_factor: candidates per neighbour, of 10 at least, that are compared in full precision; None for the
+                measured value.
             exact: compare with every row.
             mask: (rows,) bool, the rows that may be found; None for all. A few are all compared.
 
@@ -228,7 +229,7 @@ class Snapshot:
         if not k or not self.delta.count:
             return self.version.index.search(queries, k, *point, among) if k else _nothing(len(queries))
         nprobe, k_factor = point
-        count = min(k * k_factor, self.version.count + self.delta.sealed)
+        count = ivfpq.compared(k, k_factor, self.version.count + self.delta.sealed)
         rows = ivfpq.candidates(self.delta.codes, queries, count, nprobe, among)
         near = ivfpq.compare(self.version.index.rows, self.delta.vectors, queries, rows)
         similarities, rows = self._with_newest(queries, k, (near, rows), live, self.delta.sealed)

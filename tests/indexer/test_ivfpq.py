@@ -162,6 +162,15 @@ def test_a_search_always_gives_k_rows(searched: tuple[Plan, Index], hard: np.nda
     assert (np.diff(similarities, axis=1) <= 0).all()
 
 
+def test_who_wants_fewer_neighbours_misses_no_more(searched: tuple[Plan, Index], hard: np.ndarray) -> None:
+    """The first of ten neighbours are found alone too: a build has measured what ten of them find."""
+    chosen, index = searched
+    ten = index.search(hard[:300], 10, chosen.nlist, chosen.k_factor)[0]
+    for k in (1, 2, 3, 5):
+        alone = index.search(hard[:300], k, chosen.nlist, chosen.k_factor)[0]
+        assert (alone >= ten[:, :k] - evaluate.TIE).all()
+
+
 def test_no_more_candidates_than_rows_are_held(searched: tuple[Plan, Index], hard: np.ndarray) -> None:
     """Whatever number of candidates is asked for, room is made for the rows that there are, and all are compared."""
     chosen, index = searched

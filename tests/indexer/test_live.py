@@ -167,6 +167,17 @@ def test_a_few_rows_that_match_are_all_compared(clusters: tuple[Twin, Rows]) -> 
     np.testing.assert_allclose(similarities, expected, atol=1e-6)
 
 
+def test_who_wants_fewer_neighbours_misses_no_more(twin: Twin) -> None:
+    """With rows of a delta among the codes too, the first of ten neighbours are found alone."""
+    twin.upsert(*(f"new {n}" for n in range(300)))
+    twin.live.refresh()
+    queries = twin.vectors(100)
+    ten, _ = twin.live.snapshot.search(queries, 10)
+    for k in (1, 2, 3, 5):
+        alone, _ = twin.live.snapshot.search(queries, k)
+        assert (alone >= ten[:, :k] - 1e-6).all()
+
+
 def test_k_is_full_with_one_list_scanned(twin: Twin) -> None:
     """Where the lists scanned hold fewer than k live items the rest is found too."""
     twin.upsert(*(f"new {n}" for n in range(300)))
