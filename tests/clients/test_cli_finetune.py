@@ -149,17 +149,20 @@ def test_labels_that_teach_nothing_are_one_line(finetune: Run, labels: str | byt
 def test_unknown_and_damaged_labelled_images_are_told(finetune: Run, work: tuple[Path, Store, str]) -> None:
     """The rest teaches all the same; where no labelled image can be decoded, that is the error."""
     pictures, _, _ = work
-    (pictures / "zz.png").write_bytes(b"no image")
+    for name in ("yy.png", "zz.png"):
+        (pictures / name).write_bytes(b"no image")
     try:
         done = finetune(few_classes() + "gone.png,1,train\nzz.png,2,train\n", "--epochs", 1, "--json")
-        alone = finetune("path,class_id\nzz.png,2\ngone.png,1\n")
+        alone = finetune("path,class_id\nyy.png,1\nzz.png,2\ngone.png,1\n")
     finally:
-        (pictures / "zz.png").unlink()
+        for name in ("yy.png", "zz.png"):
+            (pictures / name).unlink()
 
     told = json.loads(done.stdout)
     assert told["unknown_labels"] == ["gone.png"]
-    assert [skipped["item"] for skipped in told["skipped"]] == ["zz.png"]
+    assert [skipped["item"] for skipped in told["skipped"]] == ["yy.png", "zz.png"]
     assert alone.exit_code == 1
+    assert "error: none of the 2 labelled images can be decoded; yy.png: not an image" in alone.stderr
 
 
 @pytest.mark.slow

@@ -106,18 +106,21 @@ def test_a_rebuild_folds_in_what_was_upserted_and_deleted(stubs: Stubs) -> None:
     assert "003.png" not in found
 
 
-def test_a_version_that_is_not_good_enough_is_kept_and_not_activated(stubs: Stubs, store: Store) -> None:
+def test_a_version_that_is_not_good_enough_is_kept_and_not_activated(tmp_path: Path) -> None:
     """The operation succeeds and says why; activating it by hand works all the same."""
-    stubs.upsert(ItemUpsert(item="new", image=photo(100)))
-    request = BuildVersionRequest(model=make_model(store, seed=1), activate=False)
-    built = _response(stubs.ended(stubs.indexes.BuildVersion(request)), BuildVersionResponse)
-    assert (built.version.version, built.version.state) == (2, Version.STATE_READY)
-    assert stubs.indexes.GetIndex(GetIndexRequest()).active_version == 1
-    stubs.upsert(ItemUpsert(item="later", image=photo(101)))
-    index = stubs.indexes.ActivateVersion(ActivateVersionRequest(version=2))
-    assert (index.active_version, index.model) == (2, built.version.model)
-    # Embedded by the new model before its version was swapped in.
-    assert stubs.found(image=photo(101))[0] == "later"
+    store = make_gallery(tmp_path, count=6).store  # whose images are gone
+    with serving(store) as served, Stubs(served.target) as stubs:
+        stubs.upsert(ItemUpsert(item="new", image=photo(100)))
+        request = BuildVersionRequest(model=make_model(store, seed=1))
+        built = _response(stubs.ended(stubs.indexes.BuildVersion(request)), BuildVersionResponse)
+        assert (built.version.version, built.version.state) == (2, Version.STATE_REFUSED)
+        assert "6 of 6 items would be lost" in built.version.refusal
+        assert stubs.indexes.GetIndex(GetIndexRequest()).active_version == 1
+        stubs.upsert(ItemUpsert(item="later", image=photo(101)))
+        index = stubs.indexes.ActivateVersion(ActivateVersionRequest(version=2))
+        assert (index.active_version, index.model) == (2, built.version.model)
+        # Embedded by the new model before its version was swapped in.
+        assert stubs.found(image=photo(101))[0] == "later"
 
 
 def test_an_outdated_etag_is_aborted(stubs: Stubs, store: Store) -> None:
