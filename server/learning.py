@@ -82,7 +82,7 @@ def table_of(labels: Labels, store: Store, folders: Folders) -> Path:
     """The table of labels that a request names, or one of those that came with it; called on threads.
 
     Raises:
-        InvalidLabels: there are none, in more than one form, with an empty path, or contradictory pairs.
+        InvalidLabels: there are none, in more than one form, with an empty path, or contradictory.
         InvalidPath, PathNotAllowed, PathNotFound: as of `Folders.to_read`.
         OSError: the disk is full or fails.
     """
@@ -102,12 +102,17 @@ def table_of(labels: Labels, store: Store, folders: Folders) -> Path:
 def _image_rows(labels: Labels) -> list[tuple[str, ...]]:
     judged = any(row.held_out for row in labels.images)
     rows: list[tuple[str, ...]] = [("path", "class_id", *(["split"] if judged else []))]
+    known: dict[str, tuple[str, bool]] = {}
     for number, row in enumerate(labels.images):
         if not row.path:
             raise InvalidLabels(f"labels.images[{number}] has no path")
+        said = (row.class_id.strip(), row.held_out)
+        if said[0] and known.setdefault(row.path, said) != said:
+            two = "is held out and learned from" if known[row.path][0] == said[0] else "has two classes"
+            raise InvalidLabels(f"labels.images[{number}]: {row.path!r} {two}; an image has one label")
         split = ["test" if row.held_out else "train"] if judged else []
         rows.append((row.path, row.class_id, *split))
-    if not any(row.class_id.strip() for row in labels.images):
+    if not known:
         raise InvalidLabels(f"none of the {len(labels.images):,} labels.images has a class_id; write one into some")
     return rows
 

@@ -352,6 +352,22 @@ def test_bad_requests_are_answered_with_reasons(stubs: Stubs, school: School) ->
     assert not list(school.store.labels.glob("*")), "nothing was written for what was refused"
 
 
+@pytest.mark.parametrize(
+    ("again", "said"),
+    [
+        (LabelledImage(path="00.png", class_id="b"), "has two classes"),
+        (LabelledImage(path="00.png", class_id="a", held_out=True), "is held out and learned from"),
+    ],
+)
+def test_an_image_with_two_labels_is_named(school: School, again: LabelledImage, said: str) -> None:
+    """At once, not by a line of a table that the server made; the same label twice is none too many."""
+    rows = [LabelledImage(path="00.png", class_id="a"), LabelledImage(path="00.png", class_id="a ")]
+    assert table_of(Labels(images=rows), school.store, Folders()).exists()
+    with pytest.raises(InvalidLabels) as refused:
+        table_of(Labels(images=[*rows, again]), school.store, Folders())
+    assert str(refused.value) == f"labels.images[2]: '00.png' {said}; an image has one label"
+
+
 def test_unknown_names_are_refused_at_once_with_those_that_are_known(stubs: Stubs, school: School) -> None:
     """Of recipes and of methods, before an operation is begun that could only fail."""
     learn, choose = "stml-semi, cmsf-semi, supervised", "usl, usl-t"
