@@ -352,7 +352,6 @@ def test_ready_says_whether_there_is_something_to_search(kind: Any, served: Serv
 
 
 @pytest.mark.usefixtures("quick_retries")
-@pytest.mark.usefixtures("quick_retries")
 @KINDS
 @pytest.mark.parametrize("target", ["127.0.0.1:{port}", "no such host:{port}"], ids=["port", "host"])
 def test_nobody_at_the_target_is_unavailable_with_its_address(kind: Any, target: str) -> None:
