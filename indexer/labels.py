@@ -70,18 +70,24 @@ def read_classes(labels: Path, paths: Mapping[str, Path | None]) -> dict[str, st
     splits = splits_of(labels, columns, "")
     find = item_finder(labels, paths)
     classes: dict[str, str] = {}
-    for cell, name, split in zip(columns["path"], columns["class_id"], splits, strict=True):
-        item = find(cell)
-        if item is None or not name or split == "train":
+    unknown: list[str] = []
+    for row, (cell, name, split) in enumerate(zip(columns["path"], columns["class_id"], splits, strict=True)):
+        if not name or split == "train":
             continue
-        if classes.setdefault(item, name) != name:
+        item = find(cell)
+        if item is None:
+            unknown.append(cell)
+        elif classes.setdefault(item, name) != name:
             raise LabelsError(
-                f"{labels} gives {cell!r} two classes, {classes[item]!r} and {name!r}; an image has one"
+                f"{labels}, {columns.place(row)}: {cell!r} has two classes, {classes[item]!r} and {name!r}; an image "
+                "has one"
             )
     if len(classes) < 2:
         raise LabelsError(
-            f"{labels} gives a class to {len(classes)} items of the index to judge on, of {len(columns['path']):,} "
-            "rows; its paths must be item ids, or where the images lie"
+            f"{labels} gives a class to {len(classes)} items of the index to judge on: of its {len(splits):,} rows, "
+            f"{splits.count('train'):,} are of the split train, {columns['class_id'].count(''):,} have no class_id, "
+            f"and {len(unknown):,} have a path that is no item's{f', as {unknown[0]!r}' if unknown else ''}; paths "
+            "must be item ids, or where the images lie"
         )
     return classes
 

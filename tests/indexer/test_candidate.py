@@ -154,6 +154,22 @@ def test_a_path_is_taken_before_an_id_that_looks_like_it(tmp_path: Path) -> None
     assert read_classes(labels, dict.fromkeys(["a%25.png", "a%2525.png"])) == {"a%2525.png": "1", "a%25.png": "2"}
 
 
+def test_why_labels_are_too_few_to_judge_on_is_told(tmp_path: Path) -> None:
+    """Who gives the table that was learned from need not look for what is wrong with its paths."""
+    labels = tmp_path / "labels.csv"
+    labels.write_text("path,class_id,split\na,1,train\nb,2,train\nc,,test\nx/d,2,test\nd,2,\n")
+    with pytest.raises(LabelsError) as raised:
+        read_classes(labels, dict.fromkeys("abcd"))
+    assert str(raised.value) == (
+        f"{labels} gives a class to 1 items of the index to judge on: of its 5 rows, 2 are of the split train, 1 "
+        "have no class_id, and 1 have a path that is no item's, as 'x/d'; paths must be item "
+        "ids, or where the images lie"
+    )
+    labels.write_text("path,class_id\na,1\n\nb,1\na,2\n")
+    with pytest.raises(LabelsError, match=r"labels\.csv, line 5: 'a' has two classes, '1' and '2'; an image has one"):
+        read_classes(labels, dict.fromkeys("ab"))
+
+
 def test_items_without_a_class_are_not_judged_on(tmp_path: Path) -> None:
     """A sheet that is half filled in says nothing of the other half, and one of a single label is too little."""
     labels, paths = tmp_path / "labels.csv", dict.fromkeys("abcd")
