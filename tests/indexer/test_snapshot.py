@@ -118,13 +118,13 @@ def test_nothing_is_overwritten(store: Store, copied: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize("second", ["one", "two"])
 def test_restores_come_one_after_the_other(copied: Path, tmp_path: Path, second: str) -> None:
     """They bring the same model, and perhaps the same name: each wrote into what the other had begun."""
-    target, told, copying = Store(tmp_path / "other"), list[str](), threading.Event()
+    target, told, copying = Store(tmp_path / "other"), dict[Progress, str](), threading.Event()
 
     def run(name: str, progress: Progress) -> None:
         try:
-            told.append(restore(target, copied, name, progress).index)
+            told[progress] = restore(target, copied, name, progress).index
         except NotEmpty as refused:
-            told.append(str(refused))
+            told[progress] = str(refused)
 
     def meanwhile(stage: str, *_: int) -> None:
         if stage == "copy":
@@ -140,7 +140,7 @@ def test_restores_come_one_after_the_other(copied: Path, tmp_path: Path, second:
     run("one", begin_another)
     other.join()
     refused = f"index 'one' is in {target.root} already; restore under another name (--name)"
-    assert told == ["one", refused if second == "one" else "two"]
+    assert told == {begin_another: "one", meanwhile: refused if second == "one" else "two"}
     for name in {"one", second}:
         assert version.open_version(version.version_dir(target.index(name), 1)).count == 60
 
