@@ -153,7 +153,8 @@ def _read_parquet(path: Path, wanted: tuple[str, ...]) -> tuple[list[str], Table
     except pyarrow.ArrowException as error:
         raise OSError(str(error)) from error
     columns = {
-        name: ["" if cell is None else str(cell) for cell in column.to_pylist()]
+        # A number that is none, which equals nothing, is how some programs write that there is no value.
+        name: ["" if cell is None or cell != cell else str(cell) for cell in column.to_pylist()]  # noqa: PLR0124
         for name, column in zip(table.column_names, table.columns, strict=True)
     }
     return names, Table(columns, None)

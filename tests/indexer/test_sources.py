@@ -1,5 +1,6 @@
 """Collections: what is found in a folder or a table, how items are named, how decoding reports damage."""
 
+import math
 import os
 import subprocess
 import sys
@@ -116,6 +117,8 @@ def test_what_a_parquet_table_has_no_value_for_is_empty_text(tmp_path: Path) -> 
     """As in a CSV: a class that was not given is none, and not one called None."""
     pyarrow.parquet.write_table(pa.table({"path": ["a", "b"], "class_id": [7, None]}), tmp_path / "t.parquet")
     assert read_table(tmp_path / "t.parquet", ["class_id"]) == {"class_id": ["7", ""]}
+    pyarrow.parquet.write_table(pa.table({"path": ["a", "b"], "class_id": [7.5, math.nan]}), tmp_path / "t.parquet")
+    assert read_table(tmp_path / "t.parquet", ["class_id"]) == {"class_id": ["7.5", ""]}
 
 
 @pytest.mark.parametrize(
