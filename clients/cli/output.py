@@ -45,11 +45,20 @@ def print_facts(facts: Mapping[str, object]) -> None:
 
 
 def tell_facts(result: Mapping[str, Any], as_json: bool) -> None:
-    """Print a result as JSON, or its names and values, nested names with dots between them."""
+    """Print a result as JSON, or its names and values, nested names with dots between them, and what it lists."""
     if as_json:
         print_json(result)
-    else:
-        print_facts({name: cell(value) for name, value in _flat(result).items()})
+        return
+    flat = _flat(result)
+    listed = {name: value for name, value in flat.items() if _has_rows(value)}
+    print_facts({name: cell(value) for name, value in flat.items() if name not in listed})
+    for name, rows in listed.items():
+        click.echo(f"\n{name}")
+        print_table([*rows[0]], [[cell(value) for value in row.values()] for row in rows])
+
+
+def _has_rows(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], Mapping)
 
 
 def cell(value: object) -> str:
@@ -127,10 +136,15 @@ def progress(style: str = "auto") -> Iterator[Progress]:
     """
     if style == "json":
         yield JsonProgress()
-        return
-    if not sys.stderr.isatty():
+    elif not sys.stderr.isatty():
         yield PlainProgress()
-        return
+    else:
+        with _bars() as report:
+            yield report
+
+
+@contextmanager
+def _bars() -> Iterator[Progress]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

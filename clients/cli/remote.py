@@ -68,8 +68,7 @@ def rebuild(
             name, model=model, learn=learn, few_labels=few_labels, epochs=epochs or 0, **options
         )
         built = awaited(client, operation)
-    for warning in built.warnings:
-        click.echo(f"warning: {warning}", err=True)
+    warn(built.warnings)
     tell_facts(plain(built), as_json)
     if built.version.refusal:
         click.echo(f"not activated: {built.version.refusal}", err=True)
@@ -307,6 +306,12 @@ def awaited(client: "Client", operation: "Operation[R]") -> R:
     except (Unavailable, DeadlineExceeded):  # the server ended, and goes on with it when it is there again
         click.echo(f"see what becomes of it, when a server is there: kinsight remote wait {again}", err=True)
         raise
+
+
+def warn(warnings: Sequence[str]) -> None:
+    """Say on stderr what a person should know of a result."""
+    for warning in warnings:
+        click.echo(f"warning: {warning}", err=True)
 
 
 def plain(result: object) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import click
 
 from clients.cli.options import json_option, labels_help, server_option
 from clients.cli.output import print_json, tell_facts
-from clients.cli.remote import awaited, plain, tell_all
+from clients.cli.remote import awaited, plain, tell_all, warn
 from clients.cli.suggest import to_label
 
 _COLUMNS = ["model", "backbone", "objective", "dimension", "images", "labelled", "created"]
@@ -47,7 +47,9 @@ def train(images: tuple[str, ...], epochs: int | None, server: str, as_json: boo
     from kinsight_client import Client
 
     with Client(server) as client:
-        tell_facts(plain(awaited(client, client.models.train(*images, epochs=epochs or 0, **options))), as_json)
+        trained = awaited(client, client.models.train(*images, epochs=epochs or 0, **options))
+    warn(trained.warnings)
+    tell_facts(plain(trained), as_json)
 
 
 @click.command()
@@ -72,6 +74,7 @@ def finetune(
 
     with Client(server) as client:
         taught = awaited(client, client.models.finetune(model, images, labels, epochs=epochs or 0, **options))
+    warn(taught.warnings)
     tell_facts(plain(taught), as_json)
 
 
@@ -95,8 +98,7 @@ def suggest(images: str, model: str, budget: int, server: str, as_json: bool, **
 
     with Client(server) as client:
         found = awaited(client, client.models.suggest(model, images, budget, **options))
-    for warning in found.warnings:
-        click.echo(f"warning: {warning}", err=True)
+    warn(found.warnings)
     if as_json:
         print_json(plain(found))
         return
@@ -121,6 +123,6 @@ def calibrate(model: str, images: str, labels: str, things: int | None, server: 
     from kinsight_client import Client
 
     with Client(server) as client:
-        tell_facts(
-            plain(awaited(client, client.models.calibrate(model, images, labels, things=things or 0))), as_json
-        )
+        fitted = awaited(client, client.models.calibrate(model, images, labels, things=things or 0))
+    warn(fitted.warnings)
+    tell_facts(plain(fitted), as_json)

@@ -1,11 +1,20 @@
 """Waiting for a server's long work by the command."""
 
+import json
+import re
+from concurrent import futures
 from datetime import UTC, datetime
 
 import click
+import grpc
 import pytest
+from click.testing import CliRunner
+from google.longrunning import operations_pb2 as pb
+from kinsight.v1.model_service_pb2 import FineTuneRequest, FineTuneResponse
+from kinsight.v1.model_service_pb2_grpc import ModelServiceServicer, add_ModelServiceServicer_to_server
 from kinsight_client import Client, DeadlineExceeded, Operation, Unavailable
 
+from clients.cli.command import kinsight
 from clients.cli.remote import awaited, evaluate
 
 SERVER = "127.0.0.1:1"  # where nobody is
@@ -37,3 +46,40 @@ def test_work_of_a_server_that_ends_can_be_found_again(capsys: pytest.CaptureFix
     with context, Client(SERVER, timeout_s=0.2) as client, lost:
         awaited(client, operation)
     assert f"kinsight remote wait 20260102-finetune-1a2b --server {SERVER}\n" in capsys.readouterr().err
+
+
+class Taught(ModelServiceServicer):
+    """A server that has learned from labels, and doubts two of them."""
+
+    def FineTune(self, request: FineTuneRequest, context: grpc.ServicerContext) -> pb.Operation:  # noqa: N802
+        """Done at once."""
+        response = FineTuneResponse(compared=34, warnings=["look at these labels"])
+        response.model.model = "4bdd588b31ec364b"
+        for item, like in (("a.jpg", "b.jpg"), ("[red].jpg", "d.jpg")):
+            response.suspects.add(item=item, like=like, similarity=0.32543325424194336, own_similarity=-0.033)
+        done = pb.Operation(name="operations/1", done=True)
+        done.response.Pack(response)
+        return done
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]], ids=["people", "json"])
+def test_what_a_result_lists_is_a_table_and_its_warnings_are_told(options: list[str]) -> None:
+    """For people, who read objects as Python prints them; a program has all of it in one object."""
+    server = grpc.server(futures.ThreadPoolExecutor(1))
+    add_ModelServiceServicer_to_server(Taught(), server)  # type: ignore[no-untyped-call]
+    target = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
+    try:
+        words = ["remote", "finetune", "4bdd", "/photos", "--labels", "/few.csv", "--server", target]
+        result = CliRunner().invoke(kinsight, [*words, *options])
+    finally:
+        server.stop(None).wait()
+    assert result.exit_code == 0, result.output
+    assert result.stderr == "warning: look at these labels\n"
+    if options:
+        assert [one["item"] for one in json.loads(result.stdout)["suspects"]] == ["a.jpg", "[red].jpg"]
+    else:
+        facts, table = result.stdout.split("\nsuspects\n")
+        assert "{" not in result.stdout
+        assert re.search(r"^compared +34$", facts, re.MULTILINE)
+        assert re.search(r"^ \[red\]\.jpg +d\.jpg +0\.3254 +-0\.033 $", table, re.MULTILINE)
