@@ -10,7 +10,7 @@ KinsightError             any failed call; carries the code, the stable reason a
 ├── Aborted               the index was changed since its etag was read, or is being built by someone else
 ├── Cancelled             the operation was cancelled, or the client was closed before or during the call
 ├── DataLoss              a file of the server is damaged; the message names it
-├── ResourceExhausted     the server is busy, or the message is too large
+├── ResourceExhausted     the server is busy, a disk of it full or failing, or the message is too large
 ├── Unavailable           no server there, or one that starts, stops or has no index yet; retries were made
 └── DeadlineExceeded      no answer within timeout_s
 """
@@ -92,7 +92,7 @@ class DataLoss(KinsightError):
 
 
 class ResourceExhausted(KinsightError):
-    """The server has as many requests as it lets in, or the message is larger than it takes."""
+    """The server has as many requests as it lets in, its disk is full or fails, or the message is too large."""
 
 
 class Unavailable(KinsightError):
