@@ -2,6 +2,10 @@
 
 import csv
 import json
+import os
+import pty
+import re
+import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -46,6 +50,26 @@ def test_progress_without_a_terminal_prints_rate_and_eta_every_few_seconds(
     assert err.splitlines()[0] == "embed  20/100  4.0/s  ETA 0:00:20"
     assert err.splitlines()[-1] == "embed  100/100  4.0/s"
     assert len(err.splitlines()) == 5
+
+
+def test_progress_on_a_terminal_is_a_bar_a_stage() -> None:
+    """It shows how much of the stage is done, also of one that comes again; nothing of it is on stdout."""
+    program = (
+        "from clients.cli.output import progress\n"
+        "with progress() as report:\n"
+        "    for stage, done in (('embed', 3), ('judge', 10), ('judge', 4)):\n"
+        "        report(stage, done, 10)\n"
+    )
+    terminal, stderr = pty.openpty()
+    with os.fdopen(terminal, "rb", buffering=0) as screen:
+        environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
+        command = [sys.executable, "-c", program]
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=stderr, check=True, env=environment)
+        os.close(stderr)
+        shown = screen.read(65_536).decode()
+    assert done.stdout == b""
+    last = re.sub(r"\x1b\[[^a-zA-Z]*[a-zA-Z]", "", shown).strip().splitlines()[-2:]
+    assert [(line.split()[0], line.split()[2]) for line in last] == [("embed", "3/10"), ("judge", "4/10")]
 
 
 @pytest.mark.parametrize(("table", "where"), [(None, "--json"), (Path("run/skipped.csv"), "run/skipped.csv")])
