@@ -370,6 +370,12 @@ def test_a_timeout_that_no_call_could_keep_is_refused(kind: Any, timeout_s: floa
         kind("127.0.0.1:1", timeout_s=timeout_s)
 
 
+def test_a_client_for_asyncio_is_refused_where_no_loop_runs() -> None:
+    """As in a module: it took a loop of its own, and every call failed as attached to a different one."""
+    with pytest.raises(RuntimeError, match="no event loop runs that the client could use; make it in a coroutine"):
+        kinsight_client.AsyncClient("127.0.0.1:1")
+
+
 def test_the_longest_timeout_is_kept(served: Served, gallery: Gallery) -> None:
     """By calls and by streams."""
     with Client(served.target, timeout_s=1e9) as client:

@@ -295,8 +295,13 @@ class AsyncClient(AsyncSearches):
 
         Raises:
             ValueError: timeout_s is not.
+            RuntimeError: no event loop runs, as outside of a coroutine.
         """
         timeout_s = seconds(timeout_s)
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:  # gRPC takes a loop of its own making then, and no call would run on another
+            raise RuntimeError("no event loop runs that the client could use; make it in a coroutine") from None
         self._channel = grpc.aio.insecure_channel(target, options=channel.OPTIONS)
         super().__init__(SearchCalls(self._channel), timeout_s)
         self.items = AsyncItems(ItemCalls(self._channel), timeout_s)
