@@ -8,7 +8,7 @@ Files that never change are hard links where the file system allows, so a snapsh
 it to another disk to be safe from the loss of this one.
 
 SnapshotError
-├── NotEmpty        the directory, or the index, is there already
+├── NotEmpty        the directory, or the index, is there already, or being written
 └── DamagedSnapshot a file of a snapshot is missing or changed, or there is no snapshot
 """
 
@@ -134,12 +134,13 @@ def restore(store: Store, directory: Path, name: str | None, progress: Progress)
         CatalogError, OSError: a file can't be written.
     """
     taken, files = _read_receipt(directory)
+    index_dir = store.index(name or taken.index)
+    check = partial(_check_unknown, store, index_dir)
+    check()
     for done, (relative, expected) in enumerate(files.items()):
         progress("verify", done, len(files))
         _verify(directory / relative, expected)
     progress("verify", len(files), len(files))
-    index_dir = store.index(name or taken.index)
-    check = partial(_check_unknown, store, index_dir)
     store.root.mkdir(parents=True, exist_ok=True)
     with turn(store.root / _RESTORING):  # others may bring the same model, or the same name
         check()
