@@ -240,7 +240,9 @@ class Jobs:
                 operations.cancel(self.directory, identity)
                 return
             with operations.running(self.directory, identity):
-                raise OperationFailed(f"{_ended(code, told)}; the same request again goes on where it was")
+                raise OperationFailed(
+                    f"{_ended(code, told)}; the same request again, by another request_id, goes on where it was"
+                )
 
     def _end(self) -> None:
         with self._starting:  # who is about to start one sees that we are ending

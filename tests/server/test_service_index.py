@@ -402,13 +402,15 @@ def test_a_damaged_pointer_is_mended_by_activating_a_version(stubs: Stubs, store
 
 def test_a_killed_process_is_the_end_of_its_operation_alone(stubs: Stubs) -> None:
     """The server says what happened, searches go on, and the next build goes on where it was."""
-    started = stubs.indexes.BuildVersion(BuildVersionRequest())
+    request = BuildVersionRequest(request_id="once")
+    started = stubs.indexes.BuildVersion(request)
     get = operations_pb2.GetOperationRequest(name=started.name)
     until(lambda: _metadata(stubs.operations.GetOperation(get)).state != OperationMetadata.STATE_QUEUED, PROCESS_S)
     _kill_child_of(started.name)
     error = stubs.ended(started).error
     assert reason_of(error) == ("INTERNAL", "OPERATION_FAILED")
-    assert "killed by SIGKILL" in error.message
+    assert "killed by SIGKILL; the same request again, by another request_id, goes on" in error.message
+    assert stubs.indexes.BuildVersion(request).error == error
     assert stubs.found(image=photo(0))[0] == "000.png"
     assert _response(stubs.ended(stubs.indexes.BuildVersion(BuildVersionRequest())), BuildVersionResponse)
 
