@@ -3,7 +3,7 @@
 import asyncio
 import inspect
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +180,8 @@ def test_filters_groups_and_the_like_choose_among_the_hits(client: Any) -> None:
         ({"image": b"x", "embedding": Embedding("m", np.ones(2, np.float32))}, TypeError, "one of them"),
         ({"payload": ["a"]}, ValueError, "not a JSON object"),
         ({"payload": {"n": 2**53 + 1}}, ValueError, "write it as text"),
+        ({"payload": {"price": float("nan")}}, ValueError, "nan in the payload of item 'a' is no number of JSON"),
+        ({"payload": {"n": [float("-inf")]}}, ValueError, "-inf .*; leave it out, or give None"),
         ({"payload": nested(31)}, ValueError, "more than 30 deep"),
         ({"payload": {"at": {1: 2}}}, ValueError, "can't be written as JSON"),
         ({"payload": {"at": [Path("x")]}}, ValueError, "can't be written as JSON"),
@@ -219,3 +221,24 @@ def test_help_shows_what_each_method_takes_and_says(kind: Any) -> None:
     assert [method for method in methods if not method.__doc__] == []
     assert "species" in kind.search.__doc__
     assert "min_similarity" in inspect.signature(kind.search).parameters
+
+
+@KINDS
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda client: client.search(item=5),
+        lambda client: client.search_many(items=["a", 5]),
+        lambda client: Upsert(5),  # type: ignore[arg-type]
+        lambda client: client.items.upsert(5),
+        lambda client: client.items.get(5),
+        lambda client: client.items.delete(5),
+        lambda client: client.items.delete_many(["a", 5]),
+    ],
+    ids=["search", "search_many", "Upsert", "upsert", "get", "delete", "delete_many"],
+)
+def test_an_id_that_is_no_text_is_named(call: Callable[[Any], Any], kind: Any) -> None:
+    """Such as the number of a table's row, of which protobuf says that an argument is bad; nobody is called."""
+    wrong = pytest.raises(TypeError, match="the id of an item is 5; give it as text, '5'")
+    with kind(f"127.0.0.1:{free_port()}") as client, wrong:
+        call(client)

@@ -78,8 +78,8 @@ class ItemCalls:
 
         Raises:
             KinsightError: it was not taken; see `kinsight_client.errors`.
-            TypeError: there are an image and an embedding.
-            ValueError: the payload is not a JSON object, or has an integer beyond 2^53.
+            TypeError: there are an image and an embedding, or the id is no text.
+            ValueError: the payload is not a JSON object, or has an integer beyond 2^53, NaN or infinity.
             OSError: the image's path can't be read.
         """
         upsert = messages.upsert_message(Upsert(item, image, embedding, payload))
@@ -101,9 +101,9 @@ class ItemCalls:
 
         Raises:
             KinsightError: a call failed; see `kinsight_client.errors`.
-            TypeError: `items` is a text, whose letters would be taken for ids.
+            TypeError: `items` is a text, whose letters would be taken for ids, or one of them is no text.
         """
-        request_id, items = request_id or unique(), iter(messages.item_ids(items))
+        request_id, items = request_id or unique(), messages.item_ids(items)
         for number, batch in enumerate(iter(lambda: list(islice(items, MAX_ITEMS)), [])):
             request = pb.BatchDeleteItemsRequest(index=index, request_id=f"{request_id}-{number}", items=batch)
             yield Call(self._stub.BatchDeleteItems, request, messages.item_results)
@@ -113,8 +113,9 @@ class ItemCalls:
 
         Raises:
             KinsightError: see `kinsight_client.errors`; one that is deleted already is no error.
+            TypeError: the id is no text.
         """
-        request = pb.BatchDeleteItemsRequest(index=index, request_id=unique(), items=[item])
+        request = pb.BatchDeleteItemsRequest(index=index, request_id=unique(), items=[messages.item_id(item)])
         return Call(self._stub.BatchDeleteItems, request, _taken)
 
     def get(self, item: str, *, index: str = "") -> Call[Item]:
@@ -122,8 +123,9 @@ class ItemCalls:
 
         Raises:
             KinsightError: see `kinsight_client.errors`.
+            TypeError: the id is no text.
         """
-        return Call(self._stub.GetItem, pb.GetItemRequest(index=index, item=item), messages.item_of)
+        return Call(self._stub.GetItem, pb.GetItemRequest(index=index, item=messages.item_id(item)), messages.item_of)
 
     def list(
         self,

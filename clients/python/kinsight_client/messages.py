@@ -1,7 +1,8 @@
 """What searches and items are made of: the typed forms of the messages, and how they are read and written."""
 
 import errno
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from operator import index
 from pathlib import Path
@@ -85,8 +86,9 @@ class Upsert:
             the one that the item has.
 
     Raises:
-        TypeError: there are an image and an embedding.
-        ValueError: the payload is not a JSON object, too deep, or has an integer beyond 2^53; a text is not UTF-8.
+        TypeError: there are an image and an embedding, or the id is no text.
+        ValueError: the payload is not a JSON object, too deep, or has an integer beyond 2^53, NaN or infinity; a text
+            is not UTF-8.
     """
 
     item: str
@@ -97,7 +99,7 @@ class Upsert:
     def __post_init__(self) -> None:
         if self.image is not None and self.embedding is not None:
             raise TypeError(f"item {self.item!r} has an image and an embedding; an upsert takes one of them")
-        _check_text(self.item, f"the id of item {self.item!r}")
+        _check_text(item_id(self.item), f"the id of item {self.item!r}")
         if self.payload is not None:
             _check_payload(self.item, self.payload)
 
@@ -188,11 +190,18 @@ def sendable(name: str, value: N, allowed: str, bits: int = 32) -> N:
     return value
 
 
-def item_ids(items: Iterable[str]) -> Iterable[str]:
-    """Ids as they came; raises TypeError for a text, which is an iterable of its letters."""
+def item_id(item: str) -> str:
+    """An id as it came; raises TypeError for others than texts, such as the numbers of a table's rows."""
+    if not isinstance(item, str):  # what protobuf says of it names nothing
+        raise TypeError(f"the id of an item is {item!r}; give it as text, {str(item)!r}")
+    return item
+
+
+def item_ids(items: Iterable[str]) -> Iterator[str]:
+    """Ids as they came; raises TypeError for a text, which is an iterable of its letters, and as `item_id`."""
     if isinstance(items, str):
         raise TypeError(f"items is the text {items!r}; give a list of ids, [{items!r}] for one")
-    return items
+    return map(item_id, items)
 
 
 def image_bytes(image: bytes | Path) -> bytes:
@@ -316,6 +325,10 @@ def _check_payload(item: str, payload: object) -> None:
             rest += [(one, depth + 1) for one in value]
         elif isinstance(value, int) and abs(value) > _EXACT:
             raise ValueError(f"{value} in the payload of item {item!r} is beyond 2^53; write it as text")
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(
+                f"{value} in the payload of item {item!r} is no number of JSON; leave it out, or give None"
+            )
         elif not isinstance(value, float | int | None):
             raise ValueError(f"{value!r} in the payload of item {item!r} can't be written as JSON")
 

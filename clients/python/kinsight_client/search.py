@@ -95,8 +95,8 @@ class SearchCalls:
 
         Raises:
             KinsightError: see `kinsight_client.errors`.
-            TypeError: not exactly one query is given, the image is neither bytes nor a Path, or the embedding is no
-                `Embedding`.
+            TypeError: not exactly one query is given, the image is neither bytes nor a Path, the embedding is no
+                `Embedding`, or the id is no text.
             ValueError: the embedding has another shape than (D,), or top_k or nprobe is beyond 32 bits.
             OSError: the image's path can't be read.
         """
@@ -105,7 +105,7 @@ class SearchCalls:
         request = pb.SearchRequest(
             image=None if image is None else messages.image_bytes(image),
             embedding=None if embedding is None else messages.embedding_message(embedding),
-            item=item,
+            item=None if item is None else messages.item_id(item),
             top_k=messages.sendable("top_k", top_k, "1 to 1000"),
             index=index,
             filter=filter,
@@ -144,7 +144,7 @@ class SearchCalls:
 
         Raises:
             KinsightError: a call failed as a whole; see `kinsight_client.errors`.
-            TypeError: `items` is a text, whose letters would be taken for ids.
+            TypeError: `items` is a text, whose letters would be taken for ids, or one of them is no text.
             ValueError: as of `search`.
         """
         queries: Iterable[Query] = chain(
