@@ -100,10 +100,10 @@ def open_collection(images: Path) -> Collection:
     """
     collection = _open(images)
     if not collection.sources:
-        found = f"{collection.ignored:,} other files" if collection.ignored else "it is empty"
-        reasons = "".join(f"; {warning}" for warning in collection.warnings)
+        others = [f"{collection.ignored:,} other files"] if collection.ignored else []
+        found = "; ".join([*others, *collection.warnings]) or "it is empty"
         accepted = " ".join(sorted(pixels.EXTENSIONS))
-        raise SourceError(f"no image in {shown(images)} ({found}{reasons}); accepted: {accepted}")
+        raise SourceError(f"no image in {shown(images)} ({found}); accepted: {accepted}")
     return collection
 
 

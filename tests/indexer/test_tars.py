@@ -138,7 +138,9 @@ def test_an_archive_without_images_is_refused_with_the_reason(tmp_path: Path) ->
     """Compressed archives are refused by name of the compression, others by what is in them."""
     with tarfile.open(tmp_path / "s.tar.gz", "w:gz") as tar:
         tar.add(shard(tmp_path / "a.tar"), "a.tar")
-    with pytest.raises(SourceError, match=r"s\.tar\.gz is compressed \(gzip\).*decompress it once"):
+    with pytest.raises(
+        SourceError, match=r"no image in \S+ \(\S+s\.tar\.gz is compressed \(gzip\).*decompress it once"
+    ):
         open_collection(tmp_path / "s.tar.gz")
     with pytest.raises(SourceError, match=r"no image in .*t\.tar \(1 other files\)"):
         open_collection(write_tar(tmp_path / "t.tar", {"a.txt": b"x"}))
