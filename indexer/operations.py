@@ -70,7 +70,7 @@ class Operation:
         state: `queued` before a process took it up, `interrupted` where that process was killed.
         stage, done, total: what it is at.
         rate: of that stage, a second.
-        eta_s: until that stage is done; None where that can't be told yet.
+        eta_s: until that stage is done; None where that can't be told yet, and where nobody works on it.
         started, updated: times in UTC, ISO 8601.
         pid: of the process that works on it, or did.
         error: why it failed; empty otherwise.
@@ -132,7 +132,7 @@ class Recorder:
 
     def end(self, state: State, **known: Any) -> None:
         """Write how it ended."""
-        self.operation = dataclasses.replace(self.operation, state=state, **known)
+        self.operation = dataclasses.replace(self.operation, state=state, eta_s=None, **known)
         self.write()
 
     def finish(self, result: Mapping[str, Any]) -> None:
@@ -257,7 +257,7 @@ def cancel(directory: Path, identity: str) -> Operation:
         try:
             with hold(_lock(directory, identity)):
                 operation = _unfinished(_read(directory, identity))  # nobody ends it while the lock is ours
-                operation = dataclasses.replace(operation, state="cancelled", updated=_now())
+                operation = dataclasses.replace(operation, state="cancelled", eta_s=None, updated=_now())
                 _write(directory, operation)
                 return operation
         except Held as error:

@@ -96,6 +96,20 @@ def test_progress_tells_rate_and_time_left(tmp_path: Path, monkeypatch: pytest.M
         assert (found.stage, found.rate, found.eta_s) == ("train", 0.0, None)
 
 
+@pytest.mark.parametrize("error", [OSError("no space"), KeyboardInterrupt(), None])
+def test_what_has_ended_has_no_time_left(tmp_path: Path, error: BaseException | None) -> None:
+    """Cancelled or failed with half of it done, it will never be."""
+    identity = queue(tmp_path, "build", "street", []).id
+    with suppress(OSError, KeyboardInterrupt), running(tmp_path, identity) as recorder:
+        recorder.progress("embed", 0, 1_000)
+        recorder.operation = dataclasses.replace(recorder.operation, done=500, rate=10.0, eta_s=50.0)
+        recorder.write()
+        assert find(tmp_path, identity).eta_s == 50
+        if error:
+            raise error
+    assert (find(tmp_path, identity).done, find(tmp_path, identity).eta_s) == (500, None)
+
+
 def test_work_goes_on_where_its_progress_can_not_be_written(small_disk: Path) -> None:
     """A disk that was full for a moment ended hours of training; how the work ended is told as ever."""
     directory = small_disk / "operations"
