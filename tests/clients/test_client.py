@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import pickle
 import re
 import threading
 import time
@@ -252,6 +253,19 @@ def test_an_error_carries_the_servers_metadata(client: Any, gallery: Gallery) ->
     with pytest.raises(kinsight_client.FailedPrecondition) as caught:
         client.search(embedding=Embedding("other", np.ones(3, np.float32)))
     assert {"embedding_model": "other", "index_model": gallery.model} == caught.value.metadata
+
+
+def test_an_error_crosses_processes(client: Any, gallery: Gallery, tmp_path: Path) -> None:
+    """With all that it says, as a pool of them pickles what a call raised; one that could not be broke the pool."""
+    with pytest.raises(kinsight_client.FailedPrecondition) as caught:
+        client.search(embedding=Embedding("other", np.ones(3, np.float32)))
+    (unreadable,) = client.search_many(images=[tmp_path / "gone.png"])
+    for error in (caught.value, unreadable):
+        known = pickle.loads(pickle.dumps(error))
+        assert (type(known), str(known), known.code) == (type(error), str(error), error.code)
+        assert (known.reason, known.message, known.metadata) == (error.reason, error.message, error.metadata)
+    assert caught.value.metadata["index_model"] == gallery.model
+    assert isinstance(known.__cause__, FileNotFoundError)
 
 
 def test_a_timeout_is_a_deadline_exceeded(served: Served) -> None:

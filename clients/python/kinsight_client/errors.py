@@ -18,6 +18,7 @@ KinsightError             any failed call; carries the code, the stable reason a
 import re
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any
 
 import grpc
 from google.rpc import code_pb2, error_details_pb2, status_pb2
@@ -50,6 +51,10 @@ class KinsightError(Exception):
         self.message = message
         self.metadata = metadata
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """How it is pickled: a pool of processes, whose calls raise it, breaks by what it can't make anew."""
+        return type(self), (self.code, self.reason, self.message, dict(self.metadata))
+
 
 class InvalidArgument(KinsightError):
     """The request is wrong in itself: the image, the embedding, the filter, a page token or a path."""
@@ -60,7 +65,12 @@ class UnreadableImage(InvalidArgument):
 
     def __init__(self, path: str, cause: OSError) -> None:
         super().__init__("INVALID_ARGUMENT", "", f"{path!r} can't be read: {cause.strerror or cause}")
+        self._path = path
         self.__cause__ = cause
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As of every error."""
+        return type(self), (self._path, self.__cause__)
 
 
 class NotFound(KinsightError):
