@@ -33,6 +33,7 @@ from kinsight_client import (
     TrainResult,
     UnreadableImage,
     async_client,
+    channel,
     sync_client,
 )
 from kinsight_client.errors import from_rpc
@@ -363,6 +364,29 @@ def test_ready_says_whether_there_is_something_to_search(kind: Any, served: Serv
         assert client.ready() is False
     with kind(f"127.0.0.1:{free_port()}") as client:
         assert client.ready() is False
+
+
+@KINDS
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_server_on_this_machine_is_reached_past_a_proxy(
+    kind: Any, host: str, served: Served, gallery: Gallery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which companies name for the rest of the world: nobody could be reached, and the error named its address."""
+    for name in ("no_proxy", "no_grpc_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port()}")
+    with kind(served.target.replace("127.0.0.1", host)) as client:
+        assert client.search(item=gallery.items[3], top_k=1).hits[0].item == gallery.items[3]
+
+
+@pytest.mark.parametrize(
+    "target", ["[::1]:50051", "LocalHost", "127.1.2.3:1", "127.0.0.1.example.org:1", "kinsight:1"]
+)
+def test_other_machines_are_reached_as_the_environment_says(target: str) -> None:
+    """Also one whose name begins as a loopback address does."""
+    assert (("grpc.enable_http_proxy", 0) in channel.options_for(target)) == (
+        not re.search("example|kinsight", target)
+    )
 
 
 @pytest.mark.usefixtures("quick_retries")

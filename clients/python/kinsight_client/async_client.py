@@ -302,7 +302,7 @@ class AsyncClient(AsyncSearches):
             asyncio.get_running_loop()
         except RuntimeError:  # gRPC takes a loop of its own making then, and no call would run on another
             raise RuntimeError("no event loop runs that the client could use; make it in a coroutine") from None
-        self._channel = grpc.aio.insecure_channel(target, options=channel.OPTIONS)
+        self._channel = grpc.aio.insecure_channel(target, options=channel.options_for(target))
         super().__init__(SearchCalls(self._channel), timeout_s)
         self.items = AsyncItems(ItemCalls(self._channel), timeout_s)
         self.indexes = AsyncIndexes(IndexCalls(self._channel), timeout_s)

@@ -1,6 +1,8 @@
 """How a channel to a server behaves: what is retried, how soon it reconnects, and how its health is asked for."""
 
 import json
+import re
+from typing import Any
 
 HEALTH_CHECK = "/grpc.health.v1.Health/Check"
 # The two messages of a health check that matter, as bytes: an empty HealthCheckRequest asks for the whole server,
@@ -55,3 +57,11 @@ OPTIONS = (
     # 1,000 items with payloads of 64 KiB each pass any small bound, and answers are only as long as was asked for.
     ("grpc.max_receive_message_length", -1),
 )
+
+_LOOPBACK = re.compile(r"(localhost|127(\.\d+){3}|\[::1\])(:\d+)?", re.IGNORECASE)
+
+
+def options_for(target: str) -> tuple[tuple[str, Any], ...]:
+    """The options of a channel to a target: on this machine past the proxies that `http_proxy` names for others."""
+    past_proxies = (("grpc.enable_http_proxy", 0),) if _LOOPBACK.fullmatch(target) else ()
+    return (*OPTIONS, *past_proxies)

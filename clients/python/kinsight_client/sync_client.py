@@ -291,7 +291,7 @@ class Client(Searches):
             ValueError: timeout_s is not.
         """
         timeout_s = seconds(timeout_s)
-        self._channel = grpc.insecure_channel(target, options=channel.OPTIONS)
+        self._channel = grpc.insecure_channel(target, options=channel.options_for(target))
         super().__init__(SearchCalls(self._channel), timeout_s)
         self.items = Items(ItemCalls(self._channel), timeout_s)
         self.indexes = Indexes(IndexCalls(self._channel), timeout_s)
