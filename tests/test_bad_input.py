@@ -82,6 +82,7 @@ def test_a_grid_that_can_not_be_written_costs_no_answer(gallery: Gallery, photos
     assert finished.returncode == 1
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_while_decoding_says_how_to_go_on(photos: Path, store: Store) -> None:
     """The error is one line with the command that goes on; no model appears."""
     words = ("train", photos, "--store", store.root, *SMALL, "--backbone", "test_resnet")

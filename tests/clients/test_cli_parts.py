@@ -158,6 +158,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_digits_are_the_same_every_time_and_split_by_class(digits: Path, tmp_path: Path) -> None:
     """1,797 pictures with a fixed seed; no digit is on both sides of the split."""
     write_digits(tmp_path)
