@@ -9,7 +9,6 @@ from indexer.ivfpq import MEASURED_K, Index, Neighbours, Rows
 from indexer.plan import Plan, more_thorough
 from indexer.rows import Embeddings
 
-K = MEASURED_K
 WANTED_RECALL = 0.99  # of the default operating point
 BEST_RECALL = 0.999  # beyond it no more thorough point is measured, for searches that ask for more than the default
 TIE = 1e-6  # similarities this close are one: float32 sums differ by that much from kernel to kernel
@@ -57,10 +56,10 @@ def measure(index: Index, queries: Embeddings, held: Rows, start: Plan) -> list[
         held: (Q,) rows that are in the index but were not in its training sample.
         start: of the index; its operating point is the first.
     """
-    exact = index.search_exact(queries, K + 1)
+    exact = index.search_exact(queries, MEASURED_K + 1)
 
     def at(nprobe: int, k_factor: int) -> OperatingPoint:
-        found = index.search(queries, K + 1, nprobe, k_factor)
+        found = index.search(queries, MEASURED_K + 1, nprobe, k_factor)
         return OperatingPoint(nprobe, k_factor, recall(exact, found, held))
 
     points = [at(start.nprobe, start.k_factor)]

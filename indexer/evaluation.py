@@ -11,6 +11,7 @@ from indexer.candidate import Comparison, compare, contrasts, labelled_rows, nea
 from indexer.codes import shuffled_rows
 from indexer.embedding import Progress
 from indexer.evaluate import Recall
+from indexer.ivfpq import MEASURED_K
 from indexer.labels import read_classes
 from indexer.version import Version
 
@@ -79,8 +80,8 @@ def _recall(opened: Version) -> Recall:
         return evaluate.EXACT
     held = np.sort(shuffled_rows(opened.count)[: plan.held_out(opened.count)])
     queries = opened.embeddings(held)
-    exact = opened.index.search_exact(queries, evaluate.K + 1)
-    found = opened.index.search(queries, evaluate.K + 1, chosen["nprobe"], chosen["k_factor"])
+    exact = opened.index.search_exact(queries, MEASURED_K + 1)
+    found = opened.index.search(queries, MEASURED_K + 1, chosen["nprobe"], chosen["k_factor"])
     return evaluate.recall(exact, found, held)
 
 

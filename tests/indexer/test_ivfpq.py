@@ -12,7 +12,7 @@ import pytest
 
 from indexer import evaluate, ivfpq
 from indexer.evaluate import OperatingPoint, Recall
-from indexer.ivfpq import Index
+from indexer.ivfpq import MEASURED_K, Index
 from indexer.manifest import CorruptFile
 from indexer.plan import (
     FLAT_BELOW,
@@ -126,8 +126,8 @@ def test_a_build_takes_more_of_what_a_collection_lacks(searched: tuple[Plan, Ind
 def _found(index: Index, rows: np.ndarray, nprobe: int, k_factor: int) -> float:
     """recall@10 of the rows that were held out."""
     held = np.arange(held_out(len(rows)))
-    exact = index.search_exact(rows[held], evaluate.K + 1)
-    found = index.search(rows[held], evaluate.K + 1, nprobe, k_factor)
+    exact = index.search_exact(rows[held], MEASURED_K + 1)
+    found = index.search(rows[held], MEASURED_K + 1, nprobe, k_factor)
     return evaluate.recall(exact, found, held).recall_at_10
 
 
