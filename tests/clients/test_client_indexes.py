@@ -121,6 +121,17 @@ def test_operations_are_listed_cancelled_and_forgotten(client: Any) -> None:
         client.operations.wait(second)
 
 
+def test_an_operation_and_its_id_are_not_taken_for_each_other(client: Any) -> None:
+    """Who waits for an id or asks for an operation by itself is told which of the two is wanted."""
+    operation = client.indexes.evaluate()
+    with pytest.raises(TypeError, match=f"the operation is '{operation.id}'; give an Operation, as `operations.get`"):
+        client.operations.wait(operation.id)
+    for ask in (client.operations.get, client.operations.cancel, client.operations.delete):
+        with pytest.raises(TypeError, match="the id of an operation is Operation; give the `id` of an Operation"):
+            ask(operation)
+    assert client.operations.wait(client.operations.get(operation.id)).recall_at_10 == 1.0
+
+
 @KINDS
 def test_a_client_of_short_calls_waits_for_long_work_all_the_same(kind: Any, own: Served) -> None:
     """Each look at it fits into a call; and who waits for a moment is told after that moment."""

@@ -86,8 +86,9 @@ class OperationCalls:
 
         Raises:
             KinsightError: see `kinsight_client.errors`.
+            TypeError: the id is no text.
         """
-        return Call(self._stub.GetOperation, pb.GetOperationRequest(name=_PREFIX + id), operation_of)
+        return Call(self._stub.GetOperation, pb.GetOperationRequest(name=_name(id)), operation_of)
 
     def list(self, *, filter: str = "") -> Pages[Operation[Any]]:  # noqa: A002  the field's word, and the server's
         """Go through the operations that the server knows, oldest first, page by page.
@@ -110,7 +111,7 @@ class OperationCalls:
             timeout_s: of a call, half of which the answer's way may take.
             left_s: until nobody waits any longer.
         """
-        request = pb.WaitOperationRequest(name=_PREFIX + id)
+        request = pb.WaitOperationRequest(name=_name(id))
         request.timeout.FromTimedelta(timedelta(seconds=min(LOOK_EVERY_S, timeout_s / 2, left_s)))
         return Call(self._stub.WaitOperation, request, operation_of)
 
@@ -119,16 +120,18 @@ class OperationCalls:
 
         Raises:
             KinsightError: see `kinsight_client.errors`.
+            TypeError: the id is no text.
         """
-        return Call(self._stub.CancelOperation, pb.CancelOperationRequest(name=_PREFIX + id), lambda _: None)
+        return Call(self._stub.CancelOperation, pb.CancelOperationRequest(name=_name(id)), lambda _: None)
 
     def delete(self, id: str) -> Call[None]:  # noqa: A002  as the attribute of an operation
         """Let the server forget an operation that has ended. Not retried.
 
         Raises:
             KinsightError: see `kinsight_client.errors`.
+            TypeError: the id is no text.
         """
-        return Call(self._stub.DeleteOperation, pb.DeleteOperationRequest(name=_PREFIX + id), lambda _: None)
+        return Call(self._stub.DeleteOperation, pb.DeleteOperationRequest(name=_name(id)), lambda _: None)
 
 
 def operation_of(message: pb.Operation) -> Operation[Any]:
@@ -154,6 +157,13 @@ def operation_of(message: pb.Operation) -> Operation[Any]:
     )
 
 
+def check_operation(operation: object) -> None:
+    """Raise TypeError for what is no operation, such as the id of one."""
+    if not isinstance(operation, Operation):
+        shown = repr(operation) if isinstance(operation, str) else type(operation).__name__
+        raise TypeError(f"the operation is {shown}; give an Operation, as `operations.get` returns one for its id")
+
+
 def result_of(operation: Operation[R]) -> R:
     """The result of an operation that is done; raises the error of one that failed, or TypeError."""
     if operation.error is not None:
@@ -167,6 +177,12 @@ def out_of_time(operation: Operation[Any]) -> DeadlineExceeded:
     """What waiting for too long raises."""
     message = f"operation {operation.id} is still {operation.state}, and goes on; wait for it again"
     return DeadlineExceeded("DEADLINE_EXCEEDED", "", message)
+
+
+def _name(identity: str) -> str:
+    if not isinstance(identity, str):
+        raise TypeError(f"the id of an operation is {type(identity).__name__}; give the `id` of an Operation, a str")
+    return _PREFIX + identity
 
 
 def _response_of(message: pb.Operation) -> Any:

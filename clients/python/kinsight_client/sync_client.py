@@ -16,7 +16,7 @@ from kinsight_client.indexes import IndexCalls
 from kinsight_client.items import ItemCalls
 from kinsight_client.learning import ModelCalls
 from kinsight_client.messages import SearchResult
-from kinsight_client.operations import Operation, OperationCalls, out_of_time, result_of
+from kinsight_client.operations import Operation, OperationCalls, check_operation, out_of_time, result_of
 from kinsight_client.search import SearchCalls
 from kinsight_client.streams import NotStreamed, Streams
 from kinsight_client.together import Line, Outcome, Waiting
@@ -254,7 +254,9 @@ class Operations(Service[OperationCalls]):
 
         Raises:
             KinsightError: it failed or was cancelled, or the wait did; see `kinsight_client.errors`.
+            TypeError: the operation is none, such as an id.
         """
+        check_operation(operation)
         until = math.inf if timeout_s is None else time.monotonic() + timeout_s
         while not operation.is_done:
             left_s = until - time.monotonic()
