@@ -2,12 +2,13 @@
 
 A real server process over 100,000 (or so many) clustered rows of 128 dimensions, two clients that search by embedding
 one query after the other, and one that sends 20 batches of 100 embeddings with payloads a second, each waited for
-until it is on the disk and searchable. Every client is a process of its own. Idle and upserting take turns within one
-run, so that what else the machine does slows both. Prints each turn, and one JSON line with the medians; takes two
-minutes.
+until it is on the disk and searchable: to the same server, or to another one, which tells what sharing the machine's
+cores costs. Every client is a process of its own. Idle, upserting and upserting elsewhere take turns within one run,
+so that what else the machine does slows all. Prints each turn and one JSON line with the medians; three minutes.
 """
 
 import json
+import shutil
 import sys
 import tempfile
 import time
@@ -32,17 +33,25 @@ def main(count: int) -> None:
 
     rows = clustered(np.random.default_rng(0), count)
     with tempfile.TemporaryDirectory() as root:
-        store = Store(Path(root))
+        store, other = Store(Path(root) / "searched"), Store(Path(root) / "other")
         model = make_model(store, dim=DIM)
         make_version(store, "live", 1, model, [f"image {row:07}.jpg" for row in range(count)], rows)
-        with server_process(store) as (_, target):
+        shutil.copytree(store.models, other.models)
+        shutil.copytree(store.indexes, other.indexes)
+        with server_process(store) as (_, target), server_process(other) as (_, elsewhere):
             searchers = [start(search, target, model, seed) for seed in range(SEARCHERS)]
-            turns = take_turns(searchers, start(upsert, target, model))
-    medians = {
-        state: {name: float(np.median([one[name] for one in of])) for name in of[0]} for state, of in turns.items()
-    }
-    ratio = float(np.median([b["p99_ms"] / a["p99_ms"] for a, b in zip(*turns.values(), strict=True)]))
-    print(json.dumps({"rows": count, "p99_ratio": ratio, **medians}))
+            upserters = {
+                "upserting": start(upsert, target, model),
+                "upserting elsewhere": start(upsert, elsewhere, model),
+            }
+            turns = take_turns(searchers, upserters)
+    ratios = {f"p99_ratio {state}": p99_ratio(turns["idle"], turns[state]) for state in upserters}
+    print(json.dumps({"rows": count, **ratios, **{state: middle(of) for state, of in turns.items()}}))
+
+
+def p99_ratio(idle: list[Figures], busy: list[Figures]) -> float:
+    """The median of the turns' ratios."""
+    return float(np.median([b["p99_ms"] / a["p99_ms"] for a, b in zip(idle, busy, strict=True)]))
 
 
 def middle(turns: list[Figures]) -> Figures:
@@ -50,19 +59,19 @@ def middle(turns: list[Figures]) -> Figures:
     return {name: float(np.median([turn[name] for turn in turns])) for name in turns[0]}
 
 
-def take_turns(searchers: list[Connection], upserter: Connection) -> dict[str, list[Figures]]:
-    """The figures of each turn, idle and upserting."""
-    turns: dict[str, list[Figures]] = {"idle": [], "upserting": []}
+def take_turns(searchers: list[Connection], upserters: dict[str, Connection]) -> dict[str, list[Figures]]:
+    """The figures of each turn, idle and beside each of the upserters."""
+    turns: dict[str, list[Figures]] = {"idle": [], **{state: [] for state in upserters}}
     for _ in range(ROUNDS):
         for state, figures in turns.items():
-            working = [*searchers, upserter] if state == "upserting" else searchers
+            working = [*searchers, upserters[state]] if state in upserters else searchers
             for client in working:
                 client.send("your turn")
             found = [client.recv() for client in working]
             latencies = np.concatenate(found[:SEARCHERS]) * 1e3
             turn = {name: float(np.percentile(latencies, at)) for name, at in (("p50_ms", 50), ("p99_ms", 99))}
             turn["searches_per_s"] = len(latencies) / TURN_S
-            if state == "upserting":
+            if state in upserters:
                 turn["upserts_per_s"] = found[-1] / TURN_S
             figures.append(turn)
             print(state, *(f"{name} {value:.2f}" for name, value in turn.items()), flush=True)
