@@ -64,7 +64,7 @@ def _has_rows(value: object) -> bool:
 def cell(value: object) -> str:
     """A value for people."""
     if isinstance(value, list | tuple):
-        return " ".join(map(str, value))
+        return printable(" ".join(map(str, value)))
     if isinstance(value, float):
         return f"{value:.4g}"
     return "none" if value is None else printable(str(value))

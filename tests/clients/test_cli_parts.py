@@ -20,7 +20,14 @@ from clients.cli.demo import _spread
 from clients.cli.digits import SIDE, write_digits
 from clients.cli.doctor import examine, installed_version
 from clients.cli.grid import CELL, RIGHT, WRONG, Cell, draw_grid
-from clients.cli.output import PLAIN_INTERVAL_S, PlainProgress, print_table, warn_duplicates, warn_skipped
+from clients.cli.output import (
+    PLAIN_INTERVAL_S,
+    PlainProgress,
+    print_table,
+    tell_facts,
+    warn_duplicates,
+    warn_skipped,
+)
 from indexer.duplicates import Duplicates
 from indexer.sources import FileSource
 
@@ -89,6 +96,15 @@ def test_names_of_skipped_images_and_copies_can_steer_no_terminal(capsys: pytest
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "skipped red\\x1b[31m\\nname\\udcff.jpg: empty"
     assert lines[1].endswith(": b\\n.jpg = a\\x07.jpg")
+
+
+def test_paths_among_the_facts_of_a_result_can_steer_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """A list of them is one line, as any other fact is, whatever the names of files are made of."""
+    tell_facts({"compared": 3, "unknown_labels": ["red\x1b[31m.jpg", "a\nb.jpg"]}, as_json=False)
+    assert capsys.readouterr().out.splitlines() == [
+        "compared        3",
+        r"unknown_labels  red\x1b[31m.jpg a\nb.jpg",
+    ]
 
 
 def test_images_that_a_report_does_not_list_are_counted_all_the_same(capsys: pytest.CaptureFixture[str]) -> None:
