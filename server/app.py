@@ -267,9 +267,7 @@ async def _tell(checks: health.aio.HealthServicer, indexes: Indexes) -> None:
 
 
 def _bind(server: grpc.aio.Server, listen: str) -> int:
-    asked = listen.rpartition(":")[2]
-    if asked.isdecimal() and int(asked) > MAX_PORT:  # gRPC would take another one, the remainder by 65,536
-        raise CannotListen(f"can't listen on {listen}: {why_not(listen)}")
+    port_of(listen)
     try:
         port = server.add_insecure_port(listen)
     except RuntimeError as error:
@@ -277,17 +275,27 @@ def _bind(server: grpc.aio.Server, listen: str) -> int:
     return port
 
 
+def port_of(listen: str) -> int:
+    """The port of an address `host:port`.
+
+    Raises:
+        CannotListen: it has none; gRPC would take 443, the remainder by 65,536, or what /etc/services has by a name.
+    """
+    _, colon, port = listen.rpartition(":")
+    if not (colon and port.isascii() and port.isdecimal()):
+        raise CannotListen(f"can't listen on {listen}: {port!r} is no port; write HOST:PORT, such as 127.0.0.1:50051")
+    if int(port) > MAX_PORT:
+        raise CannotListen(f"can't listen on {listen}: a port is 1 to {MAX_PORT}, or 0 for a free one")
+    return int(port)
+
+
 def why_not(listen: str) -> str:
     """Why an address was refused, with the remedy: gRPC only logs it, so the system is asked again.
 
     Args:
-        listen: `host:port`, as it was given.
+        listen: `host:port`, whose port is one.
     """
     host, _, port = listen.rpartition(":")
-    if not port.isdecimal():
-        return f"{port!r} is no port; write HOST:PORT, for example 127.0.0.1:50051"
-    if int(port) > MAX_PORT:
-        return f"a port is 0 to {MAX_PORT}"
     try:
         found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
         family, kind, protocol, _, address = found[0]

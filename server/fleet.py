@@ -22,7 +22,7 @@ import uvloop
 
 from indexer.store import Store
 from server import app
-from server.app import MAX_PORT, CannotListen, sole_server, why_not
+from server.app import CannotListen, port_of, sole_server, why_not
 from server.folders import Folders
 from server.news import News, shared_counters
 
@@ -151,20 +151,16 @@ def _told_to_end() -> Iterator[Connection]:
 
 def _reserve(listen: str) -> socket.socket:
     """A socket that holds the address without listening: only this server's processes can take its port."""
-    host, _, port = listen.rpartition(":")
+    host, port = listen.rpartition(":")[0].strip("[]"), port_of(listen)
     try:
-        if int(port) > MAX_PORT:
-            raise ValueError("the system would take another one, the remainder by 65,536")
-        family, kind, protocol, _, address = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[
-            0
-        ]
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as alone:
             alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             alone.bind(address)  # fails where anybody listens, also one who would share the port
         reserved = socket.socket(family, kind, protocol)
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         reserved.bind(address)
-    except (OSError, ValueError) as error:
+    except (OSError, UnicodeError) as error:  # the second where it can't be a host's name at all
         raise CannotListen(f"can't listen on {listen}: {why_not(listen)}") from error
     return reserved
 

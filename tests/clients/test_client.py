@@ -408,6 +408,18 @@ def test_a_timeout_that_no_call_could_keep_is_refused(kind: Any, timeout_s: floa
         kind("127.0.0.1:1", timeout_s=timeout_s)
 
 
+@pytest.mark.parametrize("kind", [Client, kinsight_client.AsyncClient])
+@pytest.mark.parametrize("target", ["127.0.0.1:70000", "[::1]:65536", "localhost:-1", "127.0.0.1:+116086"])
+def test_a_port_that_there_can_not_be_is_refused(kind: Any, target: str) -> None:
+    """By its number: another server, at the remainder by 65,536, was asked."""
+    told = f"the target is '{target}'; its port must be 1 to 65535"
+    with pytest.raises(ValueError, match=re.escape(told)):
+        kind(target)
+    if kind is Client:
+        result = CliRunner().invoke(kinsight, ["search", "item:a", "--server", target])
+        assert (result.exit_code, told in result.stderr) == (1, True)
+
+
 def test_a_client_for_asyncio_is_refused_where_no_loop_runs() -> None:
     """As in a module: it took a loop of its own, and every call failed as attached to a different one."""
     with pytest.raises(RuntimeError, match="no event loop runs that the client could use; make it in a coroutine"):

@@ -115,6 +115,12 @@ def test_a_taken_port_is_an_error_that_names_it(served: Served, gallery: Gallery
         ("192.0.2.1:50051", "it is not an address of this machine"),
         ("127.0.0.1:http-alt", "'http-alt' is no port; write HOST:PORT"),
         ("nonsense", "'nonsense' is no port; write HOST:PORT"),
+        ("127.0.0.1:http", "'http' is no port; write HOST:PORT"),
+        ("127.0.0.1:-1", "'-1' is no port; write HOST:PORT"),
+        ("127.0.0.1:+70000", "'+70000' is no port; write HOST:PORT"),
+        ("127.0.0.1:", "'' is no port; write HOST:PORT"),
+        ("50051", "'50051' is no port; write HOST:PORT"),
+        ("127.0.0.1:70000", "a port is 1 to 65535, or 0 for a free one"),
         ("a..b:50051", "no host is known as 'a..b'; use an address of this machine"),
     ],
 )

@@ -222,7 +222,8 @@ def test_a_port_or_store_that_is_taken_is_refused(served: Served, tmp_path: Path
         ("192.0.2.1:50051", "it is not an address of this machine; use one that is, 0.0.0.0 for all of them"),
         ("127.0.0.1:http-alt", "'http-alt' is no port; write HOST:PORT"),
         ("nonsense", "'nonsense' is no port; write HOST:PORT"),
-        ("127.0.0.1:99999", "a port is 0 to 65535"),
+        ("127.0.0.1:-1", "'-1' is no port; write HOST:PORT"),
+        ("127.0.0.1:99999", "a port is 1 to 65535, or 0 for a free one"),
     ],
 )
 def test_an_address_that_no_process_can_listen_on_says_why(listen: str, message: str, tmp_path: Path) -> None:

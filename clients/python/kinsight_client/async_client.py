@@ -296,10 +296,11 @@ class AsyncClient(AsyncSearches):
             timeout_s: for each call, retries included; above 0, and 1e9 at most.
 
         Raises:
-            ValueError: timeout_s is not.
+            ValueError: timeout_s is not, or the target's port can't be one.
             RuntimeError: no event loop runs, as outside of a coroutine.
         """
         timeout_s = seconds(timeout_s)
+        channel.check_target(target)
         try:
             asyncio.get_running_loop()
         except RuntimeError:  # gRPC takes a loop of its own making then, and no call would run on another

@@ -58,7 +58,18 @@ OPTIONS = (
     ("grpc.max_receive_message_length", -1),
 )
 
+MAX_PORT = 65_535
+_NUMBER = re.compile(r"\s*[+-]?[0-9]+")  # what gRPC takes for a port's
 _LOOPBACK = re.compile(r"(localhost|127(\.\d+){3}|\[::1\])(:\d+)?", re.IGNORECASE)
+
+
+def check_target(target: str) -> None:
+    """Raise ValueError for a port that there can't be: gRPC would take another one, the remainder by 65,536."""
+    port = target.rpartition(":")[2]
+    if _NUMBER.fullmatch(port) and not 0 <= int(port) <= MAX_PORT:
+        raise ValueError(
+            f"the target is {target!r}; its port must be 1 to {MAX_PORT}, the one that a server listens on"
+        )
 
 
 def options_for(target: str) -> tuple[tuple[str, Any], ...]:

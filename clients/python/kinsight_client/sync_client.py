@@ -290,9 +290,10 @@ class Client(Searches):
             timeout_s: for each call, retries included; above 0, and 1e9 at most.
 
         Raises:
-            ValueError: timeout_s is not.
+            ValueError: timeout_s is not, or the target's port can't be one.
         """
         timeout_s = seconds(timeout_s)
+        channel.check_target(target)
         self._channel = grpc.insecure_channel(target, options=channel.options_for(target))
         super().__init__(SearchCalls(self._channel), timeout_s)
         self.items = Items(ItemCalls(self._channel), timeout_s)
