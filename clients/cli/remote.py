@@ -68,8 +68,7 @@ def rebuild(
             name, model=model, learn=learn, few_labels=few_labels, epochs=epochs or 0, **options
         )
         built = awaited(client, operation)
-    warn(built.warnings)
-    tell_facts(plain(built), as_json)
+    tell_result(plain(built), as_json)
     if built.version.refusal:
         click.echo(f"not activated: {built.version.refusal}", err=True)
         click.get_current_context().exit(REFUSED)
@@ -306,6 +305,12 @@ def awaited(client: "Client", operation: "Operation[R]") -> R:
     except (Unavailable, DeadlineExceeded):  # the server ended, and goes on with it when it is there again
         click.echo(f"see what becomes of it, when a server is there: kinsight remote wait {again}", err=True)
         raise
+
+
+def tell_result(result: Mapping[str, Any], as_json: bool) -> None:
+    """Print what long work resulted in, and what it warns of: to people on stderr alone, as programs have it all."""
+    warn(result["warnings"])
+    tell_facts(result if as_json else {name: result[name] for name in result if name != "warnings"}, as_json)
 
 
 def warn(warnings: Sequence[str]) -> None:

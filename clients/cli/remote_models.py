@@ -5,8 +5,8 @@ from typing import Any
 import click
 
 from clients.cli.options import json_option, labels_help, server_option
-from clients.cli.output import print_json, tell_facts
-from clients.cli.remote import awaited, plain, tell_all, warn
+from clients.cli.output import print_json
+from clients.cli.remote import awaited, plain, tell_all, tell_result, warn
 from clients.cli.suggest import to_label
 
 _COLUMNS = ["model", "backbone", "objective", "dimension", "images", "labelled", "created"]
@@ -48,8 +48,7 @@ def train(images: tuple[str, ...], epochs: int | None, server: str, as_json: boo
 
     with Client(server) as client:
         trained = awaited(client, client.models.train(*images, epochs=epochs or 0, **options))
-    warn(trained.warnings)
-    tell_facts(plain(trained), as_json)
+    tell_result(plain(trained), as_json)
 
 
 @click.command()
@@ -74,8 +73,7 @@ def finetune(
 
     with Client(server) as client:
         taught = awaited(client, client.models.finetune(model, images, labels, epochs=epochs or 0, **options))
-    warn(taught.warnings)
-    tell_facts(plain(taught), as_json)
+    tell_result(plain(taught), as_json)
 
 
 @click.command()
@@ -124,5 +122,4 @@ def calibrate(model: str, images: str, labels: str, things: int | None, server: 
 
     with Client(server) as client:
         fitted = awaited(client, client.models.calibrate(model, images, labels, things=things or 0))
-    warn(fitted.warnings)
-    tell_facts(plain(fitted), as_json)
+    tell_result(plain(fitted), as_json)

@@ -81,5 +81,6 @@ def test_what_a_result_lists_is_a_table_and_its_warnings_are_told(options: list[
     else:
         facts, table = result.stdout.split("\nsuspects\n")
         assert "{" not in result.stdout
+        assert "look at these labels" not in result.stdout  # once is enough
         assert re.search(r"^compared +34$", facts, re.MULTILINE)
         assert re.search(r"^ \[red\]\.jpg +d\.jpg +0\.3254 +-0\.033 $", table, re.MULTILINE)
