@@ -1,6 +1,7 @@
 """Records of operations as google.longrunning.Operation."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from google.longrunning import operations_pb2
@@ -54,17 +55,13 @@ def message(indexes: Indexes, store: Store, operation: Operation) -> operations_
     Raises:
         NoSuchOperation: its record is not as this release writes it.
     """
-    try:
+    with _of_this_release(operation):
         return _message(indexes, store, operation)
-    except (KeyError, TypeError, ValueError) as error:
-        raise NoSuchOperation(
-            f"the record of {PREFIX}{operation.id} is not of this release ({error!r}); remove it"
-        ) from error
 
 
 def _message(indexes: Indexes, store: Store, operation: Operation) -> operations_pb2.Operation:
     told = operations_pb2.Operation(name=PREFIX + operation.id, done=operation.state not in UNFINISHED)
-    told.metadata.Pack(metadata(operation))
+    told.metadata.Pack(_metadata(operation))
     if operation.state == "done":
         told.response.Pack(_response(indexes, store, operation))
     elif operation.state == "failed":
@@ -80,7 +77,22 @@ def is_ours(operation: Operation) -> bool:
 
 
 def metadata(operation: Operation) -> OperationMetadata:
-    """How far an operation is."""
+    """How far an operation is; raises NoSuchOperation as `message`."""
+    with _of_this_release(operation):
+        return _metadata(operation)
+
+
+@contextmanager
+def _of_this_release(operation: Operation) -> Iterator[None]:
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise NoSuchOperation(
+            f"the record of {PREFIX}{operation.id} is not of this release ({error!r}); remove it"
+        ) from error
+
+
+def _metadata(operation: Operation) -> OperationMetadata:
     eta = None
     if operation.eta_s is not None:
         eta = duration_pb2.Duration()

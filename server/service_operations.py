@@ -4,9 +4,10 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import compress, islice
-from typing import Any
+from typing import Any, TypeVar
 
 from google.longrunning import operations_pb2, operations_pb2_grpc
 from google.protobuf import empty_pb2, json_format  # type: ignore[import-untyped]
@@ -22,6 +23,8 @@ from server.answered import Context, answered
 from server.indexes import Indexes
 from server.jobs import Jobs
 from server.paging import Page, part
+
+R = TypeVar("R")
 
 log = logging.getLogger(__name__)
 
@@ -103,16 +106,21 @@ class OperationsService(operations_pb2_grpc.OperationsServicer):
         # One more than are shown says whether another page follows.
         found = islice(_matching(known, condition) if condition.strip() else known, page.size + 1)
         shown = part([(one.id, one) for one in found], page)
-        messages = filter(None, map(self._listed, shown.entries))
+        listed = partial(progress.message, self._indexes, self._jobs.store)
+        messages = [told for one in shown.entries if (told := _unless_damaged(listed, one)) is not None]
         return operations_pb2.ListOperationsResponse(operations=messages, next_page_token=shown.token)
 
-    def _listed(self, operation: Operation) -> operations_pb2.Operation | None:
-        """An operation; none where its record is of another release, or its index damaged, as the others are fine."""
-        try:
-            return progress.message(self._indexes, self._jobs.store, operation)
-        except (NoSuchOperation, VersionError, CatalogError) as error:
-            log.warning("an operation is left out of the list: %s", error)
-            return None
+
+def _unless_damaged(told: Callable[[Operation], R], operation: Operation) -> R | None:
+    """What is told of an operation; none where its record is of another release, or its index damaged.
+
+    The others of a list are fine.
+    """
+    try:
+        return told(operation)
+    except (NoSuchOperation, VersionError, CatalogError) as error:
+        log.warning("an operation is left out of the list: %s", error)
+        return None
 
 
 def _matching(known: Iterator[Operation], condition: str) -> Iterator[Operation]:
@@ -121,9 +129,10 @@ def _matching(known: Iterator[Operation], condition: str) -> Iterator[Operation]
     _check_fields(expression)
     for comparison in comparable.comparisons(expression):
         _check_words(comparison)
-    while chunk := list(islice(known, _CHUNK)):
-        holds = reading.matching(expression, [(one.id, json.dumps(_fields(one))) for one in chunk])
-        yield from compress(chunk, holds)
+    described = ((one, fields) for one in known if (fields := _unless_damaged(_fields, one)) is not None)
+    while chunk := list(islice(described, _CHUNK)):
+        holds = reading.matching(expression, [(one.id, json.dumps(fields)) for one, fields in chunk])
+        yield from compress((one for one, _ in chunk), holds)
 
 
 def _check_fields(expression: filters.Expression) -> None:

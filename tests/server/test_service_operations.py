@@ -1,5 +1,6 @@
 """The list of operations: its pages, with and without a filter, and what they read."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,6 +55,22 @@ def test_pages_go_through_all_that_match(store: Store, monkeypatch: pytest.Monke
     read.clear()
     service._list(Page.asked(2, "", condition), condition)
     assert condition or len({*read}) == 3  # one more than it shows
+
+
+@pytest.mark.parametrize("condition", ["", "done = false", "kind = KIND_BUILD OR total > 5"])
+@pytest.mark.parametrize(
+    "other", [{"started": "yesterday"}, {"eta_s": 1e300}, {"total": 2**70}, {"state": "failed", "error": 3}]
+)
+def test_a_record_of_another_release_keeps_no_other_out_of_a_list(
+    store: Store, condition: str, other: dict[str, object]
+) -> None:
+    """With a filter, too, it is left out, where all of the list failed."""
+    one, odd, two = (operations.queue(store.operations, "rebuild", "street", []).id for _ in range(3))
+    record = store.operations / f"{odd}.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | other))
+    service = OperationsService(Indexes(store), Admission(), Jobs(store))
+    found = service._list(Page.asked(10, "", condition), condition).operations
+    assert [each.name for each in found] == [f"operations/{one}", f"operations/{two}"]
 
 
 @pytest.mark.parametrize(
