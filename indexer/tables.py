@@ -6,7 +6,7 @@ from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from indexer.source import SourceError, shown
 
@@ -153,8 +153,14 @@ def _read_parquet(path: Path, wanted: tuple[str, ...]) -> tuple[list[str], Table
     except pyarrow.ArrowException as error:
         raise OSError(str(error)) from error
     columns = {
-        # A number that is none, which equals nothing, is how some programs write that there is no value.
-        name: ["" if cell is None or cell != cell else str(cell) for cell in column.to_pylist()]  # noqa: PLR0124
+        name: [_text(cell) for cell in column.to_pylist()]
         for name, column in zip(table.column_names, table.columns, strict=True)
     }
     return names, Table(columns, None)
+
+
+def _text(cell: Any) -> str:
+    # A number that is none, which equals nothing, is how some programs write that there is no value.
+    if cell is None or cell != cell:  # noqa: PLR0124
+        return ""
+    return cell.decode() if isinstance(cell, bytes) else str(cell)  # some programs write texts without saying so

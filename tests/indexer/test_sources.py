@@ -139,6 +139,15 @@ def test_tables_as_spreadsheets_write_them(tmp_path: Path, text: str) -> None:
     assert read_table(tmp_path / "t.csv", [], optional=["path_a"]) == {}
 
 
+def test_bytes_in_a_parquet_table_are_text(tmp_path: Path) -> None:
+    """Not every program that writes one says which columns are texts; other bytes are refused as those of a CSV."""
+    pyarrow.parquet.write_table(pa.table({"path": ["é.png".encode()], "class_id": [b"cat"]}), tmp_path / "t.parquet")
+    assert read_table(tmp_path / "t.parquet", ["path", "class_id"]) == {"path": ["é.png"], "class_id": ["cat"]}
+    pyarrow.parquet.write_table(pa.table({"path": [b"\xff.png"]}), tmp_path / "t.parquet")
+    with pytest.raises(SourceError, match=r"t\.parquet is not UTF-8 text"):
+        read_table(tmp_path / "t.parquet", ["path"])
+
+
 def test_columns_of_a_parquet_table_are_named_as_those_of_a_csv(tmp_path: Path) -> None:
     """With spaces around them, as pandas reads `path, Split` from a CSV: rows of test were learned from."""
     pyarrow.parquet.write_table(pa.table({" path": [" a.png"], " Split": [" test "]}), tmp_path / "t.parquet")
