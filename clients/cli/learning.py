@@ -93,7 +93,7 @@ def _train(
         _restrain(process.pid, memory_bytes)
         last = _follow(process, names, report)
         if process.wait() != 0:
-            raise LearningError(f"learning failed, exit code {process.returncode}: {last or 'it said nothing'}")
+            raise LearningError(f"learning failed, {_ended_with(process.returncode, last)}")
         printed.seek(0)
         return str(json.load(printed)["model"])
 
@@ -132,6 +132,14 @@ def _progress(line: str) -> tuple[str, int, int] | None:
         return f"learn: {told['stage']}", int(told["done"]), int(told["total"])
     except (ValueError, KeyError, TypeError):  # a line for people
         return None
+
+
+def _ended_with(code: int, last: str) -> str:
+    if code >= 0:
+        return f"exit code {code}: {last or 'it said nothing'}"
+    # What it said last is a warning at most: it had no time to say what ended it.
+    memory = ", as the system does where memory runs out" if code == -signal.SIGKILL else ""
+    return f"its process was killed by {signal.Signals(-code).name}{memory}; the same again goes on where it was"
 
 
 @contextmanager

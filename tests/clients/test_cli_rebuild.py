@@ -1,6 +1,7 @@
 """`kinsight rebuild`, `kinsight operations`, and what `kinsight index` does with versions, as users call them."""
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -18,6 +19,7 @@ from kinsight.v1.index_service_pb2 import GetIndexRequest
 from kinsight.v1.search_service_pb2 import Hit, SearchRequest
 
 from clients.cli.command import INTERRUPTED, kinsight
+from clients.cli.learning import OOM_SCORE
 from clients.cli.rebuild import result_of
 from indexer import operations
 from indexer.build import BuildReport
@@ -304,6 +306,21 @@ def test_a_training_that_fails_touches_nothing(run: Run, index: Path) -> None:
     result = run("rebuild", "photos", "--learn")
     assert result.exit_code == 1
     assert "error: learning failed, exit code 1: " in result.stderr
+    assert (active_version(index), list_versions(index)) == (1, [1])
+
+
+def test_a_training_that_is_killed_is_told_as_such(index: Path, store: Store) -> None:
+    """By what, why the system may have done it, and that the same command goes on; the index is as it was."""
+    with started("rebuild", "photos", "--learn", "--device", "cpu", "--store", store.root) as process:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        until(lambda: bool(children.read_text()), PROCESS_S)
+        training = int(children.read_text())
+        until(lambda: Path(f"/proc/{training}/oom_score_adj").read_text().strip() == str(OOM_SCORE), PROCESS_S)
+        os.kill(training, signal.SIGKILL)
+        _, stderr = process.communicate(timeout=PROCESS_S)
+    assert process.returncode == 1
+    why = "its process was killed by SIGKILL, as the system does where memory runs out"
+    assert f"error: learning failed, {why}; the same again goes on where it was" in stderr
     assert (active_version(index), list_versions(index)) == (1, [1])
 
 
