@@ -6,16 +6,15 @@ WeightsError   weights can't be loaded; the message names them and the remedy
 import importlib
 import importlib.util
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-import timm
 import torch
-import torchvision
 from safetensors.torch import load_file
-from timm.models import PretrainedCfg
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models.feature_extraction import create_feature_extractor
+
+if TYPE_CHECKING:
+    from timm.models import PretrainedCfg
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -188,6 +187,8 @@ def make_backbone(
 
 
 def _from_timm(name: str, weights: str, size: int) -> _Network:
+    import timm  # as torchvision below it takes seconds: a command that makes no network is spared them
+
     if not timm.is_model(name):
         stem = name[:8]
         near = ", ".join(timm.list_models(f"*{stem}*")[:5]) or "see timm.list_models()"
@@ -214,6 +215,9 @@ def _from_timm(name: str, weights: str, size: int) -> _Network:
 
 
 def _from_torchvision(name: str, weights: str) -> _Network:
+    import torchvision
+    from torchvision.models.feature_extraction import create_feature_extractor
+
     if name not in torchvision.models.list_models(module=torchvision.models):
         raise ValueError(f"torchvision has no classification model {name!r}; see torchvision.models.list_models()")
     try:

@@ -3,7 +3,6 @@
 import math
 
 import torch
-from timm.optim.adamp import AdamP
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -17,6 +16,8 @@ def make_optimizer(objective: Objective, part: Optimizer) -> torch.optim.Optimiz
     """The optimiser of an objective's parameters, as a recipe names it."""
     groups = objective.param_groups(part.lr, part.head_lr)
     if part.name == "adamp":
+        from timm.optim.adamp import AdamP
+
         return AdamP(groups, lr=part.lr, weight_decay=part.weight_decay, nesterov=True)  # type: ignore[no-untyped-call]
     return torch.optim.AdamW(groups, lr=part.lr, weight_decay=part.weight_decay, fused=True)
 

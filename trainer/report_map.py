@@ -3,7 +3,6 @@
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.manifold import TSNE
 
 from trainer.report_cases import Shown
 from trainer.report_pieces import shortened, text, thumbnail
@@ -43,6 +42,8 @@ def layout(embeddings: npt.NDArray[np.float32]) -> Points:
         return np.full((len(embeddings), 2), 0.5)  # all images are alike: t-SNE would divide by zero
     flat = np.pad(axes[:, :2], ((0, 0), (0, max(0, 2 - axes.shape[1]))))
     if len(embeddings) >= _TSNE_FROM:
+        from sklearn.manifold import TSNE  # takes seconds, which only a run that came to its end should pay
+
         start = (flat / flat[:, 0].std() * 1e-4).astype(np.float32)  # t-SNE is meant to start near one point
         perplexity = min(30.0, (len(embeddings) - 1) / 3)
         flat = TSNE(perplexity=perplexity, init=start, random_state=0).fit_transform(axes.astype(np.float32))

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from torchvision import datasets
 
 from indexer.manifest import write_atomically
 from trainer.images import Progress
@@ -94,6 +93,8 @@ def image_table(name: str, directory: Path, progress: Progress) -> Path:
 
 def _open(name: str, root: Path, part: Mapping[str, Any]) -> Any:
     """One part of a set; downloaded only where it is not there, because downloading begins with reading it all."""
+    from torchvision import datasets  # takes seconds: only for those who name one
+
     kind = getattr(datasets, name)
     keywords = dict(part)
     if "loader" in inspect.signature(kind).parameters:
@@ -135,6 +136,8 @@ def _files(parts: Sequence[Any], home: Path, progress: Progress) -> Iterator[tup
 
 def _image(dataset: Any, index: int) -> tuple[Any, int]:
     """The file or, from a set that has none, the image; and its class."""
+    from torchvision import datasets
+
     if isinstance(dataset, datasets.OxfordIIITPet):  # has files, and no way to ask for them
         return str(dataset._images[index]), dataset._labels[index]
     image, label = dataset[index]
