@@ -65,11 +65,12 @@ def _inside(path: str, folders: Sequence[Path], option: str) -> Path:
         InvalidPath: it is not absolute.
         PathNotAllowed: it is in none of them.
     """
-    wanted = Path(path)
-    if "\0" in path or not wanted.is_absolute():
+    if "\0" in path or not Path(path).is_absolute():
         raise InvalidPath(f"{path!r} is not an absolute path; name one on the server's machine")
+    # As it is used from here on: with a link before "..", another file would be looked up than the one that is used.
+    wanted = Path(os.path.normpath(path))
     resolved = wanted.resolve()
     if not any(resolved.is_relative_to(folder.resolve()) for folder in folders):
         allowed = ", ".join(map(str, folders)) or "none"
         raise PathNotAllowed(f"{path} is in no folder that this server may use for this (serve {option}): {allowed}")
-    return Path(os.path.normpath(wanted))
+    return wanted

@@ -245,6 +245,7 @@ def test_a_snapshot_can_be_restored_under_another_name(stubs: Stubs, tmp_path: P
         ("/etc/passwd", ("PERMISSION_DENIED", "PATH_NOT_ALLOWED")),
         ("{root}/../../outside", ("PERMISSION_DENIED", "PATH_NOT_ALLOWED")),
         ("{root}/link", ("PERMISSION_DENIED", "PATH_NOT_ALLOWED")),
+        ("{root}/inside/../link", ("PERMISSION_DENIED", "PATH_NOT_ALLOWED")),
         ("{root}/nothing", ("NOT_FOUND", "PATH_NOT_FOUND")),
         (f"{{root}}/{'long' * 100}", ("NOT_FOUND", "PATH_NOT_FOUND")),
     ],
@@ -254,6 +255,7 @@ def test_only_folders_that_were_allowed_are_read(
 ) -> None:
     """Neither by going up nor through a link is there a way out."""
     (tmp_path / "link").symlink_to("/etc")
+    (tmp_path / "inside").symlink_to("store/indexes/photos")  # above which `link` is another one than beside it
     request = BuildVersionRequest(images=path.format(root=tmp_path))
     assert _reason(stubs.indexes.BuildVersion, request) == expected
 
