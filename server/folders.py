@@ -69,7 +69,7 @@ def _inside(path: str, folders: Sequence[Path], option: str) -> Path:
         raise InvalidPath(f"{path!r} is not an absolute path; name one on the server's machine")
     # As it is used from here on: with a link before "..", another file would be looked up than the one that is used.
     wanted = Path(os.path.normpath(path))
-    resolved = wanted.resolve()
+    resolved = Path(os.path.realpath(wanted))  # `resolve` fails where links lead in a circle
     if not any(resolved.is_relative_to(folder.resolve()) for folder in folders):
         allowed = ", ".join(map(str, folders)) or "none"
         raise PathNotAllowed(f"{path} is in no folder that this server may use for this (serve {option}): {allowed}")

@@ -247,6 +247,8 @@ def test_a_snapshot_can_be_restored_under_another_name(stubs: Stubs, tmp_path: P
         ("{root}/link", ("PERMISSION_DENIED", "PATH_NOT_ALLOWED")),
         ("{root}/inside/../link", ("PERMISSION_DENIED", "PATH_NOT_ALLOWED")),
         ("{root}/nothing", ("NOT_FOUND", "PATH_NOT_FOUND")),
+        ("{root}/circle", ("NOT_FOUND", "PATH_NOT_FOUND")),
+        ("{root}/circle/../link", ("PERMISSION_DENIED", "PATH_NOT_ALLOWED")),
         (f"{{root}}/{'long' * 100}", ("NOT_FOUND", "PATH_NOT_FOUND")),
     ],
 )
@@ -256,6 +258,7 @@ def test_only_folders_that_were_allowed_are_read(
     """Neither by going up nor through a link is there a way out."""
     (tmp_path / "link").symlink_to("/etc")
     (tmp_path / "inside").symlink_to("store/indexes/photos")  # above which `link` is another one than beside it
+    (tmp_path / "circle").symlink_to("circle")
     request = BuildVersionRequest(images=path.format(root=tmp_path))
     assert _reason(stubs.indexes.BuildVersion, request) == expected
 
