@@ -280,6 +280,16 @@ def delete(directory: Path, identity: str) -> None:
     _remove(directory, identity)
 
 
+def types_of(error: BaseException) -> tuple[str, ...]:
+    """What a record has as the `error_types` of an exception, and with them those that it has itself.
+
+    These are of another process, whose error ended the work of this one.
+    """
+    names = tuple(kind.__name__ for kind in type(error).__mro__)
+    system = errno.errorcode.get(error.errno or 0) if isinstance(error, OSError) else None
+    return (*names, *([system] if system else []), *getattr(error, "error_types", ()))
+
+
 def _unfinished(operation: Operation) -> Operation:
     if operation.state not in UNFINISHED:
         raise OperationEnded(f"{operation.id} is {operation.state} already")
@@ -303,7 +313,7 @@ def _end_recorded(recorder: Recorder) -> Iterator[None]:
         cancelled = isinstance(error, KeyboardInterrupt)
         told = "" if cancelled else str(error) or type(error).__name__
         try:
-            recorder.end("cancelled" if cancelled else "failed", error=told, error_types=_types(error))
+            recorder.end("cancelled" if cancelled else "failed", error=told, error_types=types_of(error))
         except OSError as unwritten:  # the disk that is full is mostly why it failed
             error.add_note(f"the record of {recorder.operation.id} could not be written: {unwritten}")
         raise
@@ -312,12 +322,6 @@ def _end_recorded(recorder: Recorder) -> Iterator[None]:
     except OSError as error:
         identity = recorder.operation.id
         raise OSError(f"{identity} is done, but its record can't be written: {error}; check the disk") from error
-
-
-def _types(error: BaseException) -> tuple[str, ...]:
-    names = tuple(kind.__name__ for kind in type(error).__mro__)
-    system = errno.errorcode.get(error.errno or 0) if isinstance(error, OSError) else None
-    return (*names, system) if system else names
 
 
 def _forget_oldest(directory: Path) -> None:

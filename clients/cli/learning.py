@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -29,7 +29,15 @@ STOP_TIMEOUT_S = 30.0  # for a training that was interrupted to write its checkp
 
 
 class LearningError(Exception):
-    """Training within a rebuild failed or was refused; the index is as it was."""
+    """Training within a rebuild failed or was refused; the index is as it was.
+
+    Attributes:
+        error_types: of what it failed of in its own process, as `indexer.operations.types_of` has them.
+    """
+
+    def __init__(self, message: str, error_types: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.error_types = tuple(error_types)
 
 
 def learn(
@@ -91,9 +99,9 @@ def _train(
         _ended(process),
     ):
         _restrain(process.pid, memory_bytes)
-        last = _follow(process, names, report)
+        last, error_types = _follow(process, names, report)
         if process.wait() != 0:
-            raise LearningError(f"learning failed, {_ended_with(process.returncode, last)}")
+            raise LearningError(f"learning failed, {_ended_with(process.returncode, last)}", error_types)
         printed.seek(0)
         return str(json.load(printed)["model"])
 
@@ -107,31 +115,36 @@ def _restrain(pid: int, memory_bytes: int | None) -> None:
         resource.prlimit(pid, resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
 
 
-def _follow(process: "subprocess.Popen[str]", names: Mapping[str, str], report: Progress) -> str:
-    """Pass on what the training says until it ends; returns its last line for people.
+def _follow(
+    process: "subprocess.Popen[str]", names: Mapping[str, str], report: Progress
+) -> tuple[str, Sequence[str]]:
+    """Pass on what the training says until it ends; returns its last line for people, and of which error it failed.
 
     It knows our tables alone: in what it says of them, `names` has what people call them.
     """
-    last = ""
+    last, error_types = "", list[str]()
     assert process.stderr is not None  # noqa: S101  a pipe was asked for
     for line in process.stderr:
-        told = _progress(line)
-        if told is not None:
-            report(*told)
+        told = _for_programs(line)
+        if "stage" in told:
+            report(f"learn: {told['stage']}", int(told["done"]), int(told["total"]))
+        elif "error_types" in told:
+            error_types = told["error_types"]
         elif line.strip():
             last = line.strip()
             for table, name in names.items():
                 last = last.replace(table, name)
             click.echo(f"learn: {last}", err=True)
-    return last.removeprefix("error: ")
+    return last.removeprefix("error: "), error_types
 
 
-def _progress(line: str) -> tuple[str, int, int] | None:
+def _for_programs(line: str) -> Mapping[str, Any]:
+    """What a line tells of progress, or of the error at the end; nothing where it is for people."""
     try:
         told = json.loads(line)
-        return f"learn: {told['stage']}", int(told["done"]), int(told["total"])
-    except (ValueError, KeyError, TypeError):  # a line for people
-        return None
+    except ValueError:
+        return {}
+    return told if isinstance(told, dict) else {}
 
 
 def _ended_with(code: int, last: str) -> str:

@@ -2,13 +2,17 @@
 
 It holds the store's only place for learning as long as it lives, and is killed when its standard input ends: whoever
 started it holds the other end, and so lets go of it even when killed. The run's checkpoint is what is gone on from.
+What it failed of is told on stderr, as progress is: a line of {error_types}, for the record of the whole.
 """
 
+import json
 import os
 import signal
 import sys
 import threading
 from pathlib import Path
+
+import click
 
 from clients.cli.command import Failure, kinsight
 from clients.cli.training import TETHERED
@@ -16,15 +20,18 @@ from clients.cli.training import TETHERED
 
 def main(store: Path, words: list[str]) -> None:
     """Run a verb as the store's only training; exits with the verb's code."""
+    from indexer.operations import types_of
     from indexer.staging import LearningInProgress, sole_learner
 
     threading.Thread(target=_die_with_starter, daemon=True).start()
     try:
         with sole_learner(store):
-            kinsight(words, prog_name="kinsight", obj=TETHERED)
-    except LearningInProgress as error:
-        Failure(str(error)).show()
-        sys.exit(Failure.exit_code)
+            sys.exit(kinsight(words, prog_name="kinsight", obj=TETHERED, standalone_mode=False))
+    except (LearningInProgress, click.ClickException) as error:
+        failure = error if isinstance(error, click.ClickException) else Failure(str(error))
+        click.echo(json.dumps({"error_types": types_of(failure.__cause__ or error)}), err=True)
+        failure.show()
+        sys.exit(failure.exit_code)
 
 
 def _die_with_starter() -> None:

@@ -445,3 +445,17 @@ def test_what_fails_in_the_process_has_its_own_reason(stubs: Stubs, school: Scho
     assert reason_of(told.error) == ("INVALID_ARGUMENT", "INVALID_LABELS")
     told = stubs.ended(stubs.models.SuggestLabels(SuggestLabelsRequest(**good, budget=41)))
     assert reason_of(told.error) == ("INVALID_ARGUMENT", "BUDGET_OUT_OF_RANGE")
+
+
+@pytest.mark.slow
+def test_labels_that_teach_nothing_are_told_alike_by_both_that_learn_from_them(stubs: Stubs, school: School) -> None:
+    """A build trains in a process of its process, whose error is as precise as that of learning alone."""
+    build("photos", school.pictures, model=school.model, store=school.store, device="cpu", progress=lambda *_: None)
+    labels = Labels(images=[LabelledImage(path=path, class_id="one") for path in ("00.png", "04.png")])
+    alone = FineTuneRequest(model=school.model, images=str(school.pictures), labels=labels)
+    told = stubs.ended(stubs.models.FineTune(alone)).error
+    built = stubs.ended(stubs.indexes.BuildVersion(BuildVersionRequest(fine_tune=FineTune(labels=labels)))).error
+    assert reason_of(built) == reason_of(told) == ("INVALID_ARGUMENT", "INVALID_LABELS")
+    assert [detail.TypeName() for detail in built.details] == [detail.TypeName() for detail in told.details]
+    said = "its 2 images to learn from are of 1 class"
+    assert (said in told.message, said in built.message) == (True, True)
