@@ -90,7 +90,7 @@ def search(
         told = {**_origin(results), "hits": _hits(results, options["include_payload"]), "errors": failed}
         print_json(told | ({"missing_images": missing} if grid else {}))
     elif results:
-        _print(_hits(results, options["include_payload"]), options["min_probability"])
+        _print(results, options["include_payload"], options["min_probability"])
     if results and grid and images:
         _warn_empty(missing, _draw(results, indexed, grid), images)
     if errors:
@@ -147,15 +147,19 @@ def _hits(results: Mapping[str, "SearchResult"], payloads: bool) -> list[dict[st
     ]
 
 
-def _print(hits: Sequence[Mapping[str, object]], least: float | None) -> None:
-    if not hits:
-        why = (
-            "no item matches" if least is None else f"no good match: no item has a probability of at least {least:g}"
+def _print(results: Mapping[str, "SearchResult"], payloads: bool, least: float | None) -> None:
+    hits = _hits(results, payloads)
+    if hits:
+        print_table([*hits[0]], [[_cell(name, value) for name, value in hit.items()] for hit in hits])
+    why = "no item matches" if least is None else f"no good match: no item has a probability of at least {least:g}"
+    for query, result in results.items():
+        if not result.hits:
+            click.echo(f"{printable(query)}: {why}")
+    rate = next(iter(results.values())).false_accept_rate
+    if rate is not None:
+        click.echo(
+            f"false accepts: {rate:.2%} of pairs of images of different things reach a probability of {least:g}"
         )
-        click.echo(why)
-        return
-    rows = [[_cell(name, value) for name, value in hit.items()] for hit in hits]
-    print_table([*hits[0]], rows)
 
 
 def _cell(name: str, value: Any) -> object:

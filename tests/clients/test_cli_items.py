@@ -183,6 +183,8 @@ def test_hits_can_be_grouped_thinned_and_bounded(run: Run, new: Path) -> None:
     assert items() != items("--diversity", 0.9)
     assert "column 6" in run("search", "item:n0", "--filter", "kind ~ 1").stderr
     assert "no item matches" in run("search", "item:n0", "--filter", "kind = 7").stdout
+    one_of_two = run("search", "item:n0", "item:n1", "--filter", "kind = 0", "--min-similarity", 0.999).stdout
+    assert (" n0 " in one_of_two, "item:n1: no item matches" in one_of_two) == (True, True)
     told = run("search", "item:n0", "--filter", "kind = '7'")
     assert (told.exit_code, told.stdout) == (1, "")
     assert "column 8: '7' is a text, and kind holds only numbers; write 7 without quotes" in told.stderr
