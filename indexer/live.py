@@ -82,10 +82,11 @@ class LiveIndex:
         columns = Columns(payloads, partial(_items, version, upserted))
         live = np.ones(version.count, bool)
         snapshot = Snapshot(version, rows, live, upserted, columns, version.manifest.sequence)
+        known = self._catalog.sequence()  # what changes after that may come twice, as it was and as it is
         for chunk in self._changes(snapshot.sequence):
             # Payloads of the version's own rows are read later, and then as they are.
-            own = _of_same_images(version, chunk)
-            news = [change for change in chunk if change.item not in own]
+            own = _of_same_images(version, (change for change in chunk if change.sequence <= known))
+            news = [change for change in chunk if change.sequence > known or change.item not in own]
             snapshot = self._after(snapshot, news, chunk[-1].sequence)
         return snapshot
 

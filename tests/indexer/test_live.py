@@ -19,7 +19,7 @@ from indexer.items import UnknownItem
 from indexer.ivfpq import Rows
 from indexer.live import LiveIndex
 from indexer.live_snapshot import Snapshot
-from indexer.records import Upsert
+from indexer.records import Change, Upsert
 from indexer.rows import Embeddings
 from indexer.store import Store
 from indexer.version import open_version
@@ -383,6 +383,26 @@ def test_changes_of_another_process_are_taken_in(twin: Twin) -> None:
     del twin.truth["item 2"]
     twin.truth["theirs"] = np.eye(1, 16, dtype=np.float32)[0]
     twin.check(twin.live.snapshot, k=10)
+
+
+def test_what_changes_while_an_index_is_opened_is_as_it_is_then(twin: Twin, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An item comes twice that is changed after it was read: a deleted one was found on, another by its old image."""
+    read = twin.catalog.changes
+    twin.catalog.upsert([Upsert(f"item {number}", payload={"year": 1999}) for number in range(3)], dim=twin.dim)
+
+    def changes(after: int, model: str) -> Iterator[Change]:
+        for change in read(after, model):
+            yield change
+            if change.item == "item 2":
+                twin.delete("item 0")
+                twin.upsert("item 1")
+
+    monkeypatch.setattr(twin.catalog, "changes", changes)
+    snapshot = LiveIndex(twin.version, twin.catalog).snapshot
+    assert (snapshot.count, snapshot.sequence) == (len(twin.truth), twin.catalog.sequence())
+    assert len(np.flatnonzero(snapshot.matching(parse("year = 1999")) & snapshot.live)) == 2
+    twin.check(snapshot, k=10)
+    np.testing.assert_array_equal(snapshot.embedding(snapshot.row_of("item 1")), twin.truth["item 1"])
 
 
 def test_a_catalogue_older_than_its_version_is_refused(store: Store, tmp_path: Path) -> None:
