@@ -353,9 +353,9 @@ def test_searches_show_probabilities_and_say_where_there_is_no_good_match(
     assert [hit.item for hit in found.hits] == kept
     assert 0 < len(kept) < len(shown)
     assert found.false_accept_rate is not None
-    assert (nothing.exit_code, nothing.stdout) == (
-        0,
-        f"{pictures / '03.png'}: no good match: no item has a probability of at least 1\n"
-        "false accepts: 0.00% of pairs of images of different things reach a probability of 1\n",
-    )
+    assert nothing.exit_code == 0
+    assert nothing.stdout.splitlines() == [
+        f"{pictures / '03.png'}: no good match: no item has a probability of at least 1",
+        "false accepts: 0.00% of pairs of images of different things reach a probability of 1",
+    ]
     assert (empty["hits"], empty["false_accept_rate"]) == ([], 0.0)
