@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,6 +23,8 @@ CHOOSING_METHODS = ("usl", "usl-t")
 
 _RELATIONS = {LabelledPair.RELATION_SAME: "same", LabelledPair.RELATION_DIFFERENT: "different"}
 _DIGEST_LENGTH = 32
+_OWN_TABLE = re.compile(rf".*/labels/[0-9a-f]{{{_DIGEST_LENGTH}}}\.csv", re.DOTALL)
+_LINE = re.compile(r"\bline (\d+)")
 
 
 def model_id(store: Store, reference: str) -> str:
@@ -97,6 +100,29 @@ def table_of(labels: Labels, store: Store, folders: Folders) -> Path:
     if not path.exists():
         write_atomically(path, text)
     return path
+
+
+def by_field(text: str, words: Sequence[str]) -> str:
+    """What a job says of the table that `table_of` made for it, by the field of the request that it was made of.
+
+    Args:
+        text: what it says.
+        words: of the job.
+    """
+    for table in filter(_OWN_TABLE.fullmatch, words):
+        if table in text:
+            # The labels are in the request, without a header: who sent them can't look at lines.
+            text = _LINE.sub(lambda line: f"row {int(line[1]) - 1}", text.replace(table, _field_of(Path(table))))
+    return text
+
+
+def _field_of(table: Path) -> str:
+    try:
+        with table.open("rb") as file:
+            pairs = file.readline().startswith(b"path_a")
+    except OSError:  # it is gone with the rest of its store, say
+        return "labels"
+    return "labels.pairs" if pairs else "labels.images"
 
 
 def _image_rows(labels: Labels) -> list[tuple[str, ...]]:

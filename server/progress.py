@@ -16,6 +16,7 @@ from indexer.store import Store
 from server import answers, descriptions
 from server.errors import VersionNotFound
 from server.indexes import Indexes
+from server.learning import by_field
 
 PREFIX = "operations/"
 
@@ -65,7 +66,8 @@ def _message(indexes: Indexes, store: Store, operation: Operation) -> operations
     if operation.state == "done":
         told.response.Pack(_response(indexes, store, operation))
     elif operation.state == "failed":
-        told.error.CopyFrom(answers.status_by_name(operation.error_types, operation.error))
+        said = by_field(operation.error, operation.arguments)
+        told.error.CopyFrom(answers.status_by_name(operation.error_types, said))
     elif operation.state == "cancelled":
         told.error.CopyFrom(status_pb2.Status(code=code_pb2.CANCELLED, message="the operation was cancelled"))
     return told
@@ -113,7 +115,9 @@ def _metadata(operation: Operation) -> OperationMetadata:
 
 
 def _response(indexes: Indexes, store: Store, operation: Operation) -> Message:
-    result = operation.result
+    result = dict(operation.result)
+    if "warnings" in result:
+        result["warnings"] = [by_field(warning, operation.arguments) for warning in result["warnings"]]
     match operation.kind:
         case "import" | "export":
             return _of_items(operation.kind, result)
@@ -125,7 +129,7 @@ def _response(indexes: Indexes, store: Store, operation: Operation) -> Message:
         case "evaluate":
             return descriptions.evaluation(result["version"], result["recall"], result["comparison"])
         case "build" | "rebuild":
-            return _built(store, operation)
+            return _built(store, operation.index, result)
     return _of_learning(store, operation.kind, result)
 
 
@@ -182,12 +186,11 @@ def _calibrated(result: Mapping[str, Any]) -> model_service_pb2.CalibrateRespons
     )
 
 
-def _built(store: Store, operation: Operation) -> index_service_pb2.BuildVersionResponse:
-    result = operation.result
+def _built(store: Store, index: str, result: Mapping[str, Any]) -> index_service_pb2.BuildVersionResponse:
     try:
-        built = descriptions.one_version(store, operation.index, result["version"])
+        built = descriptions.one_version(store, index, result["version"])
     except VersionNotFound:  # deleted since
-        built = index_service_pb2.Version(index=operation.index, version=result["version"], model=result["model"])
+        built = index_service_pb2.Version(index=index, version=result["version"], model=result["model"])
     return index_service_pb2.BuildVersionResponse(
         version=built,
         evaluation=descriptions.evaluation(result["version"], result["recall"], result["comparison"]),

@@ -6,6 +6,8 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +47,12 @@ from indexer import operations
 from indexer.build import build
 from indexer.locks import hold
 from indexer.sources import open_collection
-from server import learning
+from server import learning, progress
 from server.errors import InvalidLabels
 from server.folders import Folders
+from server.indexes import Indexes
 from server.learning import table_of
+from server.news import News
 from tests.conftest import School, copied
 from tests.serving import Stubs, reason_of, server_process, serving
 from tests.trainer import small
@@ -457,5 +461,37 @@ def test_labels_that_teach_nothing_are_told_alike_by_both_that_learn_from_them(s
     built = stubs.ended(stubs.indexes.BuildVersion(BuildVersionRequest(fine_tune=FineTune(labels=labels)))).error
     assert reason_of(built) == reason_of(told) == ("INVALID_ARGUMENT", "INVALID_LABELS")
     assert [detail.TypeName() for detail in built.details] == [detail.TypeName() for detail in told.details]
-    said = "its 2 images to learn from are of 1 class"
+    said = "labels.images: its 2 images to learn from are of 1 class"
     assert (said in told.message, said in built.message) == (True, True)
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (
+            Labels(images=[LabelledImage(path=path, class_id=name) for path, name in (("a", "1"), ("./a", "2"))]),
+            "labels.images, row 2: './a' has two classes",
+        ),
+        (
+            Labels(pairs=[LabelledPair(path_a="a", path_b="b", relation=LabelledPair.RELATION_SAME)]),
+            "labels.pairs, row 2: './a' has two classes",
+        ),
+    ],
+)
+def test_labels_of_a_request_are_told_of_by_its_field(school: School, labels: Labels, said: str) -> None:
+    """Not by the table that the server made of them, in warnings and errors alike; a table of the client's stays."""
+    table = str(table_of(labels, school.store, Folders()))
+    told = f"{table}, line 3: './a' has two classes"
+    words = ("finetune", school.model, "--labels", table)
+    assert learning.by_field(told, words) == said
+    assert learning.by_field(told, ("finetune", "--labels", "/photos/few.csv")) == told
+    result = {"compared": 0, "skipped": [], "suspects": [], "unknown_labels": [], "warnings": [told]}
+    queued = operations.queue(school.store.operations, "finetune", "", words)
+    done = replace(queued, state="done", result={**result, "model": school.model})
+    with closing(Indexes(school.store, None, News.alone())) as indexes:
+        answer = progress.message(indexes, school.store, done)
+        assert _response(answer, FineTuneResponse).warnings == [said]
+        failed = replace(done, state="failed", error=told, error_types=("LabelsError",), result={})
+        assert progress.message(indexes, school.store, failed).error.message == said
+    Path(table).unlink()
+    assert learning.by_field(told, words) == "labels, row 2: './a' has two classes"
