@@ -10,9 +10,10 @@ from typing import Any
 import kinsight_client
 import numpy as np
 import pytest
-from kinsight_client import Embedding, Upsert
+from kinsight_client import Embedding, Upsert, items
 from kinsight_client.items import MAX_IMAGES, MAX_ITEMS
 
+from server import app
 from tests.clients.both import BOTH, KINDS
 from tests.conftest import nested
 from tests.serving import build_photos, free_port, photo, serving
@@ -35,6 +36,21 @@ def embeddings(client: Any, count: int) -> list[Embedding]:
     known = client.embed(photo(0))
     values = np.random.default_rng(0).standard_normal((count, len(known.values))).astype(np.float32)
     return [Embedding(known.model, row) for row in values / np.linalg.norm(values, axis=1, keepdims=True)]
+
+
+@KINDS
+def test_large_payloads_go_in_as_many_batches_as_they_need(
+    kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is taken by the server, and all of them together are more than a message may have."""
+    monkeypatch.setattr(app, "MAX_MESSAGE_BYTES", app.MAX_MESSAGE_BYTES // 16)
+    monkeypatch.setattr(items, "MAX_BYTES", items.MAX_BYTES // 16)
+    with serving(build_photos(tmp_path)) as served, kind(served.target) as client:
+        upserts = [
+            Upsert(f"p{row}", embedding=one, payload={"text": "x" * 60_000})
+            for row, one in enumerate(embeddings(client, 40))
+        ]
+        assert {result.error for result in client.items.upsert_many(upserts)} == {None}
 
 
 def test_an_upserted_image_is_found_until_it_is_deleted(client: Any, tmp_path: Path) -> None:

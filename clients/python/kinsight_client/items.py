@@ -18,7 +18,7 @@ from kinsight_client.operations import Operation, operation_of
 
 MAX_ITEMS = 1000  # of a batch, for the server
 MAX_IMAGES = 100  # of a batch: a processor decodes and embeds some 150 a second, and a call has timeout_s
-MAX_BYTES = 16 * 2**20  # of a batch's images; the server takes messages of 32 MiB
+MAX_BYTES = 16 * 2**20  # of a batch; the server takes messages of 32 MiB
 PAGE_SIZE = 1000
 
 Wanted: TypeAlias = pb.ItemUpsert | Unsent[ItemResult]  # one of many
@@ -194,14 +194,14 @@ def _batches(upserts: Iterable[Wanted]) -> Iterator[list[Wanted]]:
         if isinstance(upsert, Unsent):
             batch.append(upsert)
             continue
-        has_image, image_bytes = upsert.HasField("image"), len(upsert.image)
-        full = len(sent) == MAX_ITEMS or (has_image and images == MAX_IMAGES) or size + image_bytes > MAX_BYTES
+        has_image, upsert_bytes = upsert.HasField("image"), upsert.ByteSize()
+        full = len(sent) == MAX_ITEMS or (has_image and images == MAX_IMAGES) or size + upsert_bytes > MAX_BYTES
         if sent and (full or upsert.item in sent):
             yield batch
             batch, sent, images, size = [], set(), 0, 0
         batch.append(upsert)
         sent.add(upsert.item)
-        images, size = images + has_image, size + image_bytes
+        images, size = images + has_image, size + upsert_bytes
     if batch:
         yield batch
 
