@@ -1,7 +1,6 @@
 """`kinsight items`: what an index holds."""
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -258,8 +257,10 @@ def _tell_imported(name: str, report: "ImportReport | ImportResult", as_json: bo
 
 
 def _payload(text: str) -> Any:
+    from clients.cli.upserts import from_json
+
     try:
-        return json.loads(text)
+        return from_json(text)
     except ValueError as error:
         raise click.UsageError(f"--payload is not JSON: {error}") from error
 

@@ -77,11 +77,19 @@ def _possible(chunk: Iterable[Wanted], done: Upserted) -> Iterator["Upsert"]:
     for entry in chunk:
         name = entry.name
         try:
-            fields = json.loads(entry.fields) if isinstance(entry.fields, str) else entry.fields
+            fields = from_json(entry.fields) if isinstance(entry.fields, str) else entry.fields
             name = _item_of(fields)
             yield _upsert(fields)
         except (TypeError, ValueError) as error:  # UnicodeEncodeError is a ValueError, as JSON's errors are
             done.errors.append((name, str(error)))
+
+
+def from_json(text: str) -> Any:
+    """What a text of JSON says; raises ValueError where it is none, or deeper than Python's own stack."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("is nested too deeply; a payload may have 30 objects and lists within each other") from None
 
 
 def _item_of(fields: object) -> str:

@@ -136,7 +136,7 @@ def test_lines_that_can_not_be_taken_are_named_and_the_others_are(run: Run, new:
         {"item": "good", "payload": {"year": 2021}},
     ]
     file = tmp_path / "items.jsonl"
-    file.write_text("".join(json.dumps(line) + "\n" for line in lines) + "{\n")
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines) + "{\n" + "[" * 100_000 + "\n")
     result = run("items", "upsert", "photos", "--lines", file, "--json")
     answer = json.loads(result.stdout)
     assert (result.exit_code, answer["upserted"]) == (1, 2)
@@ -159,6 +159,7 @@ def test_lines_that_can_not_be_taken_are_named_and_the_others_are(run: Run, new:
         "half a text": "'\\ud800' in the payload of item 'half a text' has half",
         "nobody": "ITEM_NOT_FOUND",
         f"{file}, line 19": "line 1 column 2",
+        f"{file}, line 20": "nested too deeply",
     }
     assert said.keys() == expected.keys()
     assert [item for item, reason in expected.items() if reason not in said[item]] == []
