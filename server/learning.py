@@ -70,6 +70,11 @@ def seeded(seed: int) -> Sequence[str]:
     return ["--seed", str(seed)]
 
 
+def doubting(keep_doubted: bool) -> Sequence[str]:
+    """The words that say to learn also from labels that are likely wrong; none where they are to be left out."""
+    return ["--keep-doubted"] if keep_doubted else []
+
+
 def among(things: int) -> Sequence[str]:
     """The words that say how many different things a collection shows; none for 0.
 

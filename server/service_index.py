@@ -196,6 +196,7 @@ class IndexService(index_service_pb2_grpc.IndexServiceServicer):
         words = [*learning.passes(request.epochs)]
         if request.HasField("fine_tune"):
             words += learning.named("--method", request.fine_tune.method, learning.LEARNING_METHODS)
+            words += learning.doubting(request.fine_tune.keep_doubted)
             words += ["--finetune", str(learning.table_of(request.fine_tune.labels, self._store, self._folders))]
         return words
 

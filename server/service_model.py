@@ -95,7 +95,7 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
         model = learning.model_id(self._store, request.model)
         words = ["finetune", model, str(self._folders.to_read(request.images))]
         words += learning.named("--method", request.method, learning.LEARNING_METHODS)
-        words += [*learning.passes(request.epochs), *_seed(request)]
+        words += [*learning.passes(request.epochs), *_seed(request), *learning.doubting(request.keep_doubted)]
         table = learning.table_of(request.labels, self._store, self._folders)  # last: it writes
         return Job("finetune", "", (*words, "--labels", str(table)))
 

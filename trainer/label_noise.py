@@ -53,8 +53,8 @@ class LabelNoise:
             return (f"{told}; the {len(self.doubted):,} likeliest to be wrong are learned from too, as was asked",)
         left_out = (
             f"{told}; the {len(self.doubted):,} likeliest to be wrong are left out, their images learned from as "
-            f"unlabelled ones: look at these labels and correct them; if they are right, `kinsight finetune "
-            f"--keep-doubted` learns from them too"  # with the command: who rebuilds, or asks a server, can't give it
+            f"unlabelled ones: look at these labels and correct them; if they are right, --keep-doubted "
+            f"(of a request, keep_doubted) learns from them too"
         )
         return (left_out,)
 

@@ -44,6 +44,7 @@ class Wanted:
     learn: bool
     finetune: Path | None
     method: str | None
+    keep_doubted: bool
     epochs: int | None
     learn_memory: int | None
     min_recall: float | None
@@ -69,6 +70,7 @@ class Wanted:
     "--finetune", type=PATH, metavar="FILE", help="Learn on from the index's model with these few labels too."
 )
 @click.option("--method", type=click.Choice(list(METHODS)), help="Of --finetune; see `kinsight finetune --help`.")
+@click.option("--keep-doubted", is_flag=True, help="Of --finetune: learn from labels too that are likely wrong.")
 @click.option(
     "--epochs", type=click.IntRange(1), metavar="N", help="Of learning; otherwise the model's own recipe's."
 )
@@ -154,8 +156,8 @@ def _check(wanted: Wanted) -> None:
         )
     if (wanted.epochs or wanted.learn_memory) and not (wanted.learn or wanted.finetune):
         raise click.UsageError("--epochs and --learn-memory are of --learn and --finetune")
-    if wanted.method and not wanted.finetune:
-        raise click.UsageError("--method is of --finetune")
+    if (wanted.method or wanted.keep_doubted) and not wanted.finetune:
+        raise click.UsageError("--method and --keep-doubted are of --finetune")
     if wanted.follow and not wanted.images:
         raise click.UsageError("--follow needs --images, which it watches")
 
@@ -186,6 +188,7 @@ def _rebuild(wanted: Wanted, work: Work) -> "BuildReport":
 
     settings = ["--epochs", str(wanted.epochs)] if wanted.epochs else []
     settings += ["--method", wanted.method] if wanted.method else []
+    settings += ["--keep-doubted"] if wanted.keep_doubted else []
     learner = partial(
         learn,
         store=wanted.store,

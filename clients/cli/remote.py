@@ -35,6 +35,7 @@ def remote() -> None:
 @click.option("--learn", is_flag=True, help="Train on from the index's model with all images, and embed with that.")
 @click.option("--finetune", "few_labels", metavar="PATH", help="Learn on from the index's model with a few labels.")
 @click.option("--method", default="", help="Of --finetune; see `kinsight finetune --help`.")
+@click.option("--keep-doubted", is_flag=True, help="Of --finetune: learn from labels too that are likely wrong.")
 @click.option("--epochs", type=click.IntRange(1), default=None, metavar="N", help="Of --learn and --finetune.")
 @click.option("--min-recall", type=click.FloatRange(0, 1), help="recall@10 that it needs to be activated.  [0.95]")
 @click.option("--labels", default="", metavar="PATH", help=f"Only to judge with. {index_labels_help}")

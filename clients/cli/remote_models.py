@@ -58,6 +58,7 @@ def train(images: tuple[str, ...], epochs: int | None, server: str, as_json: boo
 @click.option("--method", default="", help="See `kinsight finetune --help`.  [default: stml-semi]")
 @click.option("--epochs", type=click.IntRange(1), default=None, metavar="N", help="Passes over the images.")
 @click.option("--seed", type=int, metavar="N", help="Of everything random.")
+@click.option("--keep-doubted", is_flag=True, help="Learn from labels too that are likely wrong.")
 @server_option
 @json_option
 def finetune(

@@ -1,5 +1,6 @@
 """What `kinsight rebuild --finetune` says of a table of few labels."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from tests.conftest import School, copied
 
 @pytest.mark.slow
 def test_few_labels_are_told_of_by_their_own_name(learned_school: School, tmp_path: Path) -> None:
-    """Not by that of the copy in the store that is learned from."""
+    """Not by that of the copy in the store that is learned from; and it learns as was asked."""
     school = copied(learned_school, tmp_path)
     few = tmp_path / "few.csv"
 
@@ -23,7 +24,9 @@ def test_few_labels_are_told_of_by_their_own_name(learned_school: School, tmp_pa
     failed = run("rebuild", "photos", "--finetune", few)
     assert f"error: learning failed, exit code 1: {few}: its 2 images to learn from are of 1 class" in failed.stderr
     few.write_text("path,class_id\n00.png,a\n01.png,b\ngone.png,b\n06.png,\n")
-    done = run("rebuild", "photos", "--finetune", few, "--method", "supervised", "--epochs", 1)
+    done = run("rebuild", "photos", "--finetune", few, "--method", "supervised", "--epochs", 1, "--keep-doubted")
     assert f"learn: 1 paths of {few} are not in index photos, for example gone.png: left out\n" in done.stderr
     assert f"learn: warning: {few}: 1 rows have no class_id" in done.stderr
     assert ".learning" not in done.stderr
+    *_, last = sorted(school.store.runs.glob("*-photos-*/labels.json"))
+    assert json.loads(last.read_bytes()) == {"teach": True, "keep_doubted": True}

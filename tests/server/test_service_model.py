@@ -465,6 +465,23 @@ def test_labels_that_teach_nothing_are_told_alike_by_both_that_learn_from_them(s
     assert (said in told.message, said in built.message) == (True, True)
 
 
+@pytest.mark.slow
+def test_doubted_labels_are_learned_from_where_a_request_says_so(school: School) -> None:
+    """By the client and by the command, alone and in a build; the process of the operation hears of it."""
+    build("photos", school.pictures, model=school.model, store=school.store, device="cpu", progress=lambda *_: None)
+    few = school.pictures / "few.csv"
+    few.write_text("path,class_id\n00.png,one\n04.png,one\n")  # which ends it soon
+    learning = (["finetune", school.model, str(school.pictures), "--labels"], ["rebuild", "photos", "--finetune"])
+    with serving(school.store, folders=Folders((school.pictures,))) as served:
+        for words in learning:
+            told = CliRunner().invoke(
+                kinsight, ["remote", *words, str(few), "--keep-doubted", "--server", served.target]
+            )
+            assert "its 2 images to learn from are of 1 class" in told.stderr
+    done = operations.list_operations(school.store.operations)
+    assert [one.kind for one in done if "--keep-doubted" in one.arguments] == ["finetune", "rebuild"]
+
+
 @pytest.mark.parametrize(
     ("labels", "said"),
     [

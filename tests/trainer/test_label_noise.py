@@ -81,9 +81,7 @@ def test_of_many_wrong_labels_most_are_found_and_few_right_ones_are_lost(share: 
     assert len(left & wrong) < 0.55 * share * len(left)
     (warning,) = found.warnings(learned_from=False)
     assert f"the {len(doubted):,} likeliest to be wrong are left out" in warning
-    assert (
-        "`kinsight finetune --keep-doubted`" in warning
-    )  # rebuilds and servers, which say the same, have no such option
+    assert "--keep-doubted (of a request, keep_doubted) learns from them too" in warning
     assert "learned from too, as was asked" in found.warnings(learned_from=True)[0]
 
 

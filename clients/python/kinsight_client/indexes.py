@@ -52,6 +52,7 @@ class IndexCalls:
         learn: bool = False,
         few_labels: GivenLabels | None = None,
         method: str = "",
+        keep_doubted: bool = False,
         epochs: int = 0,
         min_recall: float | None = None,
         activate: bool = True,
@@ -69,6 +70,7 @@ class IndexCalls:
                 with what comes of it, which is activated only where it measures better; as of `models.finetune`. A
                 path of them may also be the id of an item.
             method: of learning from labels; empty for the server's, stml-semi.
+            keep_doubted: learn also from labels that are likely wrong; as of `models.finetune`.
             epochs: of learning, passes over the images; 0 for the model's own recipe's.
             min_recall: the recall@10 that it must have to be activated, 0 to 1; None for the server's, 0.95.
             activate: whether to activate it when it is good enough.
@@ -83,7 +85,7 @@ class IndexCalls:
             raise TypeError("learning goes on from the index's own model: give one of model, learn and few_labels")
         fine_tune = None
         if few_labels is not None:
-            fine_tune = pb.FineTune(labels=labels_message(few_labels), method=method)
+            fine_tune = pb.FineTune(labels=labels_message(few_labels), method=method, keep_doubted=keep_doubted)
         request = pb.BuildVersionRequest(
             index=index,
             request_id=request_id or unique(),

@@ -82,6 +82,7 @@ class ModelCalls:
         method: str = "",
         epochs: int = 0,
         seed: int | None = None,
+        keep_doubted: bool = False,
         request_id: str = "",
     ) -> Call[Operation[FineTuneResult]]:
         """Begin to learn on from a model with a few labels and all images of a collection.
@@ -95,6 +96,7 @@ class ModelCalls:
             method: of learning; empty for the server's, stml-semi.
             epochs: passes over the images; 0 for the model's recipe's.
             seed: of everything random; None for the recipe's.
+            keep_doubted: learn also from labels that are likely wrong, which are left out otherwise, where many are.
             request_id: as for `train`.
         """
         request = pb.FineTuneRequest(
@@ -105,6 +107,7 @@ class ModelCalls:
             method=method,
             epochs=messages.sendable("epochs", epochs, EPOCHS),
             seed=messages.sendable("seed", seed, _SEED),
+            keep_doubted=keep_doubted,
         )
         return Call(self._stub.FineTune, request, operation_of)
 

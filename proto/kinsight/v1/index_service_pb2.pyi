@@ -211,12 +211,14 @@ class BuildVersionRequest(_message.Message):
     def __init__(self, index: _Optional[str] = ..., request_id: _Optional[str] = ..., images: _Optional[str] = ..., model: _Optional[str] = ..., learn: _Optional[bool] = ..., fine_tune: _Optional[_Union[FineTune, _Mapping]] = ..., min_recall: _Optional[float] = ..., activate: _Optional[bool] = ..., labels: _Optional[str] = ..., epochs: _Optional[int] = ...) -> None: ...
 
 class FineTune(_message.Message):
-    __slots__ = ("labels", "method")
+    __slots__ = ("labels", "method", "keep_doubted")
     LABELS_FIELD_NUMBER: _ClassVar[int]
     METHOD_FIELD_NUMBER: _ClassVar[int]
+    KEEP_DOUBTED_FIELD_NUMBER: _ClassVar[int]
     labels: _labels_pb2.Labels
     method: str
-    def __init__(self, labels: _Optional[_Union[_labels_pb2.Labels, _Mapping]] = ..., method: _Optional[str] = ...) -> None: ...
+    keep_doubted: bool
+    def __init__(self, labels: _Optional[_Union[_labels_pb2.Labels, _Mapping]] = ..., method: _Optional[str] = ..., keep_doubted: _Optional[bool] = ...) -> None: ...
 
 class BuildVersionResponse(_message.Message):
     __slots__ = ("version", "evaluation", "reused", "embedded", "failed", "warnings")

@@ -116,7 +116,7 @@ class TrainResponse(_message.Message):
     def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ..., failed: _Optional[int] = ..., warnings: _Optional[_Iterable[str]] = ..., beats_start: _Optional[bool] = ...) -> None: ...
 
 class FineTuneRequest(_message.Message):
-    __slots__ = ("request_id", "model", "images", "labels", "method", "epochs", "seed")
+    __slots__ = ("request_id", "model", "images", "labels", "method", "epochs", "seed", "keep_doubted")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     IMAGES_FIELD_NUMBER: _ClassVar[int]
@@ -124,6 +124,7 @@ class FineTuneRequest(_message.Message):
     METHOD_FIELD_NUMBER: _ClassVar[int]
     EPOCHS_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
+    KEEP_DOUBTED_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     model: str
     images: str
@@ -131,7 +132,8 @@ class FineTuneRequest(_message.Message):
     method: str
     epochs: int
     seed: int
-    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., images: _Optional[str] = ..., labels: _Optional[_Union[_labels_pb2.Labels, _Mapping]] = ..., method: _Optional[str] = ..., epochs: _Optional[int] = ..., seed: _Optional[int] = ...) -> None: ...
+    keep_doubted: bool
+    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., images: _Optional[str] = ..., labels: _Optional[_Union[_labels_pb2.Labels, _Mapping]] = ..., method: _Optional[str] = ..., epochs: _Optional[int] = ..., seed: _Optional[int] = ..., keep_doubted: _Optional[bool] = ...) -> None: ...
 
 class FineTuneResponse(_message.Message):
     __slots__ = ("model", "suspects", "compared", "unknown_labels", "failed", "warnings", "beats_start")
