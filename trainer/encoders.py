@@ -83,6 +83,11 @@ class Backbone(nn.Module):
         """Whether its features of images of this side, pixels, can teach it what to see in those it embeds."""
         return self.is_pretrained and size > self.size and not self._has_fixed_size
 
+    @property
+    def mixes_images(self) -> bool:
+        """Whether an image's features depend on the others of its batch now: by BatchNorm that is not frozen."""
+        return any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in self.modules())
+
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) float32 in [0, 1] to features (B, C) float32."""
         features: Tensor = self.network((images - self.mean) / self.std)

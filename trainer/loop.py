@@ -225,11 +225,8 @@ class _Training:
 
     def _step(self, batch: Batch, statistics: list[Tensor], total_steps: int) -> None:
         self._set_lr()
-        with part("loss"), self._autocast():
-            losses = self.objective.losses(batch)
         self.optimizer.zero_grad(set_to_none=True)
-        with part("backward"):
-            self.scaler.scale(torch.stack(list(losses.values())).sum()).backward()  # type: ignore[no-untyped-call]
+        losses = self._take_gradients(batch)
         parameters = (p for group in self.optimizer.param_groups for p in group["params"])
         distributed.average(p.grad for p in parameters if p.grad is not None)
         distributed.average(statistics)
@@ -242,7 +239,20 @@ class _Training:
             if self.averaged:
                 self.averaged.update_parameters(self.objective.encoder)
         self.position = dataclasses.replace(self.position, step=self.position.step + 1, total_steps=done)
-        self.unread.append({name: loss.detach() for name, loss in losses.items()})
+        self.unread.append(losses)
+
+    def _take_gradients(self, batch: Batch) -> dict[str, Tensor]:
+        """The terms of the loss, detached; their gradients are added to the parameters' own."""
+        losses: dict[str, Tensor] = {}
+        turns = self.objective.losses_in_turns(batch)
+        while True:
+            with part("loss"), self._autocast():
+                terms = next(turns, None)
+            if terms is None:
+                return losses
+            with part("backward"):
+                self.scaler.scale(torch.stack(list(terms.values())).sum()).backward()  # type: ignore[no-untyped-call]
+            losses |= {name: term.detach() for name, term in terms.items()}
 
     def _set_lr(self) -> None:
         run, warmup = self.recipe.run, self.recipe.optimizer.warmup_steps

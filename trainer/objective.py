@@ -1,6 +1,6 @@
 """What a training method is: an `Objective`, fed with batches by the loop, which knows no method by name."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -41,6 +41,15 @@ class Batch:
     index: Tensor
     label: Tensor
     large: Tensor | None = None
+
+    def part(self, images: slice) -> "Batch":
+        """Some of the images, in all views."""
+        return Batch(
+            [view[images] for view in self.views],
+            self.index[images],
+            self.label[images],
+            None if self.large is None else self.large[images],
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +138,14 @@ class Objective(nn.Module):
         of the whole batch. The mean of the processes' losses should be that of one process with the whole batch.
         """
         raise NotImplementedError
+
+    def losses_in_turns(self, batch: Batch) -> Iterator[dict[str, Tensor]]:
+        """The same terms, some at a time: each turn's gradients are taken before the next one is asked for.
+
+        Passes that have nothing to do with each other need not be in memory together; a method whose terms come of
+        such may have more turns than one.
+        """
+        yield self.losses(batch)
 
     def after_step(self, progress: float) -> None:
         """Called after each optimiser step; `progress` is the share of the run that is done, (0, 1]."""

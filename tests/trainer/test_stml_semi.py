@@ -246,3 +246,38 @@ def test_epochs_of_distillation_have_no_labelled_images_and_no_other_term() -> N
     order = objective.before_epoch(lambda _, __=0: features, 20, 2)
     assert order is not None
     assert order.shape == (2, 20 + 4)
+
+
+def test_terms_in_turns_are_the_terms_together() -> None:
+    """Where each image is embedded by itself they and their gradients are the same, and the teacher sees fewer."""
+    objective, index = semi(), torch.tensor([0, 5, 6, 7, 9, 1, 15, 16, 10, 11, 2, 3])
+    assert objective.joined == 4
+    taught = []
+    objective.teacher[0].register_forward_pre_hook(lambda _, images: taught.append(len(images[0])))
+    found: list[tuple[dict[str, float], list[Tensor]]] = []
+    for turns in (objective.losses_in_turns, lambda batch: iter([objective.losses(batch)])):
+        objective.zero_grad()
+        terms: dict[str, float] = {}
+        for turn in turns(batch_of(index)):
+            torch.stack(list(turn.values())).sum().backward()  # type: ignore[no-untyped-call]
+            terms |= {name: term.item() for name, term in turn.items()}
+        found.append((terms, [p.grad.clone() for p in objective.parameters() if p.grad is not None]))
+    (terms, gradients), (together, their_gradients) = found
+    assert list(terms) == list(together)
+    assert terms == pytest.approx(together, rel=1e-5)
+    assert len(gradients) == len(their_gradients) > 0
+    for one, other in zip(gradients, their_gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+    assert taught == [2 * 8, 2 * 12]
+    with torch.autocast("cpu", torch.bfloat16):
+        for turn in objective.losses_in_turns(batch_of(index)):
+            assert {term.dtype for term in turn.values()} == {torch.float32}
+            assert torch.is_autocast_enabled("cpu")
+
+
+def test_batchnorm_that_learns_sees_all_images_of_a_step_at_once() -> None:
+    """Its statistics are those of the whole batch, as before it was embedded in turns."""
+    objective = semi().train()
+    assert objective.encoder.backbone.mixes_images
+    turns = list(objective.losses_in_turns(batch_of(torch.arange(12))))
+    assert [list(turn)[-1] for turn in turns] == ["multi_similarity"]

@@ -2,13 +2,14 @@
 
 import math
 import random
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainer.distributed import gather
+from trainer.distributed import gather, world_size
 from trainer.encoders import Encoder
 from trainer.known import Known
 from trainer.objective import Batch, EmbedAll
@@ -16,6 +17,7 @@ from trainer.objectives.stml import STML
 from trainer.parts.labelled import balanced_batches
 from trainer.parts.multi_similarity import multi_similarity
 from trainer.parts.proxy_anchor import proxy_anchor
+from trainer.profiling import part
 
 _PROXY_RATE = 100  # times the heads' learning rate: Proxy-Anchor's paper, section 4.1
 _MOST_DRAWS = 10  # for each labelled image, joining or not, in an epoch that goes on from a learned model
@@ -125,25 +127,48 @@ class STMLSemi(STML):
         faster = _PROXY_RATE * (lr if head_lr is None else head_lr)
         return [*(group for group in groups if group["params"]), {"params": [self.proxies], "lr": faster}]
 
-    def _own_losses(self, batch: Batch) -> dict[str, Tensor]:
-        """STML's terms on the batch of neighbours, and the supervised loss on the labelled images that join it.
+    def losses_in_turns(self, batch: Batch) -> Iterator[dict[str, Tensor]]:
+        """STML's terms, then the supervised one: half of the memory, and the teacher sees neighbours alone.
 
-        The weights of STML's terms are the paper's.
+        In one turn where images are not embedded each by itself, or several processes have shares of both kinds.
         """
+        if not self.joined or self.large_size or self.encoder.backbone.mixes_images or world_size() > 1:
+            yield self.losses(batch)
+            return
+        count = len(batch.index) - self.joined
+        views, near, joined = len(batch.views), batch.part(slice(count)), batch.part(slice(count, None))
+        embedded = self._embedded(near, near.index)
+        yield self._neighbours_terms(*embedded, near.index.repeat(views), near.label.repeat(views))
+        with part("backbone"):
+            features = self.encoder.backbone(torch.cat(joined.views))
+        with torch.autocast(features.device.type, enabled=False):
+            f = self.encoder.head(features.float())
+        yield self._labelled_term(f, joined.label.repeat(views))
+
+    def _own_losses(self, batch: Batch) -> dict[str, Tensor]:
+        """STML's terms on the batch of neighbours, and the supervised loss on the labelled images that join it."""
         views = len(batch.views)
         index, label = gather(batch.index), gather(batch.label)
-        f, g, z = self._embedded(batch, index)
+        embedded = self._embedded(batch, index)
         count = len(index) - self.joined
-        with torch.autocast(f.device.type, enabled=False):
-            near_f, near_g, near_z = (_of_each_view(rows, views, slice(count)) for rows in (f, g, z))
-            pseudo = self._similarity(near_z, index[:count].repeat(views))
-            near = label[:count].repeat(views)
-            terms = self._terms(near_f, near_g, with_known(pseudo, *self.known.relations(near, near)))
-            if self.joined:
-                rows = F.normalize(_of_each_view(f, views, slice(count, None)), dim=1)
-                joined = label[count:].repeat(views)
-                terms[self.supervised_loss] = self.supervised_weight * self._supervised(rows, joined)
+        near_f, near_g, near_z = (_of_each_view(rows, views, slice(count)) for rows in embedded)
+        near = index[:count].repeat(views), label[:count].repeat(views)
+        terms = self._neighbours_terms(near_f, near_g, near_z, *near)
+        if self.joined:
+            f = _of_each_view(embedded[0], views, slice(count, None))
+            terms |= self._labelled_term(f, label[count:].repeat(views))
         return terms
+
+    def _neighbours_terms(self, f: Tensor, g: Tensor, z: Tensor, index: Tensor, label: Tensor) -> dict[str, Tensor]:
+        """STML's terms, with the paper's weights, of all views of the images of neighbours, a row each."""
+        with torch.autocast(f.device.type, enabled=False):
+            known = self.known.relations(label, label)
+            return self._terms(f, g, with_known(self._similarity(z, index), *known))
+
+    def _labelled_term(self, f: Tensor, label: Tensor) -> dict[str, Tensor]:
+        """The supervised loss, weighted, of all views of labelled images, a row each."""
+        with torch.autocast(f.device.type, enabled=False):
+            return {self.supervised_loss: self.supervised_weight * self._supervised(F.normalize(f, dim=1), label)}
 
     def _supervised(self, rows: Tensor, label: Tensor) -> Tensor:
         """The supervised loss of labelled images, (L, D) of unit length, with their labels."""
