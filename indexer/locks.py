@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 _GLANCE_S = 0.2  # how long a look by `is_held` may stand in the way of taking the lock
 _PAUSE_S = 0.01
@@ -55,6 +56,20 @@ def turn(path: Path) -> Iterator[None]:
     with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+@contextmanager
+def opened_alone(path: Path) -> Iterator[BinaryIO]:
+    """Open a file to append to it, made where it does not exist, once nobody else has it open so; raises OSError.
+
+    Whoever has it may rename or remove it: the next one then makes another.
+    """
+    while True:
+        with path.open("ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if _is_there(file.fileno(), path):
+                yield file
+                return
 
 
 def is_held(path: Path) -> bool:

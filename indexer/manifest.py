@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import shutil
-import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
+from indexer.locks import opened_alone
 from indexer.pixels import PixelSpec
 
 MANIFEST = "manifest.json"
@@ -146,8 +146,9 @@ def record(path: Path) -> FileRecord:
 
 
 def record_files(directory: Path) -> dict[str, FileRecord]:
-    """The records of every file directly in a directory, except the manifest itself."""
-    return {path.name: record(path) for path in sorted(directory.iterdir()) if path.name != MANIFEST}
+    """The records of every file directly in a directory, except the manifest itself, whole or half written."""
+    manifests = (MANIFEST, _temporary(directory / MANIFEST).name)
+    return {path.name: record(path) for path in sorted(directory.iterdir()) if path.name not in manifests}
 
 
 def publish(staging: Path, target: Path, manifest: Manifest) -> Path:
@@ -199,21 +200,26 @@ def amend_model(directory: Path, calibration: Mapping[str, Any]) -> ModelManifes
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file so that a reader, or a crash, sees the old content or the new, never a mixture.
 
+    What a kill leaves beside it is the next write's to begin with: writers of one file take turns.
+
     Raises:
         OSError: the disk is full or not writable; the old content stays.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    temporary = _temporary(path)
     try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException as error:
-        with suppress(OSError):  # a read-only disk refuses this too, and would name the temporary file
-            temporary.unlink()
-        if isinstance(error, OSError):
-            error.filename = str(path)  # a write that fails names no file
+        with opened_alone(temporary) as file:
+            try:
+                file.truncate(0)
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+                temporary.replace(path)
+            except BaseException:
+                with suppress(OSError):  # a read-only disk refuses this too, and would name the temporary file
+                    temporary.unlink()
+                raise
+    except OSError as error:
+        error.filename = str(path)  # a write that fails names no file, and nobody knows the temporary one
         raise
     sync(path.parent)
 
@@ -291,6 +297,11 @@ def _write(directory: Path, manifest: Manifest) -> None:
     fields = dataclasses.asdict(manifest)
     sealed = {**fields, _SEAL: _seal(fields)}
     write_atomically(directory / MANIFEST, json.dumps(sealed, indent=2).encode() + b"\n")
+
+
+def _temporary(path: Path) -> Path:
+    """Where a file is while it is written."""
+    return path.with_name(f".{path.name}.tmp")
 
 
 def _recorded(directory: Path, manifest: Manifest, name: str) -> FileRecord:

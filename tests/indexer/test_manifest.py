@@ -29,6 +29,15 @@ source = Path(sys.argv[1])
 manifest.publish(source, Path(sys.argv[2]), manifest.read_version(source))
 """
 
+KILLED_WHILE_WRITING = """
+import os, signal, sys
+from pathlib import Path
+from indexer import manifest
+
+os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)
+manifest.write_atomically(Path(sys.argv[1]), b"a long text")
+"""
+
 
 def _flip(path: Path, position: float) -> None:
     data = bytearray(path.read_bytes())
@@ -102,6 +111,36 @@ def test_threads_that_write_one_file_don_t_disturb_each_other(tmp_path: Path) ->
         for _ in range(10):
             assert [*pool.map(manifest.write_atomically, [path] * len(texts), texts)] == [None] * len(texts)
             assert path.read_bytes() in texts
+    assert [*tmp_path.iterdir()] == [path]
+
+
+def test_what_a_killed_writer_left_goes_with_the_next_write(tmp_path: Path) -> None:
+    """Its text was longer, of which nothing stays; and what it left of a manifest becomes no part of a version."""
+    path, staging = tmp_path / "active", tmp_path / "staging"
+    staging.mkdir()
+    for written in (path, staging / MANIFEST):
+        command = [sys.executable, "-c", KILLED_WHILE_WRITING, str(written)]
+        assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+        assert len([*written.parent.glob(".*.tmp")]) == 1
+    manifest.write_atomically(path, b"short")
+    assert (path.read_bytes(), sorted(tmp_path.iterdir())) == (b"short", [path, staging])
+    assert manifest.record_files(staging) == {}
+
+
+def test_processes_that_write_one_file_take_turns(tmp_path: Path) -> None:
+    """Also where each ends in the middle of another's write: readers see whole texts, and no temporary file stays."""
+    path = tmp_path / "record.json"
+    write = "import sys; from pathlib import Path; from indexer.manifest import write_atomically\n"
+    write += "for _ in range(100): write_atomically(Path(sys.argv[1]), sys.argv[2].encode() * 10_000)"
+    writers = [subprocess.Popen([sys.executable, "-c", write, str(path), letter]) for letter in "abc"]
+    try:
+        while any(writer.poll() is None for writer in writers):
+            text = path.read_bytes() if path.exists() else b"a" * 10_000
+            assert (len(text), len(set(text))) == (10_000, 1)
+    finally:
+        for writer in writers:
+            writer.kill()
+    assert [writer.wait() for writer in writers] == [0, 0, 0]
     assert [*tmp_path.iterdir()] == [path]
 
 
