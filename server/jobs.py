@@ -193,7 +193,8 @@ class Jobs:
         return operation.id in self._waiting or operation.state == "interrupted"
 
     def _spawn(self, operation: Operation) -> subprocess.Popen[bytes]:
-        words = [sys.executable, "-m", "clients.cli", *operation.words(self.store.root)]
+        # -P: what lies in the folder that the server was started in is not ours, whatever it is called.
+        words = [sys.executable, "-P", "-m", "clients.cli", *operation.words(self.store.root)]
         nothing = subprocess.DEVNULL
         with ExitStack() as stack:
             told = stack.enter_context(tempfile.TemporaryFile())

@@ -148,6 +148,7 @@ def _server(store: "Store") -> Iterator[str]:
     """The address of `kinsight serve` in a process of its own, which ends with the block."""
     command = [
         sys.executable,
+        "-P",  # what lies in this folder is not ours, whatever it is called
         "-m",
         "clients.cli",
         "serve",

@@ -85,7 +85,8 @@ def learn(
 def _train(
     words: Sequence[str], store: Path, names: Mapping[str, str], memory_bytes: int | None, report: Progress
 ) -> str:
-    command = [sys.executable, "-m", "clients.cli.tethered", str(store), *words]
+    # -P: what lies in this folder is not ours, whatever it is called.
+    command = [sys.executable, "-P", "-m", "clients.cli.tethered", str(store), *words]
     with (
         tempfile.TemporaryFile("w+") as printed,
         subprocess.Popen(  # noqa: S603  our own command

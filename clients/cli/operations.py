@@ -100,7 +100,8 @@ def resume(operation_id: str, store: Path) -> None:
         raise OperationRunning(f"process {operation.pid} works on {operation.id}; nothing is to be resumed")
     if operation.state not in UNFINISHED:
         raise OperationEnded(f"{operation.id} is {operation.state}; call it anew: {_called(operation)}")
-    words = [sys.executable, "-m", "clients.cli", *operation.words(store)]
+    # -P: what lies in this folder is not ours, whatever it is called.
+    words = [sys.executable, "-P", "-m", "clients.cli", *operation.words(store)]
     os.execv(sys.executable, words)  # noqa: S606  our own command; it gets this process, its terminal and its signals
 
 

@@ -16,10 +16,11 @@ from click.testing import CliRunner
 from PIL import Image
 
 from clients.cli.command import kinsight
-from clients.cli.demo import _spread
+from clients.cli.demo import _server, _spread
 from clients.cli.digits import SIDE, write_digits
 from clients.cli.doctor import examine, installed_version
 from clients.cli.grid import CELL, RIGHT, WRONG, Cell, draw_grid
+from clients.cli.learning import LearningError, _train
 from clients.cli.output import (
     PLAIN_INTERVAL_S,
     PlainProgress,
@@ -29,7 +30,9 @@ from clients.cli.output import (
     warn_skipped,
 )
 from indexer.duplicates import Duplicates
+from indexer.operations import queue
 from indexer.sources import FileSource
+from indexer.store import Store
 
 
 class Clock:
@@ -255,3 +258,25 @@ def test_doctor_reports_a_library_that_does_not_import(monkeypatch: pytest.Monke
     report = examine()
 
     assert any("libfaiss.so" in entry["problem"] for entry in report.problems)
+
+
+@pytest.fixture
+def theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder to be in, with modules called as some of ours and of Python's are."""
+    for name in ("clients", "indexer", "json"):
+        (tmp_path / f"{name}.py").write_text("raise RuntimeError('not ours')\n")
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.usefixtures("theirs")
+def test_modules_in_the_folder_are_not_taken_for_ours(tmp_path: Path) -> None:
+    """By no process that the command starts: a demo's server, what resumes an operation, and learning."""
+    store = Store(tmp_path / "store")
+    with _server(store) as address:
+        assert address.startswith("127.0.0.1:")
+    one = queue(store.operations, "evaluate", "photos", ["index", "evaluate", "photos"])
+    words = [sys.executable, "-P", "-m", "clients.cli", "operations", "resume", one.id, "--store", str(store.root)]
+    resumed = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert "error: no index 'photos' in" in resumed.stderr
+    with pytest.raises(LearningError, match="No such command 'nothing'"):
+        _train(["nothing"], store.root, {}, None, lambda *_: None)

@@ -45,6 +45,18 @@ def test_no_more_operations_than_the_bound_are_at_work(tmp_path: Path, monkeypat
         assert not last.HasField("error")
 
 
+def test_modules_where_a_server_was_started_are_not_taken_for_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder of somebody's own called `clients` failed every operation, though the server searched."""
+    (tmp_path / "clients").mkdir()
+    (tmp_path / "clients/__init__.py").touch()
+    monkeypatch.chdir(tmp_path)
+    with serving(build_photos(tmp_path)) as served, Stubs(served.target) as stubs:
+        done = stubs.ended(stubs.indexes.EvaluateVersion(EvaluateVersionRequest()))
+        assert not done.HasField("error"), done.error
+
+
 def test_a_repetition_of_what_made_something_finds_its_operation(tmp_path: Path) -> None:
     """Also once it is done and what it made is there, which would be refused to another request."""
     store = build_photos(tmp_path)
