@@ -130,6 +130,7 @@ def test_an_operation_and_its_id_are_not_taken_for_each_other(client: Any) -> No
         with pytest.raises(TypeError, match="the id of an operation is Operation; give the `id` of an Operation"):
             ask(operation)
     assert client.operations.wait(client.operations.get(operation.id)).recall_at_10 == 1.0
+    assert client.operations.get(f"operations/{operation.id}").id == operation.id  # as the server's errors name it
 
 
 @KINDS

@@ -182,7 +182,7 @@ def out_of_time(operation: Operation[Any]) -> DeadlineExceeded:
 def _name(identity: str) -> str:
     if not isinstance(identity, str):
         raise TypeError(f"the id of an operation is {type(identity).__name__}; give the `id` of an Operation, a str")
-    return _PREFIX + identity
+    return _PREFIX + identity.removeprefix(_PREFIX)  # as errors of the server name operations
 
 
 def _response_of(message: pb.Operation) -> Any:
