@@ -170,5 +170,5 @@ def _check_pairs(rows: Sequence[tuple[str, ...]]) -> None:
 
 def _table(rows: Sequence[Sequence[str]]) -> str:
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
+    csv.writer(text, lineterminator="\r\n").writerows(rows)  # else "\r" in a cell would not be quoted, and end a line
     return text.getvalue()

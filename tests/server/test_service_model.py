@@ -126,7 +126,8 @@ def test_suggested_images_are_labelled_and_learned_from(stubs: Stubs, school: Sc
     assert (metadata.kind, metadata.index) == (OperationMetadata.KIND_FINE_TUNE, "")
     taught = _response(done, FineTuneResponse)
     assert (taught.model.images, taught.model.labelled, taught.compared) == (24, 8, 8)
-    assert taught.HasField("beats_start")
+    assert (taught.HasField("beats_start"), taught.HasField("beats_supervised")) == (True, True)
+    assert 0 < taught.supervised["recall_at_1"] <= 1
     assert taught.model.metrics["trained.recall_at_1"] > 0
     assert stubs.models.FineTune(teach).name == begun.name
     models = stubs.models.ListModels(ListModelsRequest()).models
@@ -422,6 +423,18 @@ def test_images_that_nobody_has_labelled_yet_are_as_in_a_table(school: School) -
     assert labels.warnings == (f"{table}: 2 rows have no class_id: their images are learned from as unlabelled ones",)
     with pytest.raises(InvalidLabels, match=r"none of the 2 labels\.images has a class_id; write one into some"):
         table_of(Labels(images=rows[2:]), school.store, Folders())
+
+
+def test_ends_of_lines_in_labels_end_no_row_of_their_table(school: School) -> None:
+    """As who parts a file of Windows by lines leaves them in its classes: all of the table could not be read."""
+    names = {"00.png": "red\r", "01.png": "green\r\nand blue", "02.png": "red"}
+    rows = [LabelledImage(path=path, class_id=name, held_out=path == "02.png") for path, name in names.items()]
+    table = table_of(Labels(images=rows), school.store, Folders())
+    labels = read_labels(table, open_collection(school.pictures), to_teach=True)
+    assert (labels.class_of, labels.class_names) == (
+        {"00.png": 0, "01.png": 1, "02.png": 0},
+        ("red", "green\r\nand blue"),
+    )
 
 
 def test_pairs_that_contradict_each_other_are_told_by_their_images(stubs: Stubs, school: School) -> None:
