@@ -1,6 +1,5 @@
 """A model is calibrated with labels of images: read, embedded, fitted, and written to its manifest."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from indexer import calibration, manifest
 from indexer.calibration import CalibrationError, Evidence, Fitted
 from indexer.embedding import BATCH, Progress
 from indexer.encoder import Device, Encoder
+from indexer.finder import Finder
 from indexer.labels import LabelsError, splits_of
 from indexer.pairs import PAIR_COLUMNS, PairsError, pairs_of
 from indexer.rows import Embeddings
@@ -109,13 +109,7 @@ def calibrate(
 
 
 def _read(labels: Path, collection: Collection) -> _Labelled:
-    # Not Path.resolve, which raises at links that lead in a circle, as folders of people now and then hold them.
-    by_path = {os.path.realpath(source.path): source.item for source in collection.sources}
-
-    def find(cell: str) -> str | None:
-        found = (by_path.get(os.path.realpath(folder / cell)) for folder in (collection.root, labels.parent))
-        return next((item for item in found if item is not None), None)
-
+    find = Finder(collection, labels)
     pairs = "path_a" in read_table(labels, [], optional=["path_a"])
     names = [*PAIR_COLUMNS] if pairs else ["path", "class_id"]
     columns = read_table(labels, names, optional=[] if pairs else ["split"])

@@ -14,7 +14,9 @@ OURS = {"trainer", "indexer", "server", "clients", "kinsight", "kinsight_client"
 
 # Of ours, what a room may import besides itself.
 ALLOWED = {
-    "trainer": {f"indexer.{part}" for part in ("pixels", "manifest", "sources", "encoder", "pairs", "locks")},
+    "trainer": {
+        f"indexer.{part}" for part in ("pixels", "manifest", "sources", "encoder", "finder", "pairs", "locks")
+    },
     "indexer": set(),
     "server": {"indexer", "kinsight"},
     "clients/python/kinsight_client": {"kinsight"},

@@ -7,9 +7,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from indexer.finder import Finder
 from indexer.pairs import PAIR_COLUMNS, PairsError, pairs_of
 from indexer.sources import Collection, read_table
-from trainer.labels import Finder, Labels, LabelsError, read_labels
+from trainer.labels import Labels, LabelsError, read_labels
 
 
 @dataclass(frozen=True)

@@ -3,15 +3,14 @@
 LabelsError   a labels table can't be used; the message names the column, the line or the path
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from indexer.finder import Finder
 from indexer.sources import Collection, Source, read_table
 
 SPLITS = ("train", "rest", "test", "query", "gallery")
@@ -67,41 +66,6 @@ class Labels:
         if "query" not in self.split_of.values():
             return None
         return torch.tensor([self.split_of[item] == "query" for item in items], dtype=torch.bool)
-
-
-class Finder:
-    """Which image of a collection the path of a table means.
-
-    A path is relative to the collection's root or to the table's folder, or absolute. It means the image that lies
-    there, or else the one that links lead to from there.
-    """
-
-    def __init__(self, collection: Collection, table: Path):
-        self._folders = (collection.root, table.parent)
-        self._sources = collection.sources
-        self._by_place = {_place(source.path): source.item for source in collection.sources}
-
-    @cached_property
-    def _by_target(self) -> dict[Path, str]:
-        return {_target(source.path): source.item for source in self._sources}
-
-    def __call__(self, path: str) -> str | None:
-        """Its item; None where the collection has none there."""
-        places = [folder / path for folder in self._folders]
-        found = [self._by_place.get(_place(place)) for place in places]
-        if not any(found):  # only then: a million files are a minute of asking the system where they lead
-            found = [self._by_target.get(_target(place)) for place in places]
-        return next((item for item in found if item is not None), None)
-
-
-def _place(path: Path) -> Path:
-    """The absolute path; of one that leads upwards, maybe out of a link, without links."""
-    return _target(path) if ".." in path.parts else path.absolute()
-
-
-def _target(path: Path) -> Path:
-    """Where links lead to from a path; one within a circle of links, which `Path.resolve` raises at."""
-    return Path(os.path.realpath(path))
 
 
 def read_labels(table: Path, collection: Collection, *, to_teach: bool = False) -> Labels:

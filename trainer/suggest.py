@@ -13,13 +13,14 @@ from torch import Tensor
 
 from indexer.encoder import Device
 from indexer.encoder import Encoder as RuntimeEncoder
+from indexer.finder import Finder
 from indexer.pairs import PAIR_COLUMNS, PairsError, pairs_of
 from indexer.pixels import PixelSpec
 from indexer.sources import Collection, Source, SourceError, decode_all, open_collection, read_table
 from trainer.environment import choose_device
 from trainer.images import Progress
 from trainer.judging import embed_sources
-from trainer.labels import Finder, LabelsError, read_labels
+from trainer.labels import LabelsError, read_labels
 from trainer.parts.coverage import Reasons, reasons
 from trainer.parts.selection import density, select
 from trainer.parts.usl_t import select_trained

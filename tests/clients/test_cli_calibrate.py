@@ -1,10 +1,12 @@
 """`kinsight calibrate`: from labels of drawn pictures to a curve in the model's manifest."""
 
 import json
+import os
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -250,6 +252,26 @@ def test_images_that_can_not_be_decoded_are_a_reason_for_too_few(calibrate: Run,
     done = calibrate(classes(), images=tmp_path)
     assert done.exit_code == 1
     assert "36 labelled images could not be decoded, for example '00.png': " in done.stderr
+
+
+def test_links_are_only_followed_where_labels_lie_nowhere_else(
+    calibrate: Run, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a million images, to ask where each leads takes longer than all else; also found are those behind links."""
+    asked, real = list[str](), os.path.realpath
+
+    def ask(path: str, **options: Any) -> str:
+        asked.append(str(path))
+        return real(path, **options)
+
+    monkeypatch.setattr(os.path, "realpath", ask)
+    assert calibrate(classes()).exit_code == 0
+    assert [path for path in asked if path.endswith(".png")] == []
+    (tmp_path / "elsewhere").symlink_to(pictures)
+    absolute = classes().replace("\n0", f"\n{tmp_path}/elsewhere/0")
+    done = calibrate(absolute, "--json")
+    assert done.exit_code == 0, done.stderr
+    assert json.loads(done.stdout)["unknown_labels"] == []
 
 
 def test_links_in_a_circle_among_the_images_are_skipped(calibrate: Run, pictures: Path, tmp_path: Path) -> None:
