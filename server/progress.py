@@ -167,6 +167,8 @@ def _fine_tuned(store: Store, result: Mapping[str, Any]) -> model_service_pb2.Fi
         suspects=[model_service_pb2.Suspect(**suspect) for suspect in result["suspects"]],
         failed=len(result["skipped"]),
         beats_start=result.get("beats_start"),
+        beats_supervised=result.get("beats_supervised"),
+        supervised=result.get("supervised", {}),
     )
 
 

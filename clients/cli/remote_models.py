@@ -68,7 +68,7 @@ def finetune(
 
     \b
     JSON keys: model{}, suspects[].item, suspects[].like, suspects[].similarity, suspects[].own_similarity, compared,
-    unknown_labels[], failed, warnings[], beats_start (or null)
+    unknown_labels[], failed, warnings[], beats_start (or null), beats_supervised (or null), supervised{}
     """
     from kinsight_client import Client
 

@@ -107,6 +107,9 @@ class FineTuneResult:
         failed: how many images could not be used.
         warnings: what a person should know, each a sentence.
         beats_start: whether its R@1 is above that of the model it started from; None where no labels judged both.
+        beats_supervised: whether its R@1 is above what the same labels teach alone, without the other images; None
+            where no labels judged both, as for the method "supervised".
+        supervised: what was measured of that, such as "recall_at_1"; empty where `beats_supervised` is None.
     """
 
     model: Model
@@ -116,6 +119,8 @@ class FineTuneResult:
     failed: int
     warnings: tuple[str, ...]
     beats_start: bool | None
+    beats_supervised: bool | None
+    supervised: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -222,6 +227,8 @@ def fine_tune_result(message: pb.FineTuneResponse) -> FineTuneResult:
         failed=message.failed,
         warnings=tuple(message.warnings),
         beats_start=_beats_start(message),
+        beats_supervised=message.beats_supervised if message.HasField("beats_supervised") else None,
+        supervised=dict(message.supervised),
     )
 
 

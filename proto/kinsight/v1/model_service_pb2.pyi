@@ -136,7 +136,14 @@ class FineTuneRequest(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., images: _Optional[str] = ..., labels: _Optional[_Union[_labels_pb2.Labels, _Mapping]] = ..., method: _Optional[str] = ..., epochs: _Optional[int] = ..., seed: _Optional[int] = ..., keep_doubted: _Optional[bool] = ...) -> None: ...
 
 class FineTuneResponse(_message.Message):
-    __slots__ = ("model", "suspects", "compared", "unknown_labels", "failed", "warnings", "beats_start")
+    __slots__ = ("model", "suspects", "compared", "unknown_labels", "failed", "warnings", "beats_start", "beats_supervised", "supervised")
+    class SupervisedEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
     MODEL_FIELD_NUMBER: _ClassVar[int]
     SUSPECTS_FIELD_NUMBER: _ClassVar[int]
     COMPARED_FIELD_NUMBER: _ClassVar[int]
@@ -144,6 +151,8 @@ class FineTuneResponse(_message.Message):
     FAILED_FIELD_NUMBER: _ClassVar[int]
     WARNINGS_FIELD_NUMBER: _ClassVar[int]
     BEATS_START_FIELD_NUMBER: _ClassVar[int]
+    BEATS_SUPERVISED_FIELD_NUMBER: _ClassVar[int]
+    SUPERVISED_FIELD_NUMBER: _ClassVar[int]
     model: Model
     suspects: _containers.RepeatedCompositeFieldContainer[Suspect]
     compared: int
@@ -151,7 +160,9 @@ class FineTuneResponse(_message.Message):
     failed: int
     warnings: _containers.RepeatedScalarFieldContainer[str]
     beats_start: bool
-    def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ..., suspects: _Optional[_Iterable[_Union[Suspect, _Mapping]]] = ..., compared: _Optional[int] = ..., unknown_labels: _Optional[_Iterable[str]] = ..., failed: _Optional[int] = ..., warnings: _Optional[_Iterable[str]] = ..., beats_start: _Optional[bool] = ...) -> None: ...
+    beats_supervised: bool
+    supervised: _containers.ScalarMap[str, float]
+    def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ..., suspects: _Optional[_Iterable[_Union[Suspect, _Mapping]]] = ..., compared: _Optional[int] = ..., unknown_labels: _Optional[_Iterable[str]] = ..., failed: _Optional[int] = ..., warnings: _Optional[_Iterable[str]] = ..., beats_start: _Optional[bool] = ..., beats_supervised: _Optional[bool] = ..., supervised: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
 class Suspect(_message.Message):
     __slots__ = ("item", "like", "similarity", "own_similarity")
