@@ -256,13 +256,16 @@ def _tell_imported(name: str, report: "ImportReport | ImportResult", as_json: bo
         print_facts({key: f"{result[key]:,}" for key in ("imported", "unchanged", "failed")})
 
 
-def _payload(text: str) -> Any:
+def _payload(text: str) -> dict[str, Any]:
     from clients.cli.upserts import from_json
 
     try:
-        return from_json(text)
+        payload = from_json(text)
     except ValueError as error:
         raise click.UsageError(f"--payload is not JSON: {error}") from error
+    if not isinstance(payload, dict):
+        raise click.UsageError(f'--payload is {printable(text)}; it must be a JSON object, such as {{"year": 2026}}')
+    return payload
 
 
 def _count_lines(path: Path) -> int:

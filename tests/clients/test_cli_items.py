@@ -208,6 +208,8 @@ def test_every_verb_has_help_that_documents_its_json(group: str) -> None:
         ["items", "upsert", "photos"],
         ["items", "upsert", "photos", "a.png", "b.png", "--item", "c"],
         ["items", "upsert", "photos", "a.png", "--payload", "{"],
+        ["items", "upsert", "photos", "a.png", "--payload", "[1]"],
+        ["items", "upsert", "photos", "a.png", "--payload", "null"],
         ["items", "delete", "photos"],
         ["items", "list", "photos", "--limit", "0"],
         ["remote", "rebuild", "photos", "--model", "m", "--learn"],
