@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import os
+import pickle
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from indexer import manifest, pixels
+from indexer.locks import turn
 from indexer.manifest import ModelManifest
 from indexer.pixels import PixelSpec
 from indexer.store import Store
@@ -85,13 +87,27 @@ def photos(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def learned_school(tmp_path_factory: pytest.TempPathFactory) -> School:
     """Learned once for all tests that start from a model in other processes: they change copies."""
-    return _learned(tmp_path_factory.mktemp("school"), "encoder.backbone=test_resnet")
+    return _learned_once(tmp_path_factory, "school", "encoder.backbone=test_resnet")
 
 
 @pytest.fixture(scope="session")
 def tiny_school(tmp_path_factory: pytest.TempPathFactory) -> School:
     """The same for tests that learn on in their own process, of a network that no other knows."""
-    return _learned(tmp_path_factory.mktemp("tiny-school"))
+    return _learned_once(tmp_path_factory, "tiny-school")
+
+
+def _learned_once(folders: pytest.TempPathFactory, name: str, *changes: str) -> School:
+    """By the first of the workers that needs it, for all that run the tests together."""
+    own = folders.getbasetemp()
+    root = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / name
+    root.mkdir(exist_ok=True)
+    with turn(root / ".turn"):
+        told = root / "school.pickle"
+        if not told.exists():
+            told.write_bytes(pickle.dumps(_learned(root, *changes)))
+        school = pickle.loads(told.read_bytes())
+    assert isinstance(school, School)
+    return school
 
 
 def _learned(root: Path, *changes: str) -> School:
