@@ -44,7 +44,7 @@ from indexer.plan import plan
 from indexer.rows import RowWriter
 from indexer.store import Store
 from indexer.version import CODES, ITEMS, ROWS, activate, version_dir
-from server import app, service_operations
+from server import app, jobs, service_operations
 from server.admission import Admission
 from server.folders import Folders
 from tests.conftest import TINY_SIZE, publish_tiny_model
@@ -197,7 +197,8 @@ def serving(
 ) -> Iterator[Served]:
     """A real server in this process, drained at the end.
 
-    It says at once that an operation is done, and closes its door without notice: nobody watches its health.
+    It says at once that an operation is done, and closes its door without notice: nobody watches its health. Its
+    children are no nicer than the tests, which wait for them: beside two busy workers they had a tenth of a core.
     """
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
@@ -207,7 +208,7 @@ def serving(
         start = app.start(store, listen=listen, index=index, admission=admission, folders=folders)
         running = asyncio.run_coroutine_threadsafe(start, loop).result(30)
         try:
-            with patch.object(service_operations, "LOOK_EVERY_S", 0.02):
+            with patch.object(service_operations, "LOOK_EVERY_S", 0.02), patch.object(jobs, "NICENESS", 0):
                 yield Served(f"127.0.0.1:{running.port}", running, loop)
         finally:
             with patch.object(app, "NOTICE_S", 0):
