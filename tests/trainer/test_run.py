@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import shutil
@@ -51,10 +52,14 @@ def labelled(photos: Path) -> Path:
     return table
 
 
-def test_a_run_ends_in_a_model_that_scores_what_it_says(photos: Path, labelled: Path, tmp_path: Path) -> None:
+def test_a_run_ends_in_a_model_that_scores_what_it_says(
+    photos: Path, labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The registered model opens, evaluates to the metrics in its manifest, and every skipped image is named."""
     models, runs = tmp_path / "models", tmp_path / "runs"
-    report = train(photos, models=models, runs=runs, recipe=tiny_recipe(), labels=labelled, progress=silent)
+    with monkeypatch.context() as locale:  # of one without UTF-8
+        locale.setattr(io, "text_encoding", lambda encoding, _=0: encoding or "ascii")
+        report = train(photos, models=models, runs=runs, recipe=tiny_recipe(), labels=labelled, progress=silent)
     directory = models / report.model.id
     verify(directory, read_model(directory))
     metrics, skipped = evaluate(directory, photos, labelled, progress=silent)
