@@ -24,6 +24,9 @@ _ABSENT, _NULL, _FALSE, _TRUE, _LIST, _OBJECT, _FIRST = range(7)
 # The type of each code but the first, which no value has; _FIRST stands for texts, and the one after it for numbers.
 _TYPES: tuple[Type, ...] = ("null", "null", "boolean", "boolean", "list", "object", "text", "number")
 _NEVER = np.iinfo(np.int32).max  # the first row of what no row has
+_FEW_RANGES = (
+    16  # of a million texts, to compare all with each takes less time up to here than to find each its place
+)
 MISSING = object()  # the value of a field that a payload lacks
 _CONSTANTS: dict[Any, int] = {None: _NULL, False: _FALSE, True: _TRUE}
 _ORDERS: dict[str, Callable[[Any, Any], Any]] = {
@@ -217,24 +220,27 @@ def _types_before(count: int, first_rows: Codes) -> frozenset[Type]:
 def _table(view: View, relation: str, values: tuple[Value, ...]) -> Mask:
     """Whether a comparison holds, by code; never for code 0, which rows without the field have."""
     table = np.zeros(_FIRST + len(view.numbers), bool)
-    for value in values:
-        if relation in _ORDERS:
+    if relation in _ORDERS:
+        for value in values:
             _mark_ordered(table[_FIRST:], view, relation, value)
-        else:
-            _mark_equal(table, view, value)
+    else:
+        _mark_equal(table, view, values)
     if relation == "!=":
         np.logical_not(table, out=table)
         table[_ABSENT] = False
     return table
 
 
-def _mark_equal(table: Mask, view: View, value: Value) -> None:
-    if isinstance(value, Prefix):
-        table[_FIRST:] |= _begins(view, value.text)
-        return
-    code = view.code_of.get(value, _ABSENT) if isinstance(value, str | float) else _CONSTANTS[value]
-    if _ABSENT < code < len(table):  # a code behind the table was given to a row that came after the view
-        table[code] = True
+def _mark_equal(table: Mask, view: View, values: tuple[Value, ...]) -> None:
+    prefixes = [value.text for value in values if isinstance(value, Prefix)]
+    if prefixes:
+        table[_FIRST:] = _begins(view, prefixes)
+    for value in values:
+        if isinstance(value, Prefix):
+            continue
+        code = view.code_of.get(value, _ABSENT) if isinstance(value, str | float) else _CONSTANTS[value]
+        if _ABSENT < code < len(table):  # a code behind the table was given to a row that came after the view
+            table[code] = True
 
 
 def _mark_ordered(table: Mask, view: View, relation: str, value: Value) -> None:
@@ -245,12 +251,30 @@ def _mark_ordered(table: Mask, view: View, relation: str, value: Value) -> None:
         table |= holds(view.texts, _ordered(value)) & np.isnan(view.numbers)
 
 
-def _begins(view: View, prefix: str) -> Mask:
-    """Which distinct values are texts that begin so: a range of their order, found without looking at beginnings."""
-    prefix = _ordered(prefix)
-    mask: Mask = np.isnan(view.numbers) & (view.texts >= prefix)
-    end = _following(prefix)
-    return mask if end is None else mask & (view.texts < end)
+def _begins(view: View, prefixes: list[str]) -> Mask:
+    """Which distinct values are texts that begin with one of some prefixes, found without looking at beginnings."""
+    ranges = _ranges(prefixes)
+    if len(ranges) > _FEW_RANGES:
+        bounds = [bound for limits in ranges for bound in limits if bound is not None]
+        # As many bounds are at most the text as there are ranges before it, twice, and one more where it is in one.
+        begins = np.searchsorted(np.array(bounds, StringDType()), view.texts, side="right") % 2 == 1
+    else:
+        begins = np.zeros(len(view.texts), bool)
+        for start, end in ranges:
+            begins |= (view.texts >= start) if end is None else (view.texts >= start) & (view.texts < end)
+    mask: Mask = begins & np.isnan(view.numbers)
+    return mask
+
+
+def _ranges(prefixes: list[str]) -> list[tuple[str, str | None]]:
+    """What texts that begin with one of some prefixes are in their order: from which, to before which; ascending."""
+    ranges: list[tuple[str, str | None]] = []
+    covering = None
+    for prefix in sorted(map(_ordered, prefixes)):
+        if covering is None or not prefix.startswith(covering):
+            covering = prefix
+            ranges.append((prefix, _following(prefix)))
+    return ranges
 
 
 def _following(prefix: str) -> str | None:

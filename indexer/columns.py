@@ -23,9 +23,11 @@ from indexer.filters import (
     Expression,
     Field,
     Not,
+    Operator,
     Or,
     Present,
     UnknownField,
+    Value,
     fields,
     shown,
 )
@@ -154,7 +156,20 @@ def _evaluate(expression: Expression, views: dict[Field, View], count: int) -> M
         case And(parts):
             return _joined(np.logical_and, np.ones(count, bool), parts, views)
         case Or(parts):
-            return _joined(np.logical_or, np.zeros(count, bool), parts, views)
+            return _joined(np.logical_or, np.zeros(count, bool), _gathered(parts), views)
+
+
+def _gathered(parts: tuple[Expression, ...]) -> tuple[Expression, ...]:
+    """The parts of an OR, those that compare one field with values in one: it looks at the rows once for all."""
+    values: dict[tuple[Field, Operator], list[Value]] = {}
+    others: list[Expression] = []
+    for part in parts:
+        match part:
+            case Comparison(field, "=" | ":" as relation, found):
+                values.setdefault((field, relation), []).extend(found)
+            case _:
+                others.append(part)
+    return (*(Comparison(*compared, tuple(found)) for compared, found in values.items()), *others)
 
 
 def _joined(join: np.ufunc, mask: Mask, parts: tuple[Expression, ...], views: dict[Field, View]) -> Mask:
