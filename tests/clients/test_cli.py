@@ -15,6 +15,7 @@ from pathlib import Path
 import click
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 
@@ -22,6 +23,7 @@ from clients.cli.command import INTERRUPTED, kinsight
 from clients.cli.expected import expected_message
 from indexer.manifest import CorruptFile
 from indexer.store import Store
+from trainer.encoders import WeightsError
 
 Run = Callable[..., Result]
 
@@ -299,6 +301,21 @@ def test_foreseen_errors_are_told_and_defects_are_not_hidden() -> None:
     assert "No space left on device" in (expected_message(full) or "")
     assert expected_message(ZeroDivisionError("division by zero")) is None
     assert expected_message(click.UsageError("no such option")) is None
+
+
+def test_where_memory_ran_out_that_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of numpy's and torch's errors, also where another was made of one, with the limit where there is one."""
+    for allocate in (lambda: np.empty(10**17), lambda: torch.empty(10**17)):
+        with pytest.raises((MemoryError, RuntimeError)) as full:
+            allocate()
+        weights = WeightsError("ImageNet weights could not be downloaded; give --weights FILE")
+        weights.__cause__ = full.value
+        for error in (full.value, weights):
+            assert (expected_message(error) or "").startswith("memory ran out: end what else takes it")
+    monkeypatch.setattr("resource.getrlimit", lambda _: (2**30, 2**30))
+    assert expected_message(MemoryError()) == (
+        "memory ran out: this process may take 1,073,741,824 bytes (--learn-memory, or ulimit -d); allow more"
+    )
 
 
 @pytest.mark.parametrize(
