@@ -24,9 +24,7 @@ _ABSENT, _NULL, _FALSE, _TRUE, _LIST, _OBJECT, _FIRST = range(7)
 # The type of each code but the first, which no value has; _FIRST stands for texts, and the one after it for numbers.
 _TYPES: tuple[Type, ...] = ("null", "null", "boolean", "boolean", "list", "object", "text", "number")
 _NEVER = np.iinfo(np.int32).max  # the first row of what no row has
-_FEW_RANGES = (
-    16  # of a million texts, to compare all with each takes less time up to here than to find each its place
-)
+_FEW_RANGES = 4  # up to here, comparing all texts with each costs less than finding each its place
 MISSING = object()  # the value of a field that a payload lacks
 _CONSTANTS: dict[Any, int] = {None: _NULL, False: _FALSE, True: _TRUE}
 _ORDERS: dict[str, Callable[[Any, Any], Any]] = {
