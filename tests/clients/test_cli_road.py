@@ -109,6 +109,7 @@ def test_a_failing_query_does_not_stop_the_others(
         assert grid.width > 4 * 112
 
 
+@pytest.mark.usefixtures("quick_retries")
 def test_searching_where_no_server_is_says_so() -> None:
     """A port that nobody listens on is one error line that names the state."""
     with socket.socket() as taken:
