@@ -129,8 +129,9 @@ def _few(labels: Path, paths: Mapping[str, Path | None]) -> FewLabels:
             continue
         earlier = known.setdefault(item, (name, split))
         if earlier != (name, split):
-            two = "classes" if earlier[0] != name else "splits"
-            raise LabelsError(f"{labels}, {columns.place(row)}: {cell!r} has two {two}; an image has one")
+            kind, one, other = ("classes", earlier[0], name) if earlier[0] != name else ("splits", earlier[1], split)
+            two = f"two {kind}, {one!r} and {other!r}"
+            raise LabelsError(f"{labels}, {columns.place(row)}: {cell!r} has {two}; an image has one")
     learned = frozenset(item for item, (_, split) in known.items() if split == "train")
     return FewLabels(learned, {item: name for item, (name, _) in known.items() if item not in learned})
 

@@ -139,7 +139,8 @@ def _image_rows(labels: Labels) -> list[tuple[str, ...]]:
             raise InvalidLabels(f"labels.images[{number}] has no path")
         said = (row.class_id.strip(), row.held_out)
         if said[0] and known.setdefault(row.path, said) != said:
-            two = "is held out and learned from" if known[row.path][0] == said[0] else "has two classes"
+            one, other = known[row.path][0], said[0]
+            two = "is held out and learned from" if one == other else f"has two classes, {one!r} and {other!r}"
             raise InvalidLabels(f"labels.images[{number}]: {row.path!r} {two}; an image has one label")
         split = ["test" if row.held_out else "train"] if judged else []
         rows.append((row.path, row.class_id, *split))

@@ -100,7 +100,8 @@ def read_labels(table: Path, collection: Collection, *, to_teach: bool = False) 
         repeated += item in class_of
         number = numbers.setdefault(name, len(numbers))
         if class_of.setdefault(item, number) != number:
-            raise LabelsError(f"{table}, {columns.place(row)}: {path!r} has two classes; an image has one")
+            both = f"{[*numbers][class_of[item]]!r} and {name!r}"
+            raise LabelsError(f"{table}, {columns.place(row)}: {path!r} has two classes, {both}; an image has one")
         if "split" not in columns:
             continue
         if problem := _split_problem(path, split, split_of.get(item)):
@@ -116,7 +117,9 @@ def _split_problem(path: str, split: str, earlier: str | None) -> str | None:
     """What is wrong with the split of a row, whose image may have had one in an earlier row."""
     if split not in SPLITS:
         return f"split is {split!r}; it must be one of {', '.join(SPLITS)}"
-    return None if earlier in (None, split) else f"{path!r} has two splits; an image has one"
+    return (
+        None if earlier in (None, split) else f"{path!r} has two splits, {earlier!r} and {split!r}; an image has one"
+    )
 
 
 def _check_judged(table: Path, split_of: Mapping[str, str], to_teach: bool) -> None:

@@ -62,12 +62,12 @@ def test_every_image_is_where_the_table_says_though_the_store_is_named_from_the_
         (
             "path,class_id\n\nkept,wren\nkept,crow\n",
             LabelsError,
-            "few.csv, line 4: 'kept' has two classes; an image has one",
+            "few.csv, line 4: 'kept' has two classes, 'wren' and 'crow'; an image has one",
         ),
         (
             "path,class_id,split\nkept,wren,train\nkept,wren,test\n",
             LabelsError,
-            "few.csv, line 3: 'kept' has two splits; an image has one",
+            "few.csv, line 3: 'kept' has two splits, 'train' and 'test'; an image has one",
         ),
         ("path_a,path_b,relation\nkept,kept,same\n", LabelsError, "few.csv, line 2: 'kept' and 'kept' are one image"),
         ("path_a,path_b,relation\nkept,gone,same\n", LabelsError, "few.csv has no label to learn from of any item"),

@@ -360,7 +360,7 @@ def test_bad_requests_are_answered_with_reasons(stubs: Stubs, school: School) ->
 @pytest.mark.parametrize(
     ("again", "said"),
     [
-        (LabelledImage(path="00.png", class_id="b"), "has two classes"),
+        (LabelledImage(path="00.png", class_id="b"), "has two classes, 'a' and 'b'"),
         (LabelledImage(path="00.png", class_id="a", held_out=True), "is held out and learned from"),
     ],
 )

@@ -151,10 +151,13 @@ def test_unknown_paths_of_the_training_split_are_not_missing(collection: Collect
             "none of its 1 paths is in .* 'x.png'; give paths relative to .* absolute ones$",
         ),
         ("path,class_id\nsub\\c.png,1\n", r"absolute ones, with / between folders, not \\$"),
-        ("path,class_id\na.png,1\na.png,2\n", r"line 3: 'a\.png' has two classes"),
+        ("path,class_id\na.png,1\na.png,2\n", r"line 3: 'a\.png' has two classes, '1' and '2'; an"),
         ('path,class_id\n\na.png,1\n,\n"x\ny",1\na.png,2\n', r"line 7: 'a\.png' has two classes"),
         ("path,class_id,split\n\na.png,1,valid\n", "line 3: split is 'valid'"),
-        ("path,class_id,split\na.png,1,train\n,,\n\na.png,1,test\n", r"line 5: 'a\.png' has two splits"),
+        (
+            "path,class_id,split\na.png,1,train\n,,\n\na.png,1,test\n",
+            r"line 5: 'a\.png' has two splits, 'train' and 'test'; an",
+        ),
         (
             "path,class_id,split\na.png,1,valid\n",
             "split is 'valid'; it must be one of train, rest, test, query, gallery",
