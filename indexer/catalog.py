@@ -125,7 +125,7 @@ class Catalog:
         if _is_text(item):
             found = self._file.read("SELECT * FROM items WHERE item = ? AND state = 'live'", item)
         if not found:
-            raise UnknownContent(f"the catalogue has no live item {item!r}")
+            raise UnknownContent(f"there is no item {item!r}")
         return self._read_row(found[0]).known
 
     def known(self, items: Sequence[str]) -> dict[str, Item]:

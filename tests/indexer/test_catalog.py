@@ -189,7 +189,7 @@ def test_deleted_items_are_gone_until_they_are_upserted_again(catalog: Catalog) 
     ]
     assert {"a"} == catalog.deleted()
     assert [Change("a", 3, False, None, None)] == list(catalog.changes(2, "m"))
-    with pytest.raises(UnknownContent, match="no live item 'a'"):
+    with pytest.raises(UnknownContent, match="there is no item 'a'"):
         catalog.get("a")
     put(catalog, "a")
     assert set() == catalog.deleted()
