@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from trainer.folding import fold_norms
+
 if TYPE_CHECKING:
     from timm.models import PretrainedCfg
 
@@ -106,6 +108,7 @@ class Backbone(nn.Module):
         for norm in self._frozen_norms:
             norm.requires_grad_(False)
         self.train(self.training)
+        fold_norms(self.network, self.size)
 
     def train(self, mode: bool = True) -> "Backbone":
         """As `nn.Module.train`, except that frozen norms stay in eval mode."""

@@ -27,6 +27,7 @@ from indexer.pixels import Pixels, PixelSpec
 from trainer.checkpoint import save_weights
 from trainer.encoders import Encoder
 from trainer.environment import software
+from trainer.folding import unfolded
 
 # float32 convolutions summed in another order differ by about 1e-6 on unit-length embeddings; a wrong normalisation
 # or a resize that slipped into the graph differs by far more than these.
@@ -222,7 +223,7 @@ def _write_graph(graph: nn.Module, spec: PixelSpec, path: Path) -> None:
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            graph,
+            unfolded(graph),
             (example,),
             path,
             dynamo=True,

@@ -1,11 +1,11 @@
-"""The passes of a training step in other precisions and compiled, against float32 as it is, in one run.
+"""The passes of a training step with norms apart, in other precisions and compiled, against them as they are.
 
 Run: python tests/benchmarks/bench_passes.py [images] [size]
 
 The pretrained backbone of the default recipe sees a batch (12 images of 112 pixels, or so many and so large) three
 times, as a student forward and backward and as a teacher forward. The ways take turns; on a CPU torch.compile needs a
 C++ compiler. Prints what each takes, CPU seconds or, on a GPU, seconds, and how many times as fast as float32 it is;
-what compiling took comes before.
+what compiling took comes before, and what an image holds in memory for the gradients comes last.
 """
 
 import json
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from trainer.encoders import make_backbone
+from trainer.folding import unfolded
 from trainer.memory import keep_freed_memory
 from trainer.recipe import load
 
@@ -32,10 +33,12 @@ def main(count: int, size: int) -> None:
     backbone = make_backbone(part.backbone, part.weights, size=size, freeze_bn=True, unit_length=True)
     backbone.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     images = torch.rand(count, 3, size, size, device=device).to(memory_format=torch.channels_last)
-    compiled = torch.compile(backbone)
+    apart = unfolded(backbone)
+    compiled = torch.compile(apart)
     print(f"{device.type}: compiling takes {seconds(lambda: passes(compiled, images, torch.float32)):.0f} s")
     ways = {
         "float32": lambda: passes(backbone, images, torch.float32),
+        "norms apart": lambda: passes(apart, images, torch.float32),
         "bfloat16": lambda: passes(backbone, images, torch.bfloat16),
         "compiled": lambda: passes(compiled, images, torch.float32),
     }
@@ -43,8 +46,10 @@ def main(count: int, size: int) -> None:
     found = {name: statistics.median(turn[name] for turn in taken) for name in ways}
     ratios = {name: statistics.median(turn["float32"] / turn[name] for turn in taken) for name in ways}
     for name in ways:
-        print(f"{name:10} {found[name]:7.3f} s  {ratios[name]:5.2f} x as fast")
-    print(json.dumps({"seconds": found, "ratio": ratios}))
+        print(f"{name:11} {found[name]:7.3f} s  {ratios[name]:5.2f} x as fast")
+    held = {name: held_mib(network, images) for name, network in (("float32", backbone), ("norms apart", apart))}
+    print(*(f"{name}: {mib:.1f} MiB an image" for name, mib in held.items()), sep="\n")
+    print(json.dumps({"seconds": found, "ratio": ratios, "held_mib": held}))
 
 
 def passes(network: Callable[[Tensor], Tensor], images: Tensor, dtype: torch.dtype) -> None:
@@ -54,6 +59,19 @@ def passes(network: Callable[[Tensor], Tensor], images: Tensor, dtype: torch.dty
             network(images)
         features = network(images)
     features.square().mean().backward()  # type: ignore[no-untyped-call]
+
+
+def held_mib(network: Callable[[Tensor], Tensor], images: Tensor) -> float:
+    """What a forward pass keeps of each image for the backward pass, weights included."""
+    held: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        network(images)
+    return sum(held.values()) / 2**20 / len(images)
 
 
 def seconds(way: Callable[[], None]) -> float:
