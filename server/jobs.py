@@ -30,6 +30,7 @@ MAX_AT_WORK = 8  # operations; each is a process with an index or a model in its
 END_TIMEOUT_S = 5.0  # until a child that was asked to end is killed
 HEARD_TIMEOUT_S = 2.0  # in which this process hears of the end that was sent to it and to all its children at once
 SETTLE_EVERY_S = 5.0  # where the disk refuses to take how an operation ended
+LOOK_EVERY_S = 5.0  # for what ends in other processes and makes room for an operation of an earlier server
 BUILDS = ("build", "rebuild")
 LEARNING = ("train", "finetune")
 _TOLD_CHARACTERS = 500  # of what a child that failed wrote last
@@ -70,6 +71,7 @@ class Jobs:
         self._waiting = set[str]()  # operations of an earlier server whose turn is still to come
         self._cancelled = set[str]()
         self._starting = threading.Lock()
+        self._ended = threading.Condition(self._starting)  # told of the end of a process
         self._ending = threading.Event()
 
     async def start(self, job: Job, request_id: str = "") -> Operation:
@@ -85,9 +87,9 @@ class Jobs:
         return await asyncio.to_thread(self._start, job, request_id)
 
     def resume(self) -> None:
-        """Go on with what an earlier server of this store started and did not see the end of, one after the other.
+        """Go on with what an earlier server of this store started and did not see the end of.
 
-        All at once they would stand in each other's way: a build of an index excludes another.
+        What may run beside the others begins at once: an import is not to wait for a training of hours.
         """
         with self._starting:
             known = self._ledger.operations()
@@ -154,20 +156,34 @@ class Jobs:
             return operation
 
     def _go_on(self, left: Sequence[Operation]) -> None:
-        for operation in left:
-            with self._starting:
+        waiting = list(left)
+        with self._ended:
+            while waiting and not self._ending.is_set():
+                operation = self._next(waiting)
+                if operation is None:
+                    self._ended.wait(LOOK_EVERY_S)
+                    continue
+                waiting.remove(operation)
                 self._waiting.remove(operation.id)
-                if self._ending.is_set():
-                    return
                 if operation.id in self._cancelled:
                     continue
                 log.info("going on with %s", operation.id)
                 try:
-                    process = self._spawn(operation)
+                    self._spawn(operation)
                 except OSError as error:
                     log.error("%s can't be gone on with: %s; cancel it, or restart the server", operation.id, error)
-                    continue
-            process.wait()
+
+    def _next(self, waiting: Sequence[Operation]) -> Operation | None:
+        """The first that may run beside all that is at work; None where all have to wait."""
+        try:
+            known = self._ledger.operations()
+        except OSError as error:
+            log.error("what an earlier server left waits, as the operations can't be read: %s", error)
+            return None
+        begun = [one for one in known if one.id in self._processes or one.state == "running"]
+        if len(begun) >= MAX_AT_WORK:
+            return None
+        return next((one for one in waiting if not any(_exclude(one, other) for other in begun)), None)
 
     def _check_room(self, job: Job, known: Sequence[Operation]) -> None:
         at_work = _at_work(known)
@@ -192,7 +208,7 @@ class Jobs:
         """Whether it is one of an earlier server's that this one goes on with later."""
         return operation.id in self._waiting or operation.state == "interrupted"
 
-    def _spawn(self, operation: Operation) -> subprocess.Popen[bytes]:
+    def _spawn(self, operation: Operation) -> None:
         # -P: what lies in the folder that the server was started in is not ours, whatever it is called.
         words = [sys.executable, "-P", "-m", "clients.cli", *operation.words(self.store.root)]
         nothing = subprocess.DEVNULL
@@ -208,7 +224,6 @@ class Jobs:
             os.setpriority(os.PRIO_PROCESS, process.pid, niceness)
         self._processes[operation.id] = process
         threading.Thread(target=self._follow, args=(operation.id, process, told), daemon=True).start()
-        return process
 
     def _follow(self, identity: str, process: subprocess.Popen[bytes], told: IO[bytes]) -> None:
         with told:
@@ -216,7 +231,9 @@ class Jobs:
             if code == -signal.SIGTERM:  # which whoever stops a service sends to all of its processes
                 self._ending.wait(HEARD_TIMEOUT_S)
             self._settle(identity, code, told)
-        del self._processes[identity]
+        with self._ended:
+            del self._processes[identity]
+            self._ended.notify_all()
 
     def _settle(self, identity: str, code: int, told: IO[bytes]) -> None:
         """See to it that the record of an operation says how that ended, also on a disk that is full until later."""
@@ -270,6 +287,13 @@ def _at_work(known: Sequence[Operation]) -> list[Operation]:
 
 def _builds(at_work: Sequence[Operation], index: str) -> list[str]:
     return [one.id for one in at_work if one.kind in BUILDS and one.index == index]
+
+
+def _exclude(one: Operation, other: Operation) -> bool:
+    """Whether two can't run at the same time: both would build the same index, or both learn."""
+    if _learns(one.kind, one.arguments) and _learns(other.kind, other.arguments):
+        return True
+    return one.kind in BUILDS and other.kind in BUILDS and one.index == other.index
 
 
 def _learns(kind: str, words: Sequence[str]) -> bool:

@@ -1,6 +1,7 @@
 """How many operations a server has at work."""
 
 import asyncio
+import os
 import shutil
 import tempfile
 import time
@@ -20,7 +21,7 @@ from server.errors import BuildInProgress
 from server.folders import Folders
 from server.jobs import Job, Jobs
 from tests.serving import Stubs, build_photos, photo, reason_of, serving
-from tests.waiting import until
+from tests.waiting import PROCESS_S, until
 
 
 def test_no_more_operations_than_the_bound_are_at_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,6 +151,72 @@ def test_what_no_process_can_be_started_for_is_not_taken_for_work(
     begun = asyncio.run(start())
     assert [one.id for one in operations.list_operations(store.operations)] == [*queued, begun.id]
     assert [record.message.split(" can't be gone on with: ")[0] for record in caplog.records] == queued
+
+
+def test_what_an_earlier_server_left_waits_only_for_what_excludes_it(tmp_path: Path) -> None:
+    """A second build of an index for the first, while all else goes on beside it."""
+    store, labels = build_photos(tmp_path), tmp_path / "labels.csv"
+    os.mkfifo(labels)  # which the first build reads for as long as nobody writes
+
+    def left(name: str, kind: str, *words: str) -> str:
+        return operations.queue(store.operations, kind, "photos", words, request_id=name).id
+
+    def state(identity: str) -> str:
+        return operations.find(store.operations, identity).state
+
+    first = left("a", "rebuild", "rebuild", "photos", "--labels", str(labels))
+    second = left("b", "rebuild", "rebuild", "photos")
+    beside = [left(name, "evaluate", "index", "evaluate", "photos") for name in "cd"]
+    resumed = Jobs(store)
+    try:
+        resumed.resume()
+        until(lambda: [state(one) for one in beside] == ["done", "done"], PROCESS_S)
+        assert (state(first), state(second)) == ("running", "queued")
+        labels.write_text("nothing")
+        until(lambda: state(second) == "done", PROCESS_S)
+        assert state(first) == "failed"
+    finally:
+        asyncio.run(resumed.close())
+
+
+def test_no_more_than_the_bound_are_gone_on_with_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many that were left would take all memory at once, where one after the other they fit."""
+    monkeypatch.setattr(jobs, "MAX_AT_WORK", 1)
+    store = build_photos(tmp_path)
+    words = ("index", "evaluate", "photos")
+    queued = [operations.queue(store.operations, "evaluate", "photos", words, request_id=name).id for name in "ab"]
+    resumed, most = Jobs(store), 0
+    try:
+        resumed.resume()
+        ended = 0
+        while ended < len(queued):
+            states = [operations.find(store.operations, one).state for one in queued]
+            ended, most = states.count("done"), max(most, len(resumed._processes))
+            assert "failed" not in states
+            time.sleep(0.01)
+        assert most == 1
+    finally:
+        asyncio.run(resumed.close())
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "excluded"),
+    [
+        (("train",), ("finetune",), True),
+        (("train",), ("rebuild", "photos", "--learn"), True),
+        (("rebuild", "other", "--finetune", "few.csv"), ("rebuild", "photos", "--learn"), True),
+        (("rebuild", "photos"), ("rebuild", "photos"), True),
+        (("rebuild", "other"), ("rebuild", "photos"), False),
+        (("train",), ("rebuild", "photos"), False),
+        (("train",), ("import", "photos"), False),
+    ],
+)
+def test_only_learning_and_builds_of_an_index_exclude_each_other(
+    one: tuple[str, ...], other: tuple[str, ...], excluded: bool, tmp_path: Path
+) -> None:
+    """Of what an earlier server left; a rebuild may be both."""
+    begun, waiting = (operations.queue(tmp_path, words[0], "".join(words[1:2]), words) for words in (one, other))
+    assert jobs._exclude(begun, waiting) == jobs._exclude(waiting, begun) == excluded
 
 
 def test_processes_of_one_server_build_an_index_once_at_a_time(tmp_path: Path) -> None:
