@@ -210,6 +210,18 @@ def test_a_message_above_the_limit_is_refused_with_size_limit_and_remedy(client:
         assert client.search(item=gallery.items[3], top_k=1).hits[0].item == gallery.items[3]
 
 
+def test_one_of_many_above_the_limit_keeps_no_other_from_being_sent(client: Any, gallery: Gallery) -> None:
+    """Its error stands in its place, as the server would give it to a call of its own."""
+    large = bytes(40_000_000)
+    refused, found = client.search_many(images=[large], items=[gallery.items[3]], top_k=1)
+    assert isinstance(refused, kinsight_client.ResourceExhausted)
+    assert refused.message.startswith("the request is 40,000,")
+    assert found.hits[0].item == gallery.items[3]
+    upserts = [kinsight_client.Upsert("large", image=large), kinsight_client.Upsert("nobody", payload={})]
+    results = client.items.upsert_many(upserts)
+    assert [type(result.error) for result in results] == [kinsight_client.ResourceExhausted, kinsight_client.NotFound]
+
+
 def test_the_command_line_shows_it_as_its_one_line(served: Served, tmp_path: Path) -> None:
     """`kinsight search` of a file of 40 MB names the file, and what to do."""
     large = tmp_path / "large.png"

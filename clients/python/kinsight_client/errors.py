@@ -151,6 +151,11 @@ def too_late() -> DeadlineExceeded:
     return DeadlineExceeded("DEADLINE_EXCEEDED", "", _NO_ANSWER)
 
 
+def too_large(size: int, limit: int) -> ResourceExhausted:
+    """The error of one of many that has more bytes than the server takes in a message."""
+    return ResourceExhausted("RESOURCE_EXHAUSTED", "", _smaller(size, limit))
+
+
 def closed() -> Cancelled:
     """The error of a call of a client that was closed before it, or before its answer."""
     return Cancelled("CANCELLED", "", "the client was closed before the call was answered")
@@ -165,7 +170,10 @@ def _with_remedy(message: str) -> str:
     found = _REQUEST_TOO_LARGE.fullmatch(message)
     if found is None:
         return message
-    size, limit = map(int, found.groups())
+    return _smaller(*map(int, found.groups()))
+
+
+def _smaller(size: int, limit: int) -> str:
     return (
         f"the request is {size:,} bytes, above the limit of {limit:,} for a message; "
         "send a smaller image, or fewer items in a call"

@@ -46,7 +46,7 @@ class ItemCalls:
 
         Returns:
             What became of each item, in their order; an UnreadableImage is the error of one whose image's path can't
-            be read, where `upsert` raises OSError.
+            be read, where `upsert` raises OSError, and ResourceExhausted that of one too large for the server.
 
         Raises:
             KinsightError: a call failed; see `kinsight_client.errors`.
@@ -180,9 +180,11 @@ class ItemCalls:
 
 def _wanted(upsert: Upsert) -> Wanted:
     try:
-        return messages.upsert_message(upsert)
+        message = messages.upsert_message(upsert)
     except OSError as error:  # so its image is a path: nothing else is read
         return Unsent(ItemResult(upsert.item, 0, UnreadableImage(str(upsert.image), error)))
+    refusal = messages.unsendable(message)
+    return message if refusal is None else Unsent(ItemResult(upsert.item, 0, refusal))
 
 
 def _batches(upserts: Iterable[Wanted]) -> Iterator[list[Wanted]]:

@@ -13,13 +13,15 @@ import numpy.typing as npt
 from google.protobuf import struct_pb2  # type: ignore[import-untyped]
 from kinsight.v1 import item_service_pb2, search_service_pb2
 
-from kinsight_client.errors import KinsightError, from_status
+from kinsight_client.errors import KinsightError, from_status, too_large
 
 Payload = Mapping[str, Any]
 
 N = TypeVar("N", int, int | None)
 
 VERSION_BITS = 64
+MAX_MESSAGE_BYTES = 32 * 2**20  # for the server
+_COMMON_BYTES = 2**10  # of a message of many, for what is said of all of them
 _MAX_DEPTH = 30  # of a payload's objects and lists, for the server
 _EXACT = 2**53  # integers up to here are exact as the float64 that payloads travel as
 
@@ -257,6 +259,12 @@ def upsert_message(upsert: Upsert) -> item_service_pb2.ItemUpsert:
         message.payload.CopyFrom(struct_pb2.Struct())  # set, even if there is nothing in it
         message.payload.update(upsert.payload)
     return message
+
+
+def unsendable(one: item_service_pb2.ItemUpsert | search_service_pb2.SearchRequest) -> KinsightError | None:
+    """Why one of many is in no message that the server takes; None where it can be."""
+    size = one.ByteSize()
+    return too_large(size, MAX_MESSAGE_BYTES) if size > MAX_MESSAGE_BYTES - _COMMON_BYTES else None
 
 
 def item_of(message: item_service_pb2.Item) -> Item:

@@ -165,9 +165,11 @@ class SearchCalls:
 
     def _by_image(self, image: bytes | Path, options: SearchOptions) -> Query:
         try:
-            return self.search(image=image, **options).request  # type: ignore[no-any-return] # a Call's is Any
+            request: pb.SearchRequest = self.search(image=image, **options).request
         except OSError as error:  # so it is a path: bytes need no reading
             return Unsent(UnreadableImage(str(image), error))
+        refusal = messages.unsendable(request)
+        return request if refusal is None else Unsent(refusal)
 
     def embed(self, image: bytes | Path, *, index: str = "") -> Call[Embedding]:
         """The embedding of an image under the model of an index, to keep and search with later.
