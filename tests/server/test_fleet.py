@@ -66,7 +66,15 @@ def fleet(
 def members(process: subprocess.Popen[str]) -> list[int]:
     """The processes of a fleet that serve, without the one that multiprocessing keeps track of memory with."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    return [int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return [int(pid) for pid in children if b"spawn_main" in _command(pid)]
+
+
+def _command(pid: str) -> bytes:
+    """How a process was called; nothing of one that has just ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
 
 
 @contextmanager
