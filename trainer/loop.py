@@ -244,15 +244,13 @@ class _Training:
     def _take_gradients(self, batch: Batch) -> dict[str, Tensor]:
         """The terms of the loss, detached; their gradients are added to the parameters' own."""
         losses: dict[str, Tensor] = {}
-        turns = self.objective.losses_in_turns(batch)
-        while True:
+        for turn in self.objective.turns(batch):
             with part("loss"), self._autocast():
-                terms = next(turns, None)
-            if terms is None:
-                return losses
+                terms = turn()
             with part("backward"):
                 self.scaler.scale(torch.stack(list(terms.values())).sum()).backward()  # type: ignore[no-untyped-call]
             losses |= {name: term.detach() for name, term in terms.items()}
+        return losses
 
     def _set_lr(self) -> None:
         run, warmup = self.recipe.run, self.recipe.optimizer.warmup_steps

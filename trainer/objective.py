@@ -1,7 +1,8 @@
 """What a training method is: an `Objective`, fed with batches by the loop, which knows no method by name."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
@@ -139,13 +140,13 @@ class Objective(nn.Module):
         """
         raise NotImplementedError
 
-    def losses_in_turns(self, batch: Batch) -> Iterator[dict[str, Tensor]]:
-        """The same terms, some at a time: each turn's gradients are taken before the next one is asked for.
+    def turns(self, batch: Batch) -> Sequence[Callable[[], dict[str, Tensor]]]:
+        """What makes the same terms, some in each turn: its gradients are taken before the next one is called.
 
         Passes that have nothing to do with each other need not be in memory together; a method whose terms come of
         such may have more turns than one.
         """
-        yield self.losses(batch)
+        return [partial(self.losses, batch)]
 
     def after_step(self, progress: float) -> None:
         """Called after each optimiser step; `progress` is the share of the run that is done, (0, 1]."""

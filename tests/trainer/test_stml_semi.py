@@ -255,12 +255,13 @@ def test_terms_in_turns_are_the_terms_together() -> None:
     taught = []
     objective.teacher[0].register_forward_pre_hook(lambda _, images: taught.append(len(images[0])))
     found: list[tuple[dict[str, float], list[Tensor]]] = []
-    for turns in (objective.losses_in_turns, lambda batch: iter([objective.losses(batch)])):
+    for turns in (objective.turns(batch_of(index)), [lambda: objective.losses(batch_of(index))]):
         objective.zero_grad()
         terms: dict[str, float] = {}
-        for turn in turns(batch_of(index)):
-            torch.stack(list(turn.values())).sum().backward()  # type: ignore[no-untyped-call]
-            terms |= {name: term.item() for name, term in turn.items()}
+        for turn in turns:
+            made = turn()
+            torch.stack(list(made.values())).sum().backward()  # type: ignore[no-untyped-call]
+            terms |= {name: term.item() for name, term in made.items()}
         found.append((terms, [p.grad.clone() for p in objective.parameters() if p.grad is not None]))
     (terms, gradients), (together, their_gradients) = found
     assert list(terms) == list(together)
@@ -270,14 +271,12 @@ def test_terms_in_turns_are_the_terms_together() -> None:
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
     assert taught == [2 * 8, 2 * 12]
     with torch.autocast("cpu", torch.bfloat16):
-        for turn in objective.losses_in_turns(batch_of(index)):
-            assert {term.dtype for term in turn.values()} == {torch.float32}
-            assert torch.is_autocast_enabled("cpu")
+        made = [turn() for turn in objective.turns(batch_of(index))]
+    assert {term.dtype for terms in made for term in terms.values()} == {torch.float32}
 
 
 def test_batchnorm_that_learns_sees_all_images_of_a_step_at_once() -> None:
     """Its statistics are those of the whole batch, as before it was embedded in turns."""
     objective = semi().train()
     assert objective.encoder.backbone.mixes_images
-    turns = list(objective.losses_in_turns(batch_of(torch.arange(12))))
-    assert [list(turn)[-1] for turn in turns] == ["multi_similarity"]
+    assert [list(turn())[-1] for turn in objective.turns(batch_of(torch.arange(12)))] == ["multi_similarity"]

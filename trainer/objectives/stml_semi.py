@@ -2,7 +2,8 @@
 
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -127,23 +128,30 @@ class STMLSemi(STML):
         faster = _PROXY_RATE * (lr if head_lr is None else head_lr)
         return [*(group for group in groups if group["params"]), {"params": [self.proxies], "lr": faster}]
 
-    def losses_in_turns(self, batch: Batch) -> Iterator[dict[str, Tensor]]:
+    def turns(self, batch: Batch) -> Sequence[Callable[[], dict[str, Tensor]]]:
         """STML's terms, then the supervised one: half of the memory, and the teacher sees neighbours alone.
 
         In one turn where images are not embedded each by itself, or several processes have shares of both kinds.
         """
         if not self.joined or self.large_size or self.encoder.backbone.mixes_images or world_size() > 1:
-            yield self.losses(batch)
-            return
+            return super().turns(batch)
         count = len(batch.index) - self.joined
-        views, near, joined = len(batch.views), batch.part(slice(count)), batch.part(slice(count, None))
+        return [
+            partial(self._losses_of_neighbours, batch.part(slice(count))),
+            partial(self._loss_of_labelled, batch.part(slice(count, None))),
+        ]
+
+    def _losses_of_neighbours(self, near: Batch) -> dict[str, Tensor]:
+        views = len(near.views)
         embedded = self._embedded(near, near.index)
-        yield self._neighbours_terms(*embedded, near.index.repeat(views), near.label.repeat(views))
+        return self._neighbours_terms(*embedded, near.index.repeat(views), near.label.repeat(views))
+
+    def _loss_of_labelled(self, joined: Batch) -> dict[str, Tensor]:
         with part("backbone"):
             features = self.encoder.backbone(torch.cat(joined.views))
         with torch.autocast(features.device.type, enabled=False):
             f = self.encoder.head(features.float())
-        yield self._labelled_term(f, joined.label.repeat(views))
+        return self._labelled_term(f, joined.label.repeat(len(joined.views)))
 
     def _own_losses(self, batch: Batch) -> dict[str, Tensor]:
         """STML's terms on the batch of neighbours, and the supervised loss on the labelled images that join it."""
