@@ -271,8 +271,8 @@ def test_terms_in_turns_are_the_terms_together() -> None:
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
     assert taught == [2 * 8, 2 * 12]
     with torch.autocast("cpu", torch.bfloat16):
-        made = [turn() for turn in objective.turns(batch_of(index))]
-    assert {term.dtype for terms in made for term in terms.values()} == {torch.float32}
+        by_turn = [turn() for turn in objective.turns(batch_of(index))]
+    assert {term.dtype for terms_of_turn in by_turn for term in terms_of_turn.values()} == {torch.float32}
 
 
 def test_batchnorm_that_learns_sees_all_images_of_a_step_at_once() -> None:
