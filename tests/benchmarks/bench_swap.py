@@ -1,7 +1,8 @@
-"""Swaps of versions under searching clients: `python tests/benchmarks/bench_swap.py`.
+"""Swaps of versions under searching clients: `python tests/benchmarks/bench_swap.py [rows]`.
 
-Two versions of 100,000 × 128 clustered embeddings are activated in turn over gRPC, 200 times, while 8 clients search,
-half of them by calls and half over streams.
+Two versions of 100,000 (or so many) × 128 clustered embeddings are activated in turn over gRPC, 200 times, while 8
+clients search, half of them by calls and half over streams. They have no item in common, so each swap also takes all
+items out of the catalogue and others in, which takes most of its time: some 12 s for 100,000 items on two slow cores.
 Every answer is compared with what its version alone gives. The server is a process of its own; its memory is read
 after each swap; what counts is its growth from the first quarter of the swaps to the last. SWAPS=20 makes it short.
 """
@@ -35,10 +36,10 @@ QUERIES = 64
 Expected = dict[int, list[list[str]]]  # by version: the hits of each query
 
 
-def main() -> None:
+def main(count: int) -> None:
     """Build both versions, swap under load, print."""
     embeddings, queries = clustered(np.random.default_rng(0))
-    queries = queries[:QUERIES]
+    embeddings, queries = embeddings[:count], queries[:QUERIES]
     with tempfile.TemporaryDirectory() as root:
         store = Store(Path(root))
         model = make_model(store, dim=DIM)
@@ -63,7 +64,7 @@ def main() -> None:
 
 def _publish(store: Store, number: int, model: str, embeddings: Floats, queries: Floats) -> list[list[str]]:
     """Publish a version whose items are other ones at the same places, and say what it answers."""
-    items = [f"version {number}/{row:06d}" for row in range(COUNT)]
+    items = [f"version {number}/{row:06d}" for row in range(len(embeddings))]
     make_version(store, "swapped", number, model, items, embeddings)
     opened = open_version(version_dir(store.index("swapped"), number))
     return [opened.items(opened.search(query[None], 10)[1][0]) for query in queries]
@@ -117,4 +118,4 @@ def _print(answers: Counter[str], resident: list[int]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else COUNT)
