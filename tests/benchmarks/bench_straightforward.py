@@ -33,6 +33,7 @@ from tests.benchmarks.photographs import photograph
 from tests.benchmarks.turns import start, take_turns
 from trainer import loop
 from trainer.encoders import Encoder, make_backbone
+from trainer.folding import unfolded
 from trainer.environment import peak_memory
 from trainer.images import cache_images
 from trainer.log import read_log
@@ -151,7 +152,7 @@ def straightforward(folder: Path, turns: Connection) -> None:
     """The same steps written down plainly, a pass over the photos a turn; its peak memory in the end."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     recipe = recipe_for(device)
-    objective = make_objective(recipe, device)
+    objective = unfolded(make_objective(recipe, device))  # networks as their libraries have them
     check_looped_similarity(objective)
     optimizer = torch.optim.AdamW(objective.param_groups(recipe.optimizer.lr))
     photos = Photos(folder / "photos", objective.encoder.backbone.view_size, objective.views[0])
