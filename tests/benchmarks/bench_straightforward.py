@@ -33,8 +33,8 @@ from tests.benchmarks.photographs import photograph
 from tests.benchmarks.turns import start, take_turns
 from trainer import loop
 from trainer.encoders import Encoder, make_backbone
-from trainer.folding import unfolded
 from trainer.environment import peak_memory
+from trainer.folding import unfolded
 from trainer.images import cache_images
 from trainer.log import read_log
 from trainer.memory import keep_freed_memory
