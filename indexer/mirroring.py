@@ -82,6 +82,7 @@ def _let_go(file: CatalogFile, connection: sqlite3.Connection, last: int, items:
     known = catalog_rows.rows_of(file, connection, items).values()
     gone = [row for row in known if row.mirrored and row.state == LIVE]
     places = range(last + 1, last + 1 + len(gone))
-    marked = (row._replace(sequence=place, state=GONE, quiet=0) for place, row in zip(places, gone, strict=True))
+    # Quiet: the version that is active by now lacks them, and the one before answers whole until that is open.
+    marked = (row._replace(sequence=place, state=GONE, quiet=1) for place, row in zip(places, gone, strict=True))
     catalog_rows.put(connection, *marked)
     return len(gone)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from indexer import delta, live, live_snapshot
-from indexer.adopt import adopt
+from indexer.adopt import adopt, switch, take_in
 from indexer.catalog import CATALOG, Catalog, CatalogCorrupt
 from indexer.filters import parse
 from indexer.items import UnknownItem
@@ -412,3 +412,22 @@ def test_a_catalogue_older_than_its_version_is_refused(store: Store, tmp_path: P
     twin.version.manifest = dataclasses.replace(twin.version.manifest, sequence=7)
     with contextlib.closing(Catalog(tmp_path / "other")) as other, pytest.raises(CatalogCorrupt, match=CATALOG):
         LiveIndex(twin.version, other)
+
+
+def test_what_the_next_version_lacks_is_found_until_that_is_open(tmp_path: Path) -> None:
+    """Opening it takes a while, in which the version until now answers whole; what users delete meanwhile is gone."""
+    store = Store(tmp_path)
+    twin, other = Twin(store, 60, 8), [f"other {row}" for row in range(50)]
+    make_version(store, "twin", 2, MODEL, other, twin.vectors(50))
+    following = open_version(store.index("twin") / "versions" / "2")
+    take_in(store.index("twin"), twin.catalog, following)
+    assert switch(store.index("twin"), twin.catalog, 2) == ()
+    assert twin.catalog.count() == len(other)
+    twin.live.refresh()
+    twin.check(twin.live.snapshot, k=10)
+    twin.upsert("item 70")
+    twin.delete("item 3")
+    twin.live.refresh()
+    twin.check(twin.live.snapshot, k=10)
+    assert LiveIndex(following, twin.catalog).snapshot.count == len(other) + 1
+    twin.close()
