@@ -1,8 +1,8 @@
 """What makes a version the truth: the catalogue learns of all that it holds, it is searched, and what left is let go.
 
 In this order, so that the old version is searched unchanged until the pointer moves, wherever a build ends. New items
-of a collection don't show before: they are in no version that is searched. Items that left it would be hidden from
-the old version, so they go only afterwards. That they are to go is in a file beside the pointer, written before the
+of a collection don't show before: they are in no version that is searched. Items that left it go only afterwards, and
+who has the old version open is not told: it answers whole. That they are to go is in a file, written before the
 catalogue learns of anything. Where the process ends after the pointer has moved, who opens the catalogue next lets
 them go; where it ends before, the next build lets go of what the catalogue had learned: otherwise that build would
 take in what was never searched.
