@@ -68,8 +68,9 @@ def main() -> None:
 def recipe_for(device: torch.device) -> Recipe:
     """The recipe of both; float32 on a CPU, and what ours chooses on a GPU."""
     batch = 120 if device.type == "cuda" else 60
-    settings = (f"run.epochs={1 + TURNS}", f"run.batch_size={batch}", "objective.distillation_epochs=0")
-    return override(load("stml"), *settings)
+    turns = (f"run.epochs={1 + TURNS}", f"run.least_steps={steps_of_a_turn(device)}")
+    settings = (f"run.batch_size={batch}", "objective.distillation_epochs=0")
+    return override(load("stml"), *turns, *settings)
 
 
 def steps_of_a_turn(device: torch.device) -> int:

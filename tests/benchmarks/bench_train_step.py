@@ -37,8 +37,9 @@ def measure(directory: Path) -> None:
     """Train in a directory and print."""
     keep_freed_memory()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    settings = (f"run.epochs={EPOCHS}", "run.batch_size=60", "objective.distillation_epochs=0")  # STML's own steps
-    recipe = override(load("stml"), *settings)
+    epochs = (f"run.epochs={EPOCHS}", f"run.least_steps={STEPS}")
+    settings = ("run.batch_size=60", "objective.distillation_epochs=0")  # STML's own steps
+    recipe = override(load("stml"), *epochs, *settings)
     objective = build(recipe)
 
     def bare(_: int, __: object) -> dict[str, float]:
