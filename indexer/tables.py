@@ -13,6 +13,7 @@ from indexer.source import SourceError, shown
 _DELIMITERS = (",", ";", "\t")  # spreadsheets write semicolons where the comma is in numbers
 _TOLD = re.compile(r'"?sep=(.)"?', re.IGNORECASE)  # the first line by which Excel is told what parts cells
 _PATHS = ("path", "path_a", "path_b")  # whose spaces may be those of a file's name
+_UNDECODED = re.compile(r".{,20}[\udc80-\udcff].{,20}")  # and what stands around it
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +56,7 @@ def read_table(path: Path, columns: Iterable[str], optional: Iterable[str] = ())
     try:
         names, table = _read_parquet(path, wanted) if path.suffix.lower() == ".parquet" else _read_csv(path)
     except UnicodeDecodeError as error:
-        raise SourceError(f"{shown(path)} is not UTF-8 text: {error}; save it as UTF-8") from error
+        raise SourceError(f"{shown(path)}{_undecoded(path)} is not UTF-8 text; save the table as UTF-8") from error
     except (OSError, csv.Error) as error:
         raise unreadable(path, error) from error
     spelled = {name: there for name in wanted if (there := _spelled(path, name, names)) is not None}
@@ -121,6 +122,13 @@ def _read_csv(path: Path) -> tuple[list[str], Table]:
     return names, Table(columns, lines)
 
 
+def _undecoded(path: Path) -> str:
+    """The first place of a CSV that is not UTF-8, and what is there; empty where it was mended meanwhile."""
+    with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+        found = ((line, _UNDECODED.search(text)) for line, text in enumerate(file, start=1))
+        return next((f", line {line}: {bad[0].encode(errors='surrogateescape')!r}" for line, bad in found if bad), "")
+
+
 def _delimiter(header: str) -> str:
     """What parts a header into names of which one is of paths, as every table has; the comma where nothing does."""
     for delimiter in _DELIMITERS:
@@ -153,10 +161,23 @@ def _read_parquet(path: Path, wanted: tuple[str, ...]) -> tuple[list[str], Table
     except pyarrow.ArrowException as error:
         raise OSError(str(error)) from error
     columns = {
-        name: [_text(cell) for cell in column.to_pylist()]
-        for name, column in zip(table.column_names, table.columns, strict=True)
+        name: _texts(path, name, column) for name, column in zip(table.column_names, table.columns, strict=True)
     }
     return names, Table(columns, None)
+
+
+def _texts(path: Path, name: str, cells: Iterable[Any]) -> list[str]:
+    texts = []
+    for row, cell in enumerate(cells, start=1):
+        try:
+            texts.append(_text(cell.as_py()))
+        except UnicodeDecodeError as error:
+            where = f"{shown(path)}, row {row}: {name} {error.object[:40]!r}"
+            raise SourceError(f"{where} is not UTF-8 text; save the column as text") from error
+        except (ValueError, OverflowError) as error:  # a time that Python has no type for: to the nanosecond, say
+            where = f"{shown(path)}, row {row}: {name} of type {cell.type}"
+            raise SourceError(f"{where} can't be read as text; save the column as text") from error
+    return texts
 
 
 def _text(cell: Any) -> str:

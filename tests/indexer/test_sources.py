@@ -143,9 +143,17 @@ def test_bytes_in_a_parquet_table_are_text(tmp_path: Path) -> None:
     """Not every program that writes one says which columns are texts; other bytes are refused as those of a CSV."""
     pyarrow.parquet.write_table(pa.table({"path": ["é.png".encode()], "class_id": [b"cat"]}), tmp_path / "t.parquet")
     assert read_table(tmp_path / "t.parquet", ["path", "class_id"]) == {"path": ["é.png"], "class_id": ["cat"]}
-    pyarrow.parquet.write_table(pa.table({"path": [b"\xff.png"]}), tmp_path / "t.parquet")
-    with pytest.raises(SourceError, match=r"t\.parquet is not UTF-8 text"):
+    pyarrow.parquet.write_table(pa.table({"path": [b"a.png", b"\xff.png"]}), tmp_path / "t.parquet")
+    with pytest.raises(SourceError, match=r"t\.parquet, row 2: path b'\\xff\.png' is not UTF-8 text"):
         read_table(tmp_path / "t.parquet", ["path"])
+
+
+def test_times_to_the_nanosecond_are_refused_by_row_and_column(tmp_path: Path) -> None:
+    """pyarrow makes no Python value of them: what it says names neither the table nor the column."""
+    cells = pa.array([None, 1], pa.timestamp("ns"))
+    pyarrow.parquet.write_table(pa.table({"path": ["a.png", "b.png"], "payload": cells}), tmp_path / "t.parquet")
+    with pytest.raises(SourceError, match=r"t\.parquet, row 2: payload of type timestamp\[ns\] can't be read"):
+        open_collection(tmp_path / "t.parquet")
 
 
 def test_columns_of_a_parquet_table_are_named_as_those_of_a_csv(tmp_path: Path) -> None:
@@ -187,7 +195,9 @@ def test_a_row_of_a_table_knows_its_place_in_the_file(tmp_path: Path) -> None:
         (b"file,class\na.png,1\n", "no column path; its columns are: file, class"),
         (b"path,class\na.png\n", "line 2"),
         (b"path\na.png,1\n", "line 2"),
-        (b"path\n\xff.png\n", "save it as UTF-8"),
+        (b"path\n\xff.png\n", "save the table as UTF-8"),
+        (b"path\r\n" + b"a.png\r\n" * 9999 + b"caf\xe9.png", r"line 10001: b'caf\\xe9\.png' is not UTF-8"),
+        ("path\na.png\n".encode("utf-16"), r"line 1: b'\\xff\\xfep\\x00a\\x00t\\x00h\\x00' is not UTF-8"),
         (b'path\n"a.png\n', "can't be read"),
         (b"", "no column path; its columns are: none"),
         (b"path\na.png\nb\0.png\n", "line 3: path .* holds a NUL"),
