@@ -160,6 +160,8 @@ def restore(store: Store, directory: Path, name: str | None, progress: Progress)
 
 
 def _check_empty(directory: Path) -> None:
+    if directory.is_symlink():  # nothing can be renamed to it, wherever it leads
+        raise NotEmpty(f"{directory} is a symbolic link to {directory.readlink()}; give another directory")
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise NotEmpty(f"{directory} is there already and not empty; give another directory, or remove it")
 

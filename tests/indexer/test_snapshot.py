@@ -115,6 +115,16 @@ def test_nothing_is_overwritten(store: Store, copied: Path, tmp_path: Path) -> N
     assert snapshot(store, "street", tmp_path / "empty", quiet).items == 60
 
 
+@pytest.mark.parametrize("leads_to", ["nowhere", "empty"])
+def test_a_snapshot_does_not_go_where_a_link_is(store: Store, built: Path, tmp_path: Path, leads_to: str) -> None:
+    """Refused by the link's name: the temporary directory was, once all was copied."""
+    (tmp_path / "empty").mkdir()
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / leads_to)
+    with pytest.raises(NotEmpty, match=rf"/link is a symbolic link to .*/{leads_to}; give another directory$"):
+        snapshot(store, "street", link, quiet)
+
+
 @pytest.mark.parametrize("second", ["one", "two"])
 def test_restores_come_one_after_the_other(copied: Path, tmp_path: Path, second: str) -> None:
     """They bring the same model, and perhaps the same name: each wrote into what the other had begun."""
