@@ -236,12 +236,15 @@ class _Parser:
         return expression
 
     def _restriction(self) -> Expression:
+        column = self._column()
         field = self._field()
         if self._keyword("IN"):
             found = self._values()
             return Comparison(field, "=", tuple(value for value, _ in found), tuple(written for _, written in found))
         comparator = self._match(_COMPARATOR)
         if comparator is None:
+            if shown(field).upper() == "NOT":
+                raise FilterSyntaxError(column, f"{field[0]} is no operator; write it in capitals: NOT")
             self._expected(f"one of = != < <= > >= : IN after the field {shown(field)}")
         operator: Operator = comparator[0]  # type: ignore[assignment] # the pattern's alternatives are the operators
         if operator == ":" and self._stands_alone("*"):
@@ -355,8 +358,11 @@ class _Parser:
         rest = self._text[self._at :]
         if rest[:1] in ('"', "'") and not _QUOTED.match(rest):
             raise FilterSyntaxError(column, f"the text that begins with {rest[0]} has no end")
-        got = _BARE.match(rest)
-        raise FilterSyntaxError(column, f"expected {what}; got {(got[0] if got else rest[:1])[:40] or 'the end'}")
+        bare = _BARE.match(rest)
+        got = bare[0] if bare else rest[:1]
+        meant = got.upper() if got.upper() in _KEYWORDS and got.upper() in what else None
+        remedy = f"; write operators in capitals: {meant}" if meant else ""
+        raise FilterSyntaxError(column, f"expected {what}; got {got[:40] or 'the end'}{remedy}")
 
 
 def _with_wildcard(written: str, start: int) -> str | Prefix:
