@@ -78,6 +78,7 @@ from server.errors import (
     TopKOutOfRange,
     VersionInUse,
     VersionNotFound,
+    WaitForUnknown,
 )
 
 DOMAIN = "kinsight"
@@ -147,6 +148,7 @@ TABLE: Mapping[type[Exception], Answer] = {
     records.InvalidPayload: Answer(_INVALID, "INVALID_PAYLOAD", field="payload"),
     records.PayloadTooLarge: Answer(_INVALID, "PAYLOAD_TOO_LARGE", field="payload"),
     BatchSizeOutOfRange: Answer(_INVALID, "BATCH_SIZE_OUT_OF_RANGE", field="items"),
+    WaitForUnknown: Answer(_INVALID, "WAIT_FOR_UNKNOWN", field="wait_for"),
     QueryCountOutOfRange: Answer(_INVALID, "BATCH_SIZE_OUT_OF_RANGE", field="requests"),
     InvalidRequestId: Answer(_INVALID, "INVALID_REQUEST_ID", field="request_id"),
     RequestReused: Answer(_INVALID, "REQUEST_ID_REUSED", field="request_id"),

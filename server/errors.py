@@ -116,6 +116,10 @@ class BatchSizeOutOfRange(RequestError):
     """A batch holds no items, or more than one call may."""
 
 
+class WaitForUnknown(RequestError):
+    """wait_for is a number that has no meaning here."""
+
+
 class QueryCountOutOfRange(RequestError):
     """A batch holds no queries, or they or their hits are more than one call may have."""
 

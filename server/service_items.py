@@ -27,7 +27,7 @@ from indexer.records import Outcome, Refused, Upsert
 from server import answers, reading
 from server.admission import Admission
 from server.answered import answered
-from server.errors import BatchSizeOutOfRange, RefusedBefore
+from server.errors import BatchSizeOutOfRange, RefusedBefore, WaitForUnknown
 from server.folders import Folders, check_free, check_there
 from server.indexes import ActiveIndex, Indexes
 from server.jobs import Job, Jobs
@@ -59,6 +59,7 @@ class ItemService(item_service_pb2_grpc.ItemServiceServicer):
     async def BatchUpsertItems(self, request: BatchUpsertItemsRequest) -> BatchUpsertItemsResponse:
         """Answers ItemService.BatchUpsertItems; see the proto."""
         _check_batch(len(request.items), request.request_id)
+        _check_wait_for(request.wait_for)
         return BatchUpsertItemsResponse(results=await self._upsert(request))
 
     @answered
@@ -163,6 +164,12 @@ def _check_batch(count: int, request_id: str) -> None:
     if not 1 <= count <= MAX_BATCH:
         raise BatchSizeOutOfRange(f"the batch holds {count:,} items; it must be 1 to {MAX_BATCH:,}")
     check_request_id(request_id)
+
+
+def _check_wait_for(wait_for: int) -> None:
+    kinds = BatchUpsertItemsRequest.WaitFor
+    if wait_for not in kinds.values():
+        raise WaitForUnknown(f"wait_for is {wait_for}; it must be one of {', '.join(kinds.keys())}")
 
 
 def _result(outcome: Outcome) -> ItemResult:

@@ -152,6 +152,15 @@ def test_a_batch_holds_1_to_1000_items(count: int, stubs: Stubs) -> None:
     assert _reason(stubs.items.BatchDeleteItems, delete) == expected
 
 
+def test_an_unknown_kind_of_waiting_is_refused(stubs: Stubs) -> None:
+    """Of a newer client, say: that it was met as another kind nobody would have heard. Nothing is upserted."""
+    item = ItemUpsert(item="new", image=photo(100))
+    with pytest.raises(grpc.RpcError, match=r"wait_for is 7; it must be one of .*, WAIT_FOR_SEARCHABLE") as caught:
+        stubs.upsert(item, wait_for=7)
+    assert reason_of(caught.value) == ("INVALID_ARGUMENT", "WAIT_FOR_UNKNOWN")
+    assert _reason(stubs.items.GetItem, GetItemRequest(item="new"))[0] == "NOT_FOUND"
+
+
 def test_deleting_is_idempotent_and_knows_what_never_was(stubs: Stubs, own: Gallery) -> None:
     """A deleted item comes back when it is upserted again."""
     results = stubs.delete(own.items[0], "nobody", own.items[0])
