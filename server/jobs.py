@@ -310,7 +310,7 @@ def _check_same(operation: Operation, arguments: Sequence[str]) -> None:
 
 def _ended(code: int, told: IO[bytes]) -> str:
     if code < 0:
-        return f"its process was killed by {signal.Signals(-code).name}"
+        return f"its process was killed by signal {-code} ({signal.strsignal(-code)})"
     told.seek(0)
     last = told.read().decode(errors="replace").strip()[-_TOLD_CHARACTERS:]
     return f"its process ended with exit code {code}: {last or 'it said nothing'}"

@@ -153,7 +153,8 @@ def _ended_with(code: int, last: str) -> str:
         return f"exit code {code}: {last or 'it said nothing'}"
     # What it said last is a warning at most: it had no time to say what ended it.
     memory = ", as the system does where memory runs out" if code == -signal.SIGKILL else ""
-    return f"its process was killed by {signal.Signals(-code).name}{memory}; the same again goes on where it was"
+    killed = f"its process was killed by signal {-code} ({signal.strsignal(-code)})"
+    return f"{killed}{memory}; the same again goes on where it was"
 
 
 @contextmanager

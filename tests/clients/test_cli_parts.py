@@ -20,7 +20,7 @@ from clients.cli.demo import _server, _spread
 from clients.cli.digits import SIDE, write_digits
 from clients.cli.doctor import examine, installed_version
 from clients.cli.grid import CELL, RIGHT, WRONG, Cell, draw_grid
-from clients.cli.learning import LearningError, _train
+from clients.cli.learning import LearningError, _ended_with, _train
 from clients.cli.output import (
     PLAIN_INTERVAL_S,
     PlainProgress,
@@ -258,6 +258,12 @@ def test_doctor_reports_a_library_that_does_not_import(monkeypatch: pytest.Monke
     report = examine()
 
     assert any("libfaiss.so" in entry["problem"] for entry in report.problems)
+
+
+def test_a_signal_without_a_name_is_told_by_its_number() -> None:
+    """Python names two of the real-time signals; a training that another of them ended was told by a traceback."""
+    told = "its process was killed by signal 36 (Real-time signal 2); the same again goes on where it was"
+    assert _ended_with(-36, "a warning") == told
 
 
 @pytest.fixture

@@ -319,7 +319,7 @@ def test_a_training_that_is_killed_is_told_as_such(index: Path, store: Store) ->
         os.kill(training, signal.SIGKILL)
         _, stderr = process.communicate(timeout=PROCESS_S)
     assert process.returncode == 1
-    why = "its process was killed by SIGKILL, as the system does where memory runs out"
+    why = "its process was killed by signal 9 (Killed), as the system does where memory runs out"
     assert f"error: learning failed, {why}; the same again goes on where it was" in stderr
     assert (active_version(index), list_versions(index)) == (1, [1])
 

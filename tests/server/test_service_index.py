@@ -405,16 +405,22 @@ def test_a_damaged_pointer_is_mended_by_activating_a_version(stubs: Stubs, store
     assert (activated.active_version, activated.items) == (1, 24)
 
 
-def test_a_killed_process_is_the_end_of_its_operation_alone(stubs: Stubs) -> None:
-    """The server says what happened, searches go on, and the next build goes on where it was."""
+@pytest.mark.parametrize(
+    ("number", "told"), [(signal.SIGKILL, "9 (Killed)"), (signal.SIGRTMIN + 2, "36 (Real-time signal 2)")]
+)
+def test_a_killed_process_is_the_end_of_its_operation_alone(stubs: Stubs, number: int, told: str) -> None:
+    """The server says what happened, searches go on, and the next build goes on where it was.
+
+    Python has no name for most of the real-time signals, which was all that was said of a build that one ended.
+    """
     request = BuildVersionRequest(request_id="once")
     started = stubs.indexes.BuildVersion(request)
     get = operations_pb2.GetOperationRequest(name=started.name)
     until(lambda: _metadata(stubs.operations.GetOperation(get)).state != OperationMetadata.STATE_QUEUED, PROCESS_S)
-    _kill_child_of(started.name)
+    _kill_child_of(started.name, number)
     error = stubs.ended(started).error
     assert reason_of(error) == ("INTERNAL", "OPERATION_FAILED")
-    assert "killed by SIGKILL; the same request again, by another request_id, goes on" in error.message
+    assert f"killed by signal {told}; the same request again, by another request_id, goes on" in error.message
     assert stubs.indexes.BuildVersion(request).error == error
     assert stubs.found(image=photo(0))[0] == "000.png"
     assert _response(stubs.ended(stubs.indexes.BuildVersion(BuildVersionRequest())), BuildVersionResponse)
@@ -509,10 +515,10 @@ def _serve(store: Store) -> None:
     run(store, listen="127.0.0.1:0", index=None, ready=lambda _: pytest.fail("it listens"))
 
 
-def _kill_child_of(name: str) -> None:
-    """Kill the process that works on an operation."""
+def _kill_child_of(name: str, number: int = signal.SIGKILL) -> None:
+    """Send a signal to the process that works on an operation."""
     identity = name.removeprefix("operations/").encode()
     for process in Path("/proc").glob("[0-9]*/cmdline"):
         with suppress(OSError):  # it ended while we looked
             if identity in process.read_bytes().split(b"\0"):
-                os.kill(int(process.parent.name), signal.SIGKILL)
+                os.kill(int(process.parent.name), number)
