@@ -280,10 +280,13 @@ def port_of(listen: str) -> int:
 
     Raises:
         CannotListen: it has none; gRPC would take 443, the remainder by 65,536, or what /etc/services has by a name.
+            Or it is an IPv6 address whose end may be meant as the port.
     """
-    _, colon, port = listen.rpartition(":")
+    host, colon, port = listen.rpartition(":")
     if not (colon and port.isascii() and port.isdecimal()):
         raise CannotListen(f"can't listen on {listen}: {port!r} is no port; write HOST:PORT, such as 127.0.0.1:50051")
+    if ":" in host and not host.startswith("["):
+        raise CannotListen(f"can't listen on {listen}: an IPv6 address stands in brackets, such as [::1]:{port}")
     if int(port) > MAX_PORT:
         raise CannotListen(f"can't listen on {listen}: a port is 1 to {MAX_PORT}, or 0 for a free one")
     return int(port)

@@ -122,6 +122,7 @@ def test_a_taken_port_is_an_error_that_names_it(served: Served, gallery: Gallery
         ("50051", "'50051' is no port; write HOST:PORT"),
         ("127.0.0.1:70000", "a port is 1 to 65535, or 0 for a free one"),
         ("a..b:50051", "no host is known as 'a..b'; use an address of this machine"),
+        ("::1:0", "an IPv6 address stands in brackets, such as [::1]:0"),
     ],
 )
 def test_an_address_that_cannot_be_listened_on_says_why(listen: str, message: str, tmp_path: Path) -> None:
