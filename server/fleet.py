@@ -9,6 +9,7 @@ others a second later.
 import asyncio
 import logging
 import multiprocessing
+import os
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -86,6 +87,7 @@ def run(
         ProcessFailed: a process ended before all were ready.
     """
     with sole_server(store), _reserve(listen) as reserved, _told_to_end() as end:
+        os.environ["PYTHONSAFEPATH"] = "1"  # as -P does: what lies in this folder is not ours, whatever it is called
         port = reserved.getsockname()[1]
         address = f"{listen.rpartition(':')[0]}:{port}"
         counters = shared_counters(_SPAWN, processes)

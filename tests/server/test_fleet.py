@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -38,7 +38,11 @@ CONNECTIONS = 16  # that all of them reach one of two processes happens once in 
 
 @contextmanager
 def fleet(
-    store: Store, listen: str = "127.0.0.1:0", processes: int = 2, *options: str
+    store: Store,
+    listen: str = "127.0.0.1:0",
+    processes: int = 2,
+    *options: str,
+    command: Sequence[str] = ("-m", "clients.cli"),
 ) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """`kinsight serve --processes 2`, and its target; killed at the end if it still runs."""
     words = [
@@ -53,7 +57,7 @@ def fleet(
         *options,
     ]
     process = subprocess.Popen(
-        [sys.executable, "-m", "clients.cli", *words], stdout=subprocess.PIPE, text=True, start_new_session=True
+        [sys.executable, *command, *words], stdout=subprocess.PIPE, text=True, start_new_session=True
     )
     with process:
         try:
@@ -211,6 +215,18 @@ def test_a_fleet_of_which_all_are_told_to_end_answers_what_it_took(tmp_path: Pat
         assert process.wait(30) == 0
 
 
+def test_modules_in_the_folder_are_not_taken_for_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though multiprocessing begins its processes with -c, which looks there; the installed command is a script."""
+    (tmp_path / "bin").mkdir()
+    script = tmp_path / "bin" / "command.py"
+    script.write_text("from clients.cli import main\nif __name__ == '__main__':\n    main()\n")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "socket.py").write_text("raise RuntimeError('not ours')\n")
+    monkeypatch.chdir(tmp_path / "folder")
+    with fleet(build_photos(tmp_path), command=[str(script)]) as (_, target), Stubs(target) as stubs:
+        assert stubs.found(image=photo(0))[0] == "000.png"
+
+
 def test_a_port_or_store_that_is_taken_is_refused(served: Served, tmp_path: Path) -> None:
     """A fleet neither shares the port of another server nor serves a store beside it."""
     with pytest.raises(CannotListen, match=f"can't listen on {served.target}: it is taken"):
@@ -232,6 +248,7 @@ def test_a_port_or_store_that_is_taken_is_refused(served: Served, tmp_path: Path
         ("nonsense", "'nonsense' is no port; write HOST:PORT"),
         ("127.0.0.1:-1", "'-1' is no port; write HOST:PORT"),
         ("127.0.0.1:99999", "a port is 1 to 65535, or 0 for a free one"),
+        ("::1:0", "an IPv6 address stands in brackets, such as [::1]:0"),
     ],
 )
 def test_an_address_that_no_process_can_listen_on_says_why(listen: str, message: str, tmp_path: Path) -> None:
