@@ -4,6 +4,7 @@ BudgetOutOfRange   as many images can't be chosen
 """
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ from trainer.sheet import Picture
 METHODS: dict[str, Callable[..., Tensor]] = {"usl": select, "usl-t": select_trained}
 
 _PICTURE = PixelSpec(size=160)  # large enough to tell a class by
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # which end lines, or are commands to terminals
 
 
 class BudgetOutOfRange(ValueError):
@@ -177,10 +179,10 @@ def _embedded(
     sources: Sequence[Source], runtime: RuntimeEncoder, progress: Progress
 ) -> tuple[Tensor, list[Source], tuple[tuple[str, str], ...]]:
     """The embeddings of those that a table can name and that can be decoded, which these are, and the others."""
-    named = [source for source in sources if _nameable(source)]
+    named = [source for source in sources if not _why_unnamed(source)]
     embeddings, items, damaged = embed_sources(named, runtime, progress)
     by_item = {source.item: source for source in named}
-    unnamed = ((source.item, "its path is not UTF-8, as tables are") for source in sources if not _nameable(source))
+    unnamed = ((source.item, why) for source in sources if (why := _why_unnamed(source)))
     return embeddings, [by_item[item] for item in items], (*unnamed, *damaged)
 
 
@@ -198,9 +200,13 @@ def _explained(why: Reasons, rows: Tensor, sources: Sequence[Source]) -> tuple[S
     )
 
 
-def _nameable(source: Source) -> bool:
-    """Whether a table, which is UTF-8, can name an image."""
-    return source.relative == source.relative.encode(errors="replace").decode()
+def _why_unnamed(source: Source) -> str:
+    """Why a table, which terminals and pages show, can't name an image; empty where it can."""
+    if _CONTROL.search(source.relative):
+        return "its path has control characters, such as ends of lines; rename it"
+    if source.relative != source.relative.encode(errors="replace").decode():
+        return "its path is not UTF-8, as tables are; rename it"
+    return ""
 
 
 def pictures(found: Suggestion) -> list[Picture]:

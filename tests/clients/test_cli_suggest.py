@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -105,9 +106,12 @@ def test_damaged_images_and_names_that_no_table_holds_are_told(suggest: Run, pho
     (photos / "zz.png").write_bytes(b"no image")
     odd = os.fsencode(photos) + b"/\xff.png"
     Path(os.fsdecode(odd)).write_bytes((photos / "street" / "00.png").read_bytes())
-    told = json.loads(suggest(photos, "--budget", 62, "--json").stdout)
+    for name in ("a\rb.png", "a\nb.png", "\x1b[2J.png", "\x9b2J.png"):  # those of the last two clear a terminal
+        shutil.copy(photos / "street" / "00.png", photos / name)
+    told = json.loads(suggest(photos, "--budget", 66, "--json").stdout)
     assert (told["images"], len({one["path"] for one in told["suggested"]})) == (60, 60)
-    assert {skipped["item"] for skipped in told["skipped"]} == {"zz.png", "%FF.png"}
+    odd_names = {"%FF.png", "a%0Db.png", "a%0Ab.png", "%1B[2J.png", "%C2%9B2J.png"}
+    assert {skipped["item"] for skipped in told["skipped"]} == {"zz.png", *odd_names}
 
 
 def test_each_image_says_why_it_is_there(suggest: Run, photos: Path, tmp_path: Path) -> None:
