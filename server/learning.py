@@ -24,7 +24,7 @@ CHOOSING_METHODS = ("usl", "usl-t")
 _RELATIONS = {LabelledPair.RELATION_SAME: "same", LabelledPair.RELATION_DIFFERENT: "different"}
 _DIGEST_LENGTH = 32
 _OWN_TABLE = re.compile(rf".*/labels/[0-9a-f]{{{_DIGEST_LENGTH}}}\.csv", re.DOTALL)
-_LINE = re.compile(r"\bline (\d+)")
+_LINE = re.compile(r"(, |\()line ([0-9]+)(?=[:)])")  # as messages have it; a path may speak of lines too
 
 
 def model_id(store: Store, reference: str) -> str:
@@ -116,8 +116,9 @@ def by_field(text: str, words: Sequence[str]) -> str:
     """
     for table in filter(_OWN_TABLE.fullmatch, words):
         if table in text:
+            text = text.replace(table, _field_of(Path(table)))
             # The labels are in the request, without a header: who sent them can't look at lines.
-            text = _LINE.sub(lambda line: f"row {int(line[1]) - 1}", text.replace(table, _field_of(Path(table))))
+            text = _LINE.sub(lambda line: f"{line[1]}row {int(line[2]) - 1}", text)
     return text
 
 

@@ -500,18 +500,18 @@ def test_doubted_labels_are_learned_from_where_a_request_says_so(school: School)
     [
         (
             Labels(images=[LabelledImage(path=path, class_id=name) for path, name in (("a", "1"), ("./a", "2"))]),
-            "labels.images, row 2: './a' has two classes",
+            "labels.images, row 2: 'line 9' has two classes",
         ),
         (
             Labels(pairs=[LabelledPair(path_a="a", path_b="b", relation=LabelledPair.RELATION_SAME)]),
-            "labels.pairs, row 2: './a' has two classes",
+            "labels.pairs, row 2: 'line 9' has two classes",
         ),
     ],
 )
 def test_labels_of_a_request_are_told_of_by_its_field(school: School, labels: Labels, said: str) -> None:
     """Not by the table that the server made of them, in warnings and errors alike; a table of the client's stays."""
     table = str(table_of(labels, school.store, Folders()))
-    told = f"{table}, line 3: './a' has two classes"
+    told = f"{table}, line 3: 'line 9' has two classes"
     words = ("finetune", school.model, "--labels", table)
     assert learning.by_field(told, words) == said
     assert learning.by_field(told, ("finetune", "--labels", "/photos/few.csv")) == told
@@ -524,4 +524,4 @@ def test_labels_of_a_request_are_told_of_by_its_field(school: School, labels: La
         failed = replace(done, state="failed", error=told, error_types=("LabelsError",), result={})
         assert progress.message(indexes, school.store, failed).error.message == said
     Path(table).unlink()
-    assert learning.by_field(told, words) == "labels, row 2: './a' has two classes"
+    assert learning.by_field(told, words) == "labels, row 2: 'line 9' has two classes"
