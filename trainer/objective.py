@@ -44,13 +44,8 @@ class Batch:
     large: Tensor | None = None
 
     def part(self, images: slice) -> "Batch":
-        """Some of the images, in all views."""
-        return Batch(
-            [view[images] for view in self.views],
-            self.index[images],
-            self.label[images],
-            None if self.large is None else self.large[images],
-        )
+        """Some of the images, in all views but `large`."""
+        return Batch([view[images] for view in self.views], self.index[images], self.label[images])
 
 
 @dataclass(frozen=True, kw_only=True)
