@@ -49,7 +49,7 @@ def wanted(images: Sequence[Path], item: str | None, payload: object, lines: Pat
         name = path.as_posix() if item is None else item
         yield Wanted(str(path), {"item": name, "image": str(path), "payload": payload})
     if lines is not None:
-        with lines.open(encoding="utf-8-sig") as file:
+        with lines.open(encoding="utf-8-sig", errors="surrogateescape") as file:  # `from_json` refuses the line alone
             for number, line in enumerate(file, start=1):
                 if line.strip():
                     yield Wanted(f"{lines}, line {number}", line.strip())
@@ -85,9 +85,12 @@ def _possible(chunk: Iterable[Wanted], done: Upserted) -> Iterator["Upsert"]:
 
 
 def from_json(text: str) -> Any:
-    """What a text of JSON says; raises ValueError where it is none, or deeper than Python's own stack."""
+    """What a text of JSON says; raises ValueError where it is none, not UTF-8, or deeper than Python's own stack."""
     try:
+        text.encode()
         return json.loads(text)
+    except UnicodeEncodeError:
+        raise ValueError("is not UTF-8 text") from None
     except RecursionError:
         raise ValueError("is nested too deeply; a payload may have 30 objects and lists within each other") from None
 

@@ -136,7 +136,8 @@ def test_lines_that_can_not_be_taken_are_named_and_the_others_are(run: Run, new:
         {"item": "good", "payload": {"year": 2021}},
     ]
     file = tmp_path / "items.jsonl"
-    file.write_text("".join(json.dumps(line) + "\n" for line in lines) + "{\n" + "[" * 100_000 + "\n")
+    text = "".join(json.dumps(line) + "\n" for line in lines) + "{\n" + "[" * 100_000 + "\n"
+    file.write_bytes(b'{"item": "caf\xe9"}\n' + text.encode())
     result = run("items", "upsert", "photos", "--lines", file, "--json")
     answer = json.loads(result.stdout)
     assert (result.exit_code, answer["upserted"]) == (1, 2)
@@ -149,7 +150,8 @@ def test_lines_that_can_not_be_taken_are_named_and_the_others_are(run: Run, new:
         "field": "unknown field 'picture'",
         "half": "the model that made it",
         "other": "MODEL_MISMATCH",
-        f"{file}, line 9": '"item"',
+        f"{file}, line 1": "is not UTF-8 text",
+        f"{file}, line 10": '"item"',
         "number": "has the model 5; it must be a text",
         "rows": "the shape (1, 1); it must be one list of numbers",
         "ragged": "inhomogeneous",
@@ -158,8 +160,8 @@ def test_lines_that_can_not_be_taken_are_named_and_the_others_are(run: Run, new:
         "half \ud800": "the id of item 'half \\ud800' has half of a surrogate pair",
         "half a text": "'\\ud800' in the payload of item 'half a text' has half",
         "nobody": "ITEM_NOT_FOUND",
-        f"{file}, line 19": "line 1 column 2",
-        f"{file}, line 20": "nested too deeply",
+        f"{file}, line 20": "line 1 column 2",
+        f"{file}, line 21": "nested too deeply",
     }
     assert said.keys() == expected.keys()
     assert [item for item, reason in expected.items() if reason not in said[item]] == []
