@@ -121,9 +121,12 @@ def _await_ready(member: _Member) -> None:
         member.tether.recv()
     except EOFError:
         member.process.join()
+        number, code = _end_of(member)
+        why = "see its message above"
+        if code == -signal.SIGKILL:  # it had no time for one
+            why = "the system kills one so where memory runs out: use fewer --processes, or free some memory"
         raise ProcessFailed(
-            f"process {member.share.number} of the server ended with exit code {member.process.exitcode} before it "
-            "could answer; see its message above"
+            f"process {number} of the server ended with exit code {code} before it could answer; {why}"
         ) from None
 
 

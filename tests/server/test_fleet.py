@@ -277,6 +277,20 @@ def run_fleet(root: Path, listen: str) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("number", "why"), [(signal.SIGKILL, "use fewer --processes"), (signal.SIGTERM, "see its message above")]
+)
+def test_a_process_that_is_killed_before_it_answers_says_why(number: int, why: str) -> None:
+    """Where memory runs out, there is no message above to see."""
+    share = fleets.Share(Store(Path()), "127.0.0.1:1", None, Folders(), None, 0, resumes=False)
+    process = fleets._SPAWN.Process(target=signal.raise_signal, args=(number,))
+    process.start()
+    ours, theirs = fleets._SPAWN.Pipe()
+    theirs.close()
+    with ours, pytest.raises(fleets.ProcessFailed, match=f"exit code -{number} before it could answer; .*{why}"):
+        fleets._await_ready(fleets._Member(share, process, ours))
+
+
 def test_news_are_taken_in_once_and_again_after_each_word() -> None:
     """An inbox reads at first, after another process told something, and where taking in failed; not otherwise."""
     counters = [0, 0]
