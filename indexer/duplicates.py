@@ -24,6 +24,14 @@ class Duplicates:
     copies: int
     groups: tuple[tuple[str, ...], ...]
 
+    @property
+    def summary(self) -> str:
+        """How many there are, and the first of them; there must be some."""
+        pairs = ", ".join(f"{group[1]} = {group[0]}" for group in self.groups[:3])
+        several = f"{self.copies:,} images are byte for byte copies of others"
+        said = several if self.copies > 1 else "1 image is a byte for byte copy of another"
+        return f"{said}: {pairs}{', …' if self.copies > 3 else ''}"
+
 
 def find_duplicates(items: Sequence[str], digests: Digests) -> Duplicates:
     """The groups of items with one digest, in order of their first appearance.

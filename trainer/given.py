@@ -10,7 +10,7 @@ import torch
 from indexer.manifest import write_atomically
 from indexer.pixels import PixelSpec
 from indexer.sources import Collection, SourceError
-from trainer.images import ImageCache, Progress, cache_images
+from trainer.images import ImageCache, Progress, cache_images, open_collections
 from trainer.judging import embed_images, torch_embed
 from trainer.known import Known, Taught, read_taught
 from trainer.label_noise import LabelNoise, label_noise
@@ -20,6 +20,7 @@ from trainer.start import Start
 from trainer.suspects import Suspect, find_suspects
 
 _LEFT_OUT = "left_out.json"
+_MANY = 0.5  # share of labels that disagree from which they are doubted as a whole, where no share can be estimated
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,17 +32,27 @@ class Doubts:
         compared: how many labelled images could agree or disagree.
         noise: how many labels are wrong, as far as what the run starts from can tell.
         left_out: items whose labels are not learned from, the surest to be wrong first.
+        listed: the file that has these.
     """
 
     suspects: tuple[Suspect, ...] = ()
     compared: int = 0
     noise: LabelNoise = field(default_factory=LabelNoise)
     left_out: tuple[str, ...] = ()
+    listed: Path | None = None
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """What to tell of the labels as a whole."""
-        return self.noise.warnings(learned_from=not self.left_out)
+        if self.noise.wrong_share is None and len(self.suspects) > _MANY * self.compared:
+            disagreement = (
+                f"the labels disagree with the model for {len(self.suspects) / self.compared:.0%} of the "
+                f"{self.compared:,} images that can be compared, for example {self.suspects[0].item}, which looks "
+                f"most like {self.suspects[0].like}: where they are right, it has much to learn; look at some, for "
+                f"many wrong labels make it worse"
+            )
+            return (disagreement,)
+        return self.noise.warnings(self.listed if self.left_out else None)
 
 
 @dataclass(frozen=True)
@@ -49,22 +60,37 @@ class Given:
     """What a run learns from and is judged on.
 
     Attributes:
+        images: what the collection was opened by.
         collection: the images.
+        table: the labels' file; None without labels.
         judged: labels of which those that are not of the split train judge.
         taught: labels to learn from.
         keep_doubted: whether labels that are likely wrong are learned from all the same.
     """
 
+    images: Path
     collection: Collection
-    judged: Labels | None
-    taught: Taught | None
+    table: Path | None = None
+    judged: Labels | None = None
+    taught: Taught | None = None
     keep_doubted: bool = False
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What of it can't be used."""
+        """What of it can't be used, but for what is unknown."""
         labels = self.taught or self.judged
         return (*self.collection.warnings, *(labels.warnings if labels else ()))
+
+    @property
+    def warnings_of_unknown(self) -> tuple[str, ...]:
+        """What to tell of the unknown paths: a sentence, or none."""
+        if not self.unknown:
+            return ()
+        warning = (
+            f"left out, as not in {self.images}: {len(self.unknown):,} of the paths of {self.table}, for example "
+            f"{self.unknown[0]}; give paths relative to the folder of the images or of the table, or absolute ones"
+        )
+        return (warning,)
 
     @property
     def unknown(self) -> tuple[str, ...]:
@@ -107,7 +133,9 @@ class Given:
         suspects, compared = find_suspects(embeddings, cache.items, known)
         noise = label_noise(embeddings, cache.items, known.label)
         left_out = _settled(run / _LEFT_OUT, () if self.keep_doubted else noise.doubted)
-        return Doubts(suspects=tuple(suspects), compared=compared, noise=noise, left_out=left_out)
+        return Doubts(
+            suspects=tuple(suspects), compared=compared, noise=noise, left_out=left_out, listed=run / _LEFT_OUT
+        )
 
 
 def _settled(file: Path, found: tuple[str, ...]) -> tuple[str, ...]:
@@ -117,11 +145,12 @@ def _settled(file: Path, found: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(json.loads(file.read_bytes()))
 
 
-def read_given(collection: Collection, labels: Path | None, teach: bool, keep_doubted: bool = False) -> Given:
+def read_given(images: Sequence[Path], labels: Path | None, teach: bool, keep_doubted: bool = False) -> Given:
     """A run's images with a table of labels, to judge with or to learn from; raises LabelsError and SourceError."""
+    collection = open_collections(images)
     if labels is None:
-        return Given(collection, None, None)
+        return Given(images[0], collection)
     if not teach:
-        return Given(collection, read_labels(labels, collection), None)
+        return Given(images[0], collection, labels, read_labels(labels, collection))
     taught = read_taught(labels, collection)
-    return Given(collection, taught.judged, taught, keep_doubted)
+    return Given(images[0], collection, labels, taught.judged, taught, keep_doubted)

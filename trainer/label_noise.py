@@ -7,6 +7,7 @@ are tells how many are wrong (Storey, "A direct approach to false discovery rate
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -35,11 +36,11 @@ class LabelNoise:
     wrong_share: float | None = None
     doubted: tuple[str, ...] = ()
 
-    def warnings(self, learned_from: bool) -> tuple[str, ...]:
+    def warnings(self, left_out: Path | None) -> tuple[str, ...]:
         """What to tell of it: a sentence, or none.
 
         Args:
-            learned_from: whether the doubted labels are learned from all the same.
+            left_out: the file that lists the doubted labels; None where they are learned from all the same.
         """
         if self.wrong_share is None or (not self.doubted and self.wrong_share < _HARMLESS):
             return ()
@@ -49,14 +50,14 @@ class LabelNoise:
         )
         if not self.doubted:
             return (f"{told}: they are wrong, or new to it, which it can't tell; all are learned from, look at some",)
-        if learned_from:
+        if left_out is None:
             return (f"{told}; the {len(self.doubted):,} likeliest to be wrong are learned from too, as was asked",)
-        left_out = (
+        warning = (
             f"{told}; the {len(self.doubted):,} likeliest to be wrong are left out, their images learned from as "
-            f"unlabelled ones: look at these labels and correct them; if they are right, --keep-doubted "
-            f"(of a request, keep_doubted) learns from them too"
+            f"unlabelled ones: look at these labels ({left_out} lists them, {self.doubted[0]} first) and correct "
+            f"them; if they are right, --keep-doubted (of a request, keep_doubted) learns from them too"
         )
-        return (left_out,)
+        return (warning,)
 
 
 @torch.no_grad()

@@ -1,7 +1,5 @@
 """`report.html`: what a run did and what came of it, as one file that opens from a disk, without a network."""
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,9 +14,9 @@ from trainer.report_map import draw_map
 from trainer.report_neighbours import neighbours
 from trainer.report_pieces import Line, line_chart, text
 from trainer.report_words import METRICS, RISING, called, explained
+from trainer.run_directory import SKIPPED
 
 REPORT = "report.html"
-SKIPPED = "skipped.csv"  # beside it: item and reason of each skipped image
 
 _CSS = (Path(__file__).parent / "report.css").read_text(encoding="utf-8")
 # Nothing is loaded and nothing runs, whatever an image's name may hold.
@@ -78,13 +76,7 @@ class RunFacts:
 
 
 def write(path: Path, run: RunFacts) -> None:
-    """Write the report of a run, and beside it the table of its skipped images, where there are some.
-
-    Raises:
-        OSError: a file can't be written; it does not appear.
-    """
-    if run.skipped:
-        write_atomically(path.with_name(SKIPPED), _table([("item", "reason"), *run.skipped]))
+    """Write the report of a run; raises OSError where it can't be written, and does not appear."""
     write_atomically(path, render(run).encode())
 
 
@@ -281,12 +273,6 @@ def _troubles(run: RunFacts) -> str:
         f"<h2>Skipped images and warnings</h2>{f'<ul>{warnings}</ul>' if warnings else '<p>No warnings.</p>'}"
         f"{_skipped(run.skipped) if run.skipped else '<p>No image was skipped.</p>'}"
     )
-
-
-def _table(rows: Sequence[tuple[str, str]]) -> bytes:
-    lines = io.StringIO(newline="")
-    csv.writer(lines).writerows(rows)
-    return lines.getvalue().encode(errors="backslashreplace")
 
 
 def _skipped(skipped: Sequence[tuple[str, str]]) -> str:

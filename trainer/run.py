@@ -15,7 +15,7 @@ from trainer.choice import Choice
 from trainer.distributed import from_main, is_main, joined, wait_for_main
 from trainer.environment import choose_device, peak_memory, record_environment
 from trainer.given import Given, read_given
-from trainer.images import Progress, all_the_same, duplicates, open_collections
+from trainer.images import Progress, all_the_same
 from trainer.judging import Score, judge_rest, judge_start, measured
 from trainer.log import Clock, read_log
 from trainer.loop import train as run_loop
@@ -38,6 +38,7 @@ from trainer.run_directory import (
 from trainer.stages import (
     Decoded,
     Setting,
+    Warn,
     decode,
     export_scored,
     learn,
@@ -66,6 +67,7 @@ def train(
     resume: str | None = None,
     profile: bool = False,
     progress: Progress,
+    warn: Warn = lambda _: None,
 ) -> TrainReport:
     """Learn a metric from a collection of images, most or all of them unlabelled, and register the model.
 
@@ -90,6 +92,8 @@ def train(
         resume: name of an unfinished run in `runs` to go on with.
         profile: find out where the time of training steps goes, and write a trace of some into the run.
         progress: called with a stage, how much of it is done, and its total.
+        warn: called with a sentence as soon as something is found wrong, mostly with the images or labels; the report
+            has all of it too.
 
     Raises:
         SourceError: a collection can't be read, or fewer than two of its images can be decoded.
@@ -113,7 +117,7 @@ def train(
             keep_doubted = doubted_are_kept(begun, teach=teach, keep_doubted=keep_doubted)
         images, labels = from_main(partial(named_set, images, labels, datasets, progress))
         more = [from_main(partial(named_set, further, None, datasets, progress))[0] for further in also]
-        given = read_given(open_collections([images, *more]), labels, teach, keep_doubted)
+        given = read_given([images, *more], labels, teach, keep_doubted)
         recipe = recipe_of(begun) if begun else recipe
         _check_taught(recipe, given)
         baseline = baseline and given.taught is not None and given.judged is not None
@@ -121,7 +125,9 @@ def train(
         start = begin(recipe, models, chosen)
         objective = objective_of(recipe, start.encoder)
         run = begun or from_main(lambda: new_run(runs, recipe, name, teach=teach, keep_doubted=keep_doubted))
-        setting = Setting(run, models, recipe, chosen, progress if is_main() else lambda *_: None)
+        if not is_main():
+            progress, warn = lambda *_: None, lambda _: None
+        setting = Setting(run, models, recipe, chosen, progress, warn)
         with told_how_to_go_on(run), sole_process(run) if is_main() else nullcontext():
             if not is_main():
                 _assist(setting, given, objective, baseline)
@@ -158,15 +164,21 @@ def _lead(
     clock = Clock()
     run, models, device, progress = setting.run, setting.models, setting.device, setting.progress
     environment = record_environment(run, device, setting.recipe.run.seed)
+    setting.told(*given.warnings_of_unknown)
+    warnings = setting.told(*given.warnings, *start.warnings)
     decoded = decode(setting, given)
+    warnings += setting.told(*all_the_same(decoded.training))
     clock.lap("decode")
     before = judge_start(start, setting.recipe, decoded.shown, decoded.judge, device, progress)
     rest = judge_rest(start, setting.recipe, decoded.rest, device, progress) if decoded.rest else None
     doubts = given.doubts(start, setting.spec, run, device, progress)
+    warnings += setting.told(*before.warnings, *doubts.warnings)
     given = given.without(from_main(lambda: doubts.left_out))
     clock.lap("frozen")
     choice = Choice(run)
+    warnings += setting.told(*choice.warnings)
     outcome = learn(setting, given, decoded, objective, choice, profile)
+    warnings += setting.told(*outcome.warnings)
     clock.lap("train")
     score = Score(decoded.shown, decoded.judge, before, progress)
     model = export_scored(setting, given, decoded, start, outcome.encoder, score)
@@ -180,8 +192,8 @@ def _lead(
         epoch=choice.epoch or outcome.epochs,
         last_recall_at_1=_last_recall_at_1(run),
         images=len(decoded.training),
-        skipped=decoded.training.skipped + (decoded.judge.cache.skipped if decoded.judge else ()),
-        duplicates=duplicates(decoded.training, decoded.judge.cache if decoded.judge else None),
+        skipped=decoded.skipped,
+        duplicates=decoded.duplicates,
         unknown_labels=given.unknown,
         frozen=before.frozen,
         start=before.start,
@@ -192,15 +204,7 @@ def _lead(
         compared=doubts.compared,
         wrong_share=doubts.noise.wrong_share,
         left_out=doubts.left_out,
-        warnings=(
-            *given.warnings,
-            *doubts.warnings,
-            *all_the_same(decoded.training),
-            *start.warnings,
-            *before.warnings,
-            *outcome.warnings,
-            *choice.warnings,
-        ),
+        warnings=warnings,
         images_per_s=outcome.images_per_s,
         seconds=clock.seconds,
         profile=outcome.profile,
@@ -251,7 +255,8 @@ def _tell(setting: Setting, done: TrainReport, environment: dict[str, Any], show
     try:
         report.write(setting.run / report.REPORT, facts)
     except OSError as error:
-        return dataclasses.replace(done, warnings=(*done.warnings, f"the report could not be written: {error}"))
+        unwritten = setting.told(f"the report could not be written: {error}")
+        return dataclasses.replace(done, warnings=done.warnings + unwritten)
     return dataclasses.replace(done, report=setting.run / report.REPORT)
 
 

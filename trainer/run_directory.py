@@ -1,8 +1,10 @@
 """A run's directory: its resolved recipe, written before the first step, and the way to go on after a stop."""
 
+import csv
+import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +15,7 @@ from trainer.recipe import Recipe, load, to_toml
 from trainer.recipe_files import RecipeError
 
 RECIPE = "recipe.toml"
+SKIPPED = "skipped.csv"  # item and reason of each skipped image
 
 FINISHED = "finished.json"
 _LABELS = "labels.json"
@@ -143,6 +146,18 @@ def recipe_of(run: Path) -> Recipe:
         return load(run / RECIPE)
     except RecipeError as error:
         raise RunError(f"{run / RECIPE} is damaged, start a new run: {error}") from error
+
+
+def list_skipped(run: Path, skipped: Sequence[tuple[str, str]]) -> Path:
+    """Write the table of a run's skipped images, (item, reason); there is no such file where none was skipped."""
+    path = run / SKIPPED
+    if not skipped:
+        path.unlink(missing_ok=True)  # of a process before this one, which may have found some
+        return path
+    rows = io.StringIO(newline="")
+    csv.writer(rows).writerows([("item", "reason"), *skipped])
+    write_atomically(path, rows.getvalue().encode(errors="backslashreplace"))
+    return path
 
 
 def forget_pixels(run: Path) -> None:

@@ -1,7 +1,8 @@
 """The stages of a training run: its images are decoded, learned from epoch by epoch, and a model is exported."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -9,12 +10,13 @@ import torch
 from indexer.encoder import Encoder as RuntimeEncoder
 from indexer.manifest import ModelManifest
 from indexer.pixels import Pixels, PixelSpec
+from indexer.sources import Duplicates
 from trainer.choice import Choice, neighbour_contrast
 from trainer.distributed import wait_for_main
 from trainer.encoders import Encoder
 from trainer.export import PARITY_IMAGES, Origin, export
 from trainer.given import Given
-from trainer.images import ImageCache, Progress
+from trainer.images import ImageCache, Progress, duplicates
 from trainer.judging import (
     Judge,
     Score,
@@ -31,20 +33,30 @@ from trainer.loop import Outcome, train
 from trainer.objective import Objective
 from trainer.objectives import make_objective
 from trainer.recipe import Recipe, to_dict, with_objective
+from trainer.run_directory import list_skipped
 from trainer.start import Start, begin
 
 _LABELS_ALONE = "supervised"  # the objective of the baseline, and its directory within a run's
 
+Warn = Callable[[str], None]
+
 
 @dataclass(frozen=True)
 class Setting:
-    """Where and with what a run works."""
+    """Where and with what a run works, and whom it tells."""
 
     run: Path
     models: Path
     recipe: Recipe
     device: torch.device
     progress: Progress
+    warn: Warn
+
+    def told(self, *sentences: str) -> tuple[str, ...]:
+        """Warn of what was found, at once; the same sentences, for the report."""
+        for sentence in sentences:
+            self.warn(sentence)
+        return sentences
 
     @property
     def spec(self) -> PixelSpec:
@@ -62,7 +74,7 @@ class Setting:
         recipe = with_objective(self.recipe, _LABELS_ALONE)
         run = self.run / _LABELS_ALONE
         run.mkdir(exist_ok=True)
-        return Setting(run, self.models, recipe, self.device, partial(_within_baseline, self.progress))
+        return Setting(run, self.models, recipe, self.device, partial(_within_baseline, self.progress), self.warn)
 
     def begun(self) -> Objective:
         """Its objective around what it starts from."""
@@ -87,6 +99,21 @@ class Decoded:
         """What the report shows."""
         return self.judge.cache if self.judge else self.sample
 
+    @property
+    def count(self) -> int:
+        """How many images there are to learn from and to judge on, those that were skipped included."""
+        return len({*self.training.items, *(self.judge.cache.items if self.judge else ())}) + len(self.skipped)
+
+    @property
+    def skipped(self) -> tuple[tuple[str, str], ...]:
+        """(item, reason) of each that could not be decoded, once where it is to be learned from and judged on."""
+        return tuple(dict((*self.training.skipped, *(self.judge.cache.skipped if self.judge else ()))).items())
+
+    @cached_property
+    def duplicates(self) -> Duplicates:
+        """Those to learn from or to judge on whose files are the same."""
+        return duplicates(self.training, self.judge.cache if self.judge else None)
+
 
 def objective_of(recipe: Recipe, encoder: Encoder) -> Objective:
     """The objective of a recipe around an encoder; raises ValueError where the recipe's batches are none for it."""
@@ -104,7 +131,22 @@ def decode(setting: Setting, given: Given) -> Decoded:
     if given.judged:
         rest = rest_set(given.judged, given.collection, spec, run / "rest.u8", setting.device, progress)
         judge = judging_set(given.judged, given.collection, spec, run / "judged.u8", setting.device, progress)
-    return Decoded(cache, judge, sample_set(given.collection, cache, spec, run / "sample.u8", progress), rest)
+    sample = sample_set(given.collection, cache, spec, run / "sample.u8", progress)
+    decoded = Decoded(cache, judge, sample, rest)
+    _tell_of(decoded, setting)
+    return decoded
+
+
+def _tell_of(decoded: Decoded, setting: Setting) -> None:
+    table = list_skipped(setting.run, decoded.skipped)
+    if decoded.skipped:
+        item, reason = decoded.skipped[0]
+        setting.warn(
+            f"skipped {len(decoded.skipped):,} of the {decoded.count:,} images, for example {item}: {reason}; "
+            f"{table} lists them all"
+        )
+    if decoded.duplicates.copies:
+        setting.warn(decoded.duplicates.summary)
 
 
 def learn_from_labels_alone(setting: Setting, given: Given, decoded: Decoded) -> Encoder:

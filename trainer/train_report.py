@@ -8,7 +8,6 @@ from indexer.manifest import ModelManifest
 from indexer.sources import Duplicates
 from trainer.evaluate import Metrics
 from trainer.profiling import Profile
-from trainer.report import SKIPPED
 from trainer.suspects import Suspect
 
 
@@ -65,11 +64,6 @@ class TrainReport:
     images_per_s: float | None
     seconds: Mapping[str, float]
     profile: Profile | None
-
-    @property
-    def skipped_table(self) -> Path | None:
-        """The file beside the report that names all skipped images; None where there are none, or no report."""
-        return self.report.with_name(SKIPPED) if self.report and self.skipped else None
 
     @property
     def judged(self) -> dict[str, Metrics]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from clients.cli.options import PATH, Device, device_option, json_option
-from clients.cli.output import Progress, print_json, print_table, progress, warn_skipped
+from clients.cli.output import Progress, print_json, print_table, progress, warn, warn_skipped
 
 if TYPE_CHECKING:
     from kinsight_client import Client
@@ -140,6 +140,7 @@ def _train(pictures: Pictures, store: "Store", device: Device, report: Progress)
         labels=pictures.labels,
         device=device,
         progress=report,
+        warn=warn,
     )
 
 

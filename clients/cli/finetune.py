@@ -15,7 +15,6 @@ from clients.cli.training import (
     print_training,
     run_to_do,
     tell_finished,
-    tell_problems,
     train_recorded,
     train_result,
 )
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
 
 METHODS = {"stml-semi": "stml_semi", "cmsf-semi": "cmsf_semi", "supervised": "supervised"}
 _SHOWN = 10  # labels that disagree: enough to look at
-_MANY = 0.5  # share of them from which the labels as a whole are doubted
 
 
 @click.command()
@@ -140,6 +138,7 @@ def finetune(
             name=name,
             resume=resume,
             progress=work.report,
+            warn=work.warn,
         )
         done = train_recorded(learn, _result, work)
     if not is_main():
@@ -147,7 +146,6 @@ def finetune(
     if isinstance(done, RunFinished):
         tell_finished(done, as_json)
         return
-    tell_problems(done, images, labels)
     if as_json:
         print_json(_result(done))
         return
@@ -191,9 +189,9 @@ def _result(done: "TrainReport") -> dict[str, object]:
 def _tell_suspects(done: "TrainReport") -> None:
     if not done.suspects:
         return
-    count, share = len(done.suspects), len(done.suspects) / done.compared
     click.echo(
-        f"{count:,} of {done.compared:,} labelled images look most like one that is labelled as something else:",
+        f"{len(done.suspects):,} of {done.compared:,} labelled images look most like one that is labelled as "
+        f"something else:",
         err=True,
     )
     left_out = set(done.left_out)
@@ -202,11 +200,5 @@ def _tell_suspects(done: "TrainReport") -> None:
         click.echo(
             f"  {printable(suspect.item)} is like {printable(suspect.like)} ({suspect.similarity:.2f}), and like its "
             f"own at most {suspect.own_similarity:.2f}",
-            err=True,
-        )
-    if done.wrong_share is None and share > _MANY:
-        click.echo(
-            f"warning: the labels disagree with the model for {share:.0%} of these images: where they are right, it "
-            f"has much to learn; look at some, for many wrong labels make it worse",
             err=True,
         )

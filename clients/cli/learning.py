@@ -10,15 +10,13 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from clients.cli.options import Device
-from clients.cli.output import Progress, printable
+from clients.cli.output import Progress, printable, tell
 
 if TYPE_CHECKING:
     from indexer.learning import Lesson
@@ -48,6 +46,7 @@ def learn(
     device: Device,
     memory_bytes: int | None,
     report: Progress,
+    warn: Callable[[str], None],
 ) -> str:
     """Train on from a lesson's model with its images, or go on with the run that an interrupted rebuild left.
 
@@ -59,6 +58,7 @@ def learn(
         device: where to compute, also where a run is gone on with.
         memory_bytes: most that the training may allocate; None for no limit.
         report: hears the stages of training, after the word `learn`.
+        warn: hears what training finds wrong, at once, after the same word.
 
     Returns:
         The id of the model that was learned.
@@ -77,13 +77,18 @@ def learn(
         verb = ["train", str(lesson.images), *([] if begun else ["--from", lesson.start])]
     place = ["--device", device, "--store", str(store), "--progress", "json", "--json"]
     names = {str(lesson.labels): printable(str(few_labels)), str(lesson.images): f"index {lesson.index}"}
-    model = _train([*verb, *words, *place], store, names, memory_bytes, report)
+    model = _train([*verb, *words, *place], store, names, memory_bytes, report, warn)
     lesson.learned(model)
     return model
 
 
 def _train(
-    words: Sequence[str], store: Path, names: Mapping[str, str], memory_bytes: int | None, report: Progress
+    words: Sequence[str],
+    store: Path,
+    names: Mapping[str, str],
+    memory_bytes: int | None,
+    report: Progress,
+    warn: Callable[[str], None],
 ) -> str:
     # -P: what lies in this folder is not ours, whatever it is called.
     command = [sys.executable, "-P", "-m", "clients.cli.tethered", str(store), *words]
@@ -100,7 +105,7 @@ def _train(
         _ended(process),
     ):
         _restrain(process.pid, memory_bytes)
-        last, error_types = _follow(process, names, report)
+        last, error_types = _follow(process, names, report, warn)
         if process.wait() != 0:
             raise LearningError(f"learning failed, {_ended_with(process.returncode, last)}", error_types)
         printed.seek(0)
@@ -117,7 +122,7 @@ def _restrain(pid: int, memory_bytes: int | None) -> None:
 
 
 def _follow(
-    process: "subprocess.Popen[str]", names: Mapping[str, str], report: Progress
+    process: "subprocess.Popen[str]", names: Mapping[str, str], report: Progress, warn: Callable[[str], None]
 ) -> tuple[str, Sequence[str]]:
     """Pass on what the training says until it ends; returns its last line for people, and of which error it failed.
 
@@ -129,18 +134,24 @@ def _follow(
         told = _for_programs(line)
         if "stage" in told:
             report(f"learn: {told['stage']}", int(told["done"]), int(told["total"]))
+        elif "warning" in told:
+            warn(f"learn: {_by_names(told['warning'], names)}")
         elif "error_types" in told:
             error_types = told["error_types"]
         elif line.strip():
-            last = line.strip()
-            for table, name in names.items():
-                last = last.replace(table, name)
-            click.echo(f"learn: {last}", err=True)
+            last = _by_names(line.strip(), names)
+            tell(f"learn: {last}")
     return last.removeprefix("error: "), error_types
 
 
+def _by_names(text: str, names: Mapping[str, str]) -> str:
+    for table, name in names.items():
+        text = text.replace(table, name)
+    return text
+
+
 def _for_programs(line: str) -> Mapping[str, Any]:
-    """What a line tells of progress, or of the error at the end; nothing where it is for people."""
+    """What a line tells of progress, of what is wrong, or of the error at the end; nothing where it is for people."""
     try:
         told = json.loads(line)
     except ValueError:

@@ -39,7 +39,8 @@ progress_option = click.option(
     type=click.Choice(["auto", "json"]),
     default="auto",
     show_default=True,
-    help="How progress is told on stderr: auto for people; json for programs, lines of {stage, done, total}.",
+    help="How progress is told on stderr: auto for people; json for programs, lines of {stage, done, total}, and of "
+    "{warning} as soon as training finds something wrong.",
 )
 SEED = click.IntRange(min=0, max=2**63 - 1)  # what random generators take, as run.seed of a recipe
 labels_help = "CSV or Parquet: path, class_id and, optionally, split (train, rest, test, or query and gallery)."

@@ -94,6 +94,21 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Non
     Console(width=None if sys.stdout.isatty() else 10_000).print(table)
 
 
+def warn(text: str, style: str = "auto") -> None:
+    """Tell on stderr what is wrong, above the bars of progress: a line, or for programs a JSON object {warning}.
+
+    Args:
+        text: a sentence.
+        style: as `progress` takes it.
+    """
+    tell(json.dumps({"warning": text}) if style == "json" else printable(f"warning: {text}"))
+
+
+def tell(line: str) -> None:
+    """Write a line to stderr, above the bars of progress: Rich sees what is printed, and not what click echoes."""
+    print(line, file=sys.stderr)
+
+
 def named(skipped: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
     """Images that were left out, as JSON has them."""
     return [{"item": item, "reason": reason} for item, reason in skipped]
@@ -118,13 +133,8 @@ def warn_skipped(skipped: Sequence[tuple[str, str]], table: Path | None = None, 
 
 def warn_duplicates(duplicates: "Duplicates") -> None:
     """Say on stderr how many images are byte for byte copies of others, and name the first of them."""
-    if not duplicates.copies:
-        return
-    pairs = ", ".join(f"{group[1]} = {group[0]}" for group in duplicates.groups[:3])
-    more = ", …" if duplicates.copies > 3 else ""
-    several = f"{duplicates.copies:,} images are byte for byte copies of others"
-    said = several if duplicates.copies > 1 else "1 image is a byte for byte copy of another"
-    click.echo(printable(f"{said}: {pairs}{more}"), err=True)
+    if duplicates.copies:
+        click.echo(printable(duplicates.summary), err=True)
 
 
 @contextmanager

@@ -197,6 +197,7 @@ def _rebuild(wanted: Wanted, work: Work) -> "BuildReport":
         device=wanted.device,
         memory_bytes=wanted.learn_memory,
         report=work.report,
+        warn=work.warn,
     )
     return run(
         wanted.name,

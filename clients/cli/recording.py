@@ -4,13 +4,14 @@ import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
 from clients.cli.expected import expected_message
-from clients.cli.output import Progress, progress
+from clients.cli.output import Progress, progress, warn
 
 operation_option = click.option(
     "--operation", metavar="ID", hidden=True, help="Work on this operation, which is recorded already."
@@ -23,11 +24,13 @@ class Work:
 
     Attributes:
         report: shows and records progress.
+        warn: tells what is found wrong, at once.
         finish: records the result.
         operation: its id; empty for work that is not recorded.
     """
 
     report: Progress
+    warn: Callable[[str], None]
     finish: Callable[[Mapping[str, Any]], None]
     operation: str = ""
 
@@ -67,7 +70,7 @@ def recorded(
         click.echo(f"warning: this is not recorded among the operations: {expected_message(error)}", err=True)
     if not identity:
         with progress(style) as shown:
-            yield Work(shown, keep_nothing)
+            yield Work(shown, partial(warn, style=style), keep_nothing)
         return
     with operations.running(directory, identity) as recorder, progress(style) as shown:
 
@@ -75,7 +78,7 @@ def recorded(
             shown(stage, done, total)
             recorder.progress(stage, done, total)
 
-        yield Work(report, recorder.finish, identity)
+        yield Work(report, partial(warn, style=style), recorder.finish, identity)
 
 
 def keep_nothing(result: Mapping[str, Any]) -> None:

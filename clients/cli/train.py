@@ -16,7 +16,6 @@ from clients.cli.training import (
     rounded,
     run_to_do,
     tell_finished,
-    tell_problems,
     train_recorded,
     train_result,
 )
@@ -143,6 +142,7 @@ def train(
             resume=resume,
             profile=profile,
             progress=work.report,
+            warn=work.warn,
         )
         done = train_recorded(learn, train_result, work)
     if not is_main():
@@ -150,7 +150,6 @@ def train(
     if isinstance(done, RunFinished):
         tell_finished(done, as_json)
         return
-    tell_problems(done, images[0], labels)
     if done.profile:
         _tell_profile(done.profile)
     if as_json:

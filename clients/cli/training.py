@@ -4,7 +4,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
@@ -16,8 +16,7 @@ from clients.cli.output import (
     print_table,
     printable,
     progress,
-    warn_duplicates,
-    warn_skipped,
+    warn,
 )
 from clients.cli.recording import Work, keep_nothing, recorded
 
@@ -54,10 +53,10 @@ def followed(place: "Store", style: str, kind: str) -> Iterator[Work]:
 def _followed(place: "Store", style: str, kind: str) -> Iterator[Work]:
     context = click.get_current_context()
     if not is_main():
-        yield Work(_tell_nothing, keep_nothing)
+        yield Work(_tell_nothing, _warn_nobody, keep_nothing)
     elif context.obj == TETHERED:
         with progress(style) as report:
-            yield Work(report, keep_nothing)
+            yield Work(report, partial(warn, style=style), keep_nothing)
     elif context.params["operation"]:
         from indexer.staging import sole_learner
 
@@ -86,6 +85,10 @@ def _name_of(work: Work, name: str | None) -> str | None:
 
 def _tell_nothing(stage: str, done: int, total: int) -> None:
     """Progress of a process that is not the main one."""
+
+
+def _warn_nobody(text: str) -> None:
+    """What such a process finds wrong, as the main one does."""
 
 
 def train_recorded(
@@ -127,17 +130,6 @@ def _finished_record(finished: "RunFinished") -> dict[str, object]:
     lost = f"run {finished.run.name!r} was finished already: what it left out and warned of is in its report alone"
     unknown = {"skipped": [], "unknown_labels": [], "compared": 0, "suspects": [], "warnings": [lost]}
     return {**_finished_result(finished), **unknown}
-
-
-def tell_problems(done: "TrainReport", images: Path, labels: Path | None) -> None:
-    """Say on stderr what a run left out, and what went wrong and was dealt with."""
-    warn_skipped(done.skipped, done.skipped_table)
-    warn_duplicates(done.duplicates)
-    for warning in done.warnings:
-        click.echo(f"warning: {warning}", err=True)
-    if done.unknown_labels:
-        example = printable(f"{labels} are not in {images}, for example {done.unknown_labels[0]}")
-        click.echo(f"{len(done.unknown_labels):,} paths of {example}: left out", err=True)
 
 
 def train_result(done: "TrainReport") -> dict[str, object]:

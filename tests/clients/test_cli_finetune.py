@@ -158,6 +158,10 @@ def test_unknown_and_damaged_labelled_images_are_told(finetune: Run, work: tuple
         for name in ("yy.png", "zz.png"):
             (pictures / name).unlink()
 
+    lines = done.stderr.splitlines()
+    for name, before in (("gone.png", "decode "), ("yy.png", "train ")):
+        (line,) = [number for number, line in enumerate(lines) if name in line]
+        assert line < next(number for number, line in enumerate(lines) if line.startswith(before))
     told = json.loads(done.stdout)
     assert told["unknown_labels"] == ["gone.png"]
     assert [skipped["item"] for skipped in told["skipped"]] == ["yy.png", "zz.png"]
@@ -284,6 +288,9 @@ def test_with_two_labels_in_five_wrong_the_model_gets_no_worse(
     assert len(left_out - wrong) <= 4
     assert told["trained"]["recall_at_1"] >= told["start"]["recall_at_1"]
     (warning,) = [line for line in told["warnings"] if "left out" in line]
+    lines = done.stderr.splitlines()
+    assert lines.count(f"warning: {warning}") == 1
+    assert lines.index(f"warning: {warning}") < next(i for i, line in enumerate(lines) if line.startswith("train "))
     assert f"about {told['wrong_share']:.0%} of the 40 labels" in warning
     assert f"the {len(left_out)} likeliest to be wrong are left out" in warning
     card = (store.model(told["model"]) / "card.md").read_text()

@@ -25,7 +25,9 @@ from clients.cli.output import (
     PLAIN_INTERVAL_S,
     PlainProgress,
     print_table,
+    progress,
     tell_facts,
+    warn,
     warn_duplicates,
     warn_skipped,
 )
@@ -62,6 +64,18 @@ def test_progress_without_a_terminal_prints_rate_and_eta_every_few_seconds(
     assert len(err.splitlines()) == 5
 
 
+def on_a_terminal(program: str) -> tuple[str, str]:
+    """What a program writes to stdout, and to stderr where that is a terminal, without what steers it."""
+    terminal, stderr = pty.openpty()
+    with os.fdopen(terminal, "rb", buffering=0) as screen:
+        environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
+        command = [sys.executable, "-c", program]
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=stderr, check=True, env=environment)
+        os.close(stderr)
+        shown = screen.read(65_536).decode()
+    return done.stdout.decode(), re.sub(r"\x1b\[[^a-zA-Z]*[a-zA-Z]", "", shown)
+
+
 def test_progress_on_a_terminal_is_a_bar_a_stage() -> None:
     """It shows how much of the stage is done, also of one that comes again; nothing of it is on stdout."""
     program = (
@@ -70,16 +84,35 @@ def test_progress_on_a_terminal_is_a_bar_a_stage() -> None:
         "    for stage, done in (('embed', 3), ('judge', 10), ('judge', 4)):\n"
         "        report(stage, done, 10)\n"
     )
-    terminal, stderr = pty.openpty()
-    with os.fdopen(terminal, "rb", buffering=0) as screen:
-        environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
-        command = [sys.executable, "-c", program]
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=stderr, check=True, env=environment)
-        os.close(stderr)
-        shown = screen.read(65_536).decode()
-    assert done.stdout == b""
-    last = re.sub(r"\x1b\[[^a-zA-Z]*[a-zA-Z]", "", shown).strip().splitlines()[-2:]
+    stdout, shown = on_a_terminal(program)
+    assert stdout == ""
+    last = shown.strip().splitlines()[-2:]
     assert [(line.split()[0], line.split()[2]) for line in last] == [("embed", "3/10"), ("judge", "4/10")]
+
+
+def test_a_warning_stands_above_the_bars() -> None:
+    """On a line of its own, whatever it is made of; the bars go on below it."""
+    program = (
+        "from clients.cli.output import progress, warn\n"
+        "with progress() as report:\n"
+        "    report('decode', 3, 10)\n"
+        "    warn('skipped 2 of [bold].jpg\\n')\n"
+        "    report('decode', 4, 10)\n"
+    )
+    _, shown = on_a_terminal(program)
+    lines = shown.strip().splitlines()
+    assert [line for line in lines if "skipped" in line] == [r"warning: skipped 2 of [bold].jpg\n"]
+    assert [lines[-1].split()[place] for place in (0, 2)] == ["decode", "4/10"]
+    assert "skipped" not in lines[-1]
+
+
+def test_a_warning_for_programs_is_an_object(capsys: pytest.CaptureFixture[str]) -> None:
+    """As progress is that they read, on the same stream."""
+    with progress("json") as report:
+        report("decode", 1, 1)
+        warn("skipped a\n.jpg", "json")
+    told = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert told == [{"stage": "decode", "done": 1, "total": 1}, {"warning": "skipped a\n.jpg"}]
 
 
 @pytest.mark.parametrize(("table", "where"), [(None, "--json"), (Path("run/skipped.csv"), "run/skipped.csv")])
@@ -285,4 +318,4 @@ def test_modules_in_the_folder_are_not_taken_for_ours(tmp_path: Path) -> None:
     resumed = subprocess.run(words, capture_output=True, text=True, check=False)
     assert "error: no index 'photos' in" in resumed.stderr
     with pytest.raises(LearningError, match="No such command 'nothing'"):
-        _train(["nothing"], store.root, {}, None, lambda *_: None)
+        _train(["nothing"], store.root, {}, None, lambda *_: None, lambda _: None)

@@ -1,5 +1,7 @@
 """Wrong labels among right ones: how many there are, by a metric, and which ones are left out."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -79,10 +81,11 @@ def test_of_many_wrong_labels_most_are_found_and_few_right_ones_are_lost(share: 
     assert len(doubted - wrong) < 0.06 * len(truth)
     left = {str(row) for row in range(len(truth))} - doubted
     assert len(left & wrong) < 0.55 * share * len(left)
-    (warning,) = found.warnings(learned_from=False)
+    (warning,) = found.warnings(Path("left_out.json"))
     assert f"the {len(doubted):,} likeliest to be wrong are left out" in warning
     assert "--keep-doubted (of a request, keep_doubted) learns from them too" in warning
-    assert "learned from too, as was asked" in found.warnings(learned_from=True)[0]
+    assert f"(left_out.json lists them, {found.doubted[0]} first)" in warning
+    assert "learned from too, as was asked" in found.warnings(None)[0]
 
 
 @pytest.mark.parametrize(("spread", "share"), [(0.5, 0.2), (1.0, 0.2), (1.0, 0.4), (1.5, 0.2)])
@@ -136,7 +139,7 @@ def test_right_labels_stay_whole(spread: float, hard: bool) -> None:
     assert found.doubted == ()
     assert found.wrong_share is not None
     assert found.wrong_share < 0.15
-    assert found.warnings(learned_from=True) == ()
+    assert found.warnings(None) == ()
 
 
 def test_a_metric_that_knows_nothing_of_the_labels_does_not_judge_them() -> None:
@@ -146,7 +149,7 @@ def test_a_metric_that_knows_nothing_of_the_labels_does_not_judge_them() -> None
     assert found.doubted == ()
     assert found.wrong_share is not None
     assert found.wrong_share > 0.75
-    (warning,) = found.warnings(learned_from=True)
+    (warning,) = found.warnings(None)
     assert "wrong, or new to it" in warning
 
 
@@ -156,7 +159,7 @@ def test_too_few_labels_are_not_judged(classes: int, each: int) -> None:
     embeddings, truth = photographs(classes, each)
     label, _ = flipped(truth, 0.4)
     found = judged(embeddings, label)
-    assert (found.wrong_share, found.doubted, found.warnings(learned_from=True)) == (None, (), ())
+    assert (found.wrong_share, found.doubted, found.warnings(None)) == (None, (), ())
 
 
 def test_images_that_are_all_alike_are_no_evidence() -> None:
