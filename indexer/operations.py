@@ -71,6 +71,7 @@ class Operation:
         stage, done, total: what it is at.
         rate: of that stage, a second.
         eta_s: until that stage is done; None where that can't be told yet, and where nobody works on it.
+        warnings: what its process has found wrong so far, each a sentence.
         started, updated: times in UTC, ISO 8601.
         pid: of the process that works on it, or did.
         error: why it failed; empty otherwise.
@@ -89,6 +90,7 @@ class Operation:
     total: int = 0
     rate: float = 0.0
     eta_s: float | None = None
+    warnings: tuple[str, ...] = ()
     started: str = ""
     updated: str = ""
     pid: int = 0
@@ -129,6 +131,12 @@ class Recorder:
             self._written_at = now
             with suppress(OSError):  # a disk that is full for a moment must not end the work of hours
                 self.write()
+
+    def warn(self, text: str) -> None:
+        """Note what was found wrong, and write it at once where that can be."""
+        self.operation = dataclasses.replace(self.operation, warnings=(*self.operation.warnings, text))
+        with suppress(OSError):
+            self.write()
 
     def end(self, state: State, **known: Any) -> None:
         """Write how it ended."""
@@ -194,9 +202,8 @@ def running(directory: Path, identity: str) -> Iterator[Recorder]:
         found = _read(directory, identity)
         if found.state not in UNFINISHED:
             raise OperationEnded(f"{identity} is {found.state}: start it anew")
-        recorder = Recorder(
-            directory, dataclasses.replace(found, state="running", pid=os.getpid(), error="", error_types=())
-        )
+        begun = dataclasses.replace(found, state="running", pid=os.getpid(), error="", error_types=(), warnings=())
+        recorder = Recorder(directory, begun)
         with _end_recorded(recorder):
             recorder.write()  # who reads the process's number there may interrupt it at once
             yield recorder
@@ -364,8 +371,8 @@ def _write(directory: Path, operation: Operation) -> None:
 def _read(directory: Path, identity: str) -> Operation:
     path = _lock(directory, identity).with_suffix(".json")
     try:
-        fields = json.loads(path.read_bytes())
-        lists = {name: tuple(fields[name]) for name in ("arguments", "error_types")}
+        fields = {"warnings": (), **json.loads(path.read_bytes())}  # an older Kinsight kept none
+        lists = {name: tuple(fields[name]) for name in ("arguments", "error_types", "warnings")}
         operation = Operation(**{**fields, **lists})
     except FileNotFoundError as error:
         known = ", ".join(sorted(path.stem for path in directory.glob("*.json"))[-5:])

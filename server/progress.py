@@ -110,6 +110,7 @@ def _metadata(operation: Operation) -> OperationMetadata:
         eta=eta,
         start_time=descriptions.timestamp(operation.started),
         update_time=descriptions.timestamp(operation.updated),
+        warnings=[by_field(warning, operation.arguments) for warning in operation.warnings],
         end_time=None if operation.state in UNFINISHED else descriptions.timestamp(operation.updated),
     )
 

@@ -30,8 +30,8 @@ def list_(store: Path, as_json: bool) -> None:
     \b
     JSON keys: operations[].id, operations[].kind, operations[].index, operations[].arguments[], operations[].state,
     operations[].stage, operations[].done, operations[].total, operations[].rate, operations[].eta_s,
-    operations[].started, operations[].updated, operations[].pid, operations[].error, operations[].error_types[],
-    operations[].request_id, operations[].result{}
+    operations[].warnings[], operations[].started, operations[].updated, operations[].pid, operations[].error,
+    operations[].error_types[], operations[].request_id, operations[].result{}
     """
     from indexer.operations import list_operations
     from indexer.store import Store
@@ -56,8 +56,8 @@ def show(operation_id: str, store: Path, as_json: bool) -> None:
     The state interrupted says that its process was killed; `kinsight operations resume` goes on with it.
 
     \b
-    JSON keys: id, kind, index, arguments[], state, stage, done, total, rate, eta_s, started, updated, pid, error,
-    error_types[], request_id, result{}
+    JSON keys: id, kind, index, arguments[], state, stage, done, total, rate, eta_s, warnings[], started, updated,
+    pid, error, error_types[], request_id, result{}
     """
     from indexer.operations import find
     from indexer.store import Store
@@ -75,8 +75,8 @@ def cancel(operation_id: str, store: Path, as_json: bool) -> None:
     Its process is interrupted as by Ctrl-C and ends soon after; `kinsight operations show` tells when.
 
     \b
-    JSON keys: id, kind, index, arguments[], state, stage, done, total, rate, eta_s, started, updated, pid, error,
-    error_types[], request_id, result{}
+    JSON keys: id, kind, index, arguments[], state, stage, done, total, rate, eta_s, warnings[], started, updated,
+    pid, error, error_types[], request_id, result{}
     """
     from indexer.operations import cancel as run
     from indexer.store import Store
@@ -113,6 +113,7 @@ def _tell(operation: "Operation", as_json: bool) -> None:
         "arguments": shlex.join(operation.arguments),
         "rate": f"{operation.rate:,.1f}/s",
         "eta_s": "unknown" if operation.eta_s is None else f"{operation.eta_s:,.0f}",
+        "warnings": "; ".join(operation.warnings),
     }
     result = {f"result.{name}": value for name, value in facts.pop("result").items()}
     for_programs = ("error_types", "request_id")

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from clients.cli.expected import expected_message
-from clients.cli.output import Progress, progress, warn
+from clients.cli.output import Progress, printable, progress, warn
 
 operation_option = click.option(
     "--operation", metavar="ID", hidden=True, help="Work on this operation, which is recorded already."
@@ -24,7 +24,7 @@ class Work:
 
     Attributes:
         report: shows and records progress.
-        warn: tells what is found wrong, at once.
+        warn: tells and records what is found wrong, at once.
         finish: records the result.
         operation: its id; empty for work that is not recorded.
     """
@@ -78,7 +78,11 @@ def recorded(
             shown(stage, done, total)
             recorder.progress(stage, done, total)
 
-        yield Work(report, partial(warn, style=style), recorder.finish, identity)
+        def tell(text: str) -> None:
+            warn(text, style)
+            recorder.warn(printable(text))
+
+        yield Work(report, tell, recorder.finish, identity)
 
 
 def keep_nothing(result: Mapping[str, Any]) -> None:

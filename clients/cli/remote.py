@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from clients.cli.options import index_labels_help, json_option, server_option
-from clients.cli.output import cell, print_json, print_table, progress, tell_facts
+from clients.cli.output import cell, print_json, print_table, progress, tell_facts, warn
 
 if TYPE_CHECKING:
     from kinsight_client import Client, Index, Operation
@@ -262,14 +262,14 @@ def wait(operation_id: str, server: str, as_json: bool) -> None:
     """Wait until an operation has ended, showing how far it is; exits with 1 if it failed or was cancelled.
 
     \b
-    JSON keys: id, kind, index, state, stage, done, total, rate, eta_s, started, updated, ended, is_done, error,
-    result{}
+    JSON keys: id, kind, index, state, stage, done, total, rate, eta_s, warnings[], started, updated, ended, is_done,
+    error, result{}
     """
     from kinsight_client import Client
 
     with Client(server) as client:
         awaited(client, client.operations.get(operation_id))
-        tell_facts(plain(client.operations.get(operation_id)), as_json)
+        tell_result(plain(client.operations.get(operation_id)), as_json)
 
 
 @remote.command()
@@ -282,8 +282,8 @@ def cancel(operation_id: str, server: str, as_json: bool) -> None:
     It ends soon after; `kinsight remote wait` tells when.
 
     \b
-    JSON keys: id, kind, index, state, stage, done, total, rate, eta_s, started, updated, ended, is_done, error,
-    result{}
+    JSON keys: id, kind, index, state, stage, done, total, rate, eta_s, warnings[], started, updated, ended, is_done,
+    error, result{}
     """
     from kinsight_client import Client
 
@@ -293,31 +293,37 @@ def cancel(operation_id: str, server: str, as_json: bool) -> None:
 
 
 def awaited(client: "Client", operation: "Operation[R]") -> R:
-    """The result of an operation once it has ended, progress shown meanwhile; raises KinsightError if it failed."""
+    """The result of an operation once it has ended; raises KinsightError if it failed.
+
+    Progress is shown meanwhile, and what a person should know is told as soon as the server does.
+    """
     from kinsight_client import DeadlineExceeded, Unavailable
 
     again = f"{operation.id} --server {click.get_current_context().params['server']}"  # so that it can be pasted
+    told: list[str] = []
+
+    def tell(warning: str) -> None:
+        told.append(warning)
+        warn(warning)
+
     try:
         with progress() as report:
-            return client.operations.wait(operation, progress=report)
+            result = client.operations.wait(operation, progress=report, warn=tell)
     except KeyboardInterrupt:
         click.echo(f"operation {operation.id} goes on: kinsight remote wait, or cancel, {again}", err=True)
         raise
     except (Unavailable, DeadlineExceeded):  # the server ended, and goes on with it when it is there again
         click.echo(f"see what becomes of it, when a server is there: kinsight remote wait {again}", err=True)
         raise
+    for warning in getattr(result, "warnings", ()):
+        if warning not in told:
+            warn(warning)
+    return result
 
 
 def tell_result(result: Mapping[str, Any], as_json: bool) -> None:
-    """Print what long work resulted in, and what it warns of: to people on stderr alone, as programs have it all."""
-    warn(result["warnings"])
+    """Print what long work resulted in; people were told what it warns of when it was known."""
     tell_facts(result if as_json else {name: result[name] for name in result if name != "warnings"}, as_json)
-
-
-def warn(warnings: Sequence[str]) -> None:
-    """Say on stderr what a person should know of a result."""
-    for warning in warnings:
-        click.echo(f"warning: {warning}", err=True)
 
 
 def plain(result: object) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import click
 
 from clients.cli.options import json_option, labels_help, server_option
 from clients.cli.output import print_json
-from clients.cli.remote import awaited, plain, tell_all, tell_result, warn
+from clients.cli.remote import awaited, plain, tell_all, tell_result
 from clients.cli.suggest import to_label
 
 _COLUMNS = ["model", "backbone", "objective", "dimension", "images", "labelled", "created"]
@@ -97,7 +97,6 @@ def suggest(images: str, model: str, budget: int, server: str, as_json: bool, **
 
     with Client(server) as client:
         found = awaited(client, client.models.suggest(model, images, budget, **options))
-    warn(found.warnings)
     if as_json:
         print_json(plain(found))
         return

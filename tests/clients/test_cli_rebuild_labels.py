@@ -7,6 +7,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from clients.cli.command import kinsight
+from indexer import operations
 from tests.conftest import School, copied
 
 
@@ -32,5 +33,7 @@ def test_few_labels_are_told_of_by_their_own_name(learned_school: School, tmp_pa
     assert lines[unknown + 1].startswith(f"warning: learn: {few}: 1 rows have no class_id")
     assert unknown + 1 < next(number for number, line in enumerate(lines) if line.startswith("learn: decode"))
     assert ".learning" not in done.stderr
+    *_, recorded = operations.list_operations(school.store.operations)
+    assert [f"warning: {warning}" for warning in recorded.warnings[:2]] == lines[unknown : unknown + 2]
     *_, last = sorted(school.store.runs.glob("*-photos-*/labels.json"))
     assert json.loads(last.read_bytes()) == {"teach": True, "keep_doubted": True}

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from google.longrunning import operations_pb2
 from kinsight.v1.operation_metadata_pb2 import OperationMetadata
 from kinsight_client.operations import operation_of, result_of
 
+from indexer.operations import queue, running
+from indexer.store import Store
 from server.folders import Folders
 from tests.clients.both import BOTH, KINDS
 from tests.serving import Served, build_photos, photo, serving
@@ -119,6 +122,25 @@ def test_operations_are_listed_cancelled_and_forgotten(client: Any) -> None:
     client.operations.cancel(second.id)
     with pytest.raises(kinsight_client.Cancelled):
         client.operations.wait(second)
+
+
+def test_what_is_found_wrong_is_heard_while_the_work_goes_on(client: Any, tmp_path: Path) -> None:
+    """Each once, what was known before as well as what comes while it is waited for."""
+    directory, heard = Store(tmp_path / "store").operations, list[str]()
+    with ExitStack() as work:
+        recorder = work.enter_context(running(directory, queue(directory, "export", "", []).id))
+        recorder.warn("one")
+        recorder.progress("export", 0, 1)
+
+        def end(*_: object) -> None:
+            recorder.warn("two")
+            recorder.finish({"path": "/x", "items": 0, "bytes": 0, "model": "m", "sequence": 0})
+            work.close()
+
+        begun = client.operations.get(recorder.operation.id)
+        assert begun.warnings == ("one",)
+        client.operations.wait(begun, progress=end, warn=heard.append)
+    assert heard == ["one", "two"]
 
 
 def test_an_operation_and_its_id_are_not_taken_for_each_other(client: Any) -> None:

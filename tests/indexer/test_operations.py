@@ -96,6 +96,32 @@ def test_progress_tells_rate_and_time_left(tmp_path: Path, monkeypatch: pytest.M
         assert (found.stage, found.rate, found.eta_s) == ("train", 0.0, None)
 
 
+def test_what_is_found_wrong_is_read_while_the_work_goes_on(tmp_path: Path) -> None:
+    """At once and in order, however often progress is written; who goes on with the work finds it anew."""
+    identity = queue(tmp_path, "train", "", []).id
+    with suppress(OSError), running(tmp_path, identity) as recorder:
+        recorder.progress("decode", 0, 10)
+        for warning in ("one", "two"):
+            recorder.warn(warning)
+            recorder.progress("decode", 5, 10)
+        assert find(tmp_path, identity).warnings == ("one", "two")
+        raise OSError("no space")
+    assert find(tmp_path, identity).warnings == ("one", "two")
+    path = tmp_path / f"{identity}.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"state": "running"}))  # as if it had been killed
+    with running(tmp_path, identity) as recorder:
+        recorder.warn("one")
+        assert find(tmp_path, identity).warnings == ("one",)
+
+
+def test_the_record_of_a_kinsight_that_kept_no_warnings_is_read(tmp_path: Path) -> None:
+    """What it left is gone on with."""
+    queued = queue(tmp_path, "train", "", ["train"])
+    path = tmp_path / f"{queued.id}.json"
+    path.write_text(json.dumps({name: value for name, value in vars(queued).items() if name != "warnings"}))
+    assert find(tmp_path, queued.id) == queued
+
+
 @pytest.mark.parametrize("error", [OSError("no space"), KeyboardInterrupt(), None])
 def test_what_has_ended_has_no_time_left(tmp_path: Path, error: BaseException | None) -> None:
     """Cancelled or failed with half of it done, it will never be."""

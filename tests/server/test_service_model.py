@@ -272,8 +272,11 @@ def test_only_one_learns_at_a_time(stubs: Stubs, school: School) -> None:
 
 @pytest.mark.slow
 def test_fine_tuning_that_is_cancelled_leaves_no_model(stubs: Stubs, school: School) -> None:
-    """It ends CANCELLED while it learns, and the models are those of before."""
-    request = FineTuneRequest(model=school.model, images=str(school.pictures), labels=_few(), epochs=10_000)
+    """It ends CANCELLED while it learns, having told what is wrong, and the models are those of before."""
+    (school.pictures / "torn.png").touch()
+    labels = _few()
+    labels.images.add(path="gone.png", class_id="colour 1")
+    request = FineTuneRequest(model=school.model, images=str(school.pictures), labels=labels, epochs=10_000)
     begun = stubs.models.FineTune(request)
     until = time.monotonic() + 60
     told = OperationMetadata()
@@ -281,6 +284,9 @@ def test_fine_tuning_that_is_cancelled_leaves_no_model(stubs: Stubs, school: Sch
         assert time.monotonic() < until, told
         time.sleep(0.2)
         stubs.operations.GetOperation(operations_pb2.GetOperationRequest(name=begun.name)).metadata.Unpack(told)
+    unknown, skipped, *_ = told.warnings
+    assert "1 of the paths of labels.images, for example gone.png; " in unknown
+    assert skipped.startswith("skipped 1 of the 41 images, for example torn.png: ")
     stubs.operations.CancelOperation(operations_pb2.CancelOperationRequest(name=begun.name))
     done = stubs.ended(begun)
     assert done.error.code == code_pb2.CANCELLED

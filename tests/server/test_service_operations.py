@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from kinsight.v1.operation_metadata_pb2 import OperationMetadata
 
 from indexer import operations
 from indexer.comparable import TypeMismatch
@@ -55,6 +56,23 @@ def test_pages_go_through_all_that_match(store: Store, monkeypatch: pytest.Monke
     read.clear()
     service._list(Page.asked(2, "", condition), condition)
     assert condition or len({*read}) == 3  # one more than it shows
+
+
+def test_what_is_found_wrong_is_told_while_the_work_goes_on(store: Store) -> None:
+    """By the field of the request that labels came in, and not by the table that the server made of them."""
+    table = store.labels.absolute() / f"{'0' * 32}.csv"
+    one = operations.queue(store.operations, "finetune", "", ["finetune", "m", "/photos", "--labels", str(table)])
+    service = OperationsService(Indexes(store), Admission(), Jobs(store))
+    with operations.running(store.operations, one.id) as recorder:
+        recorder.warn(f"left out, as not in /photos: 1 of the paths of {table}, for example gone.png")
+        (found,) = service._list(Page.asked(2, "", ""), "").operations
+        told = OperationMetadata()
+        assert found.metadata.Unpack(told)
+        recorder.finish({})
+    assert told.state == OperationMetadata.STATE_RUNNING
+    (warning,) = told.warnings
+    assert "1 of the paths of labels" in warning
+    assert str(store.root) not in warning
 
 
 @pytest.mark.parametrize("condition", ["", "done = false", "kind = KIND_BUILD OR total > 5"])

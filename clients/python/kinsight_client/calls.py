@@ -11,6 +11,7 @@ import grpc
 
 Channel: TypeAlias = grpc.Channel | grpc.aio.Channel
 Progress: TypeAlias = Callable[[str, int, int], None]  # of a stage, so much is done of a total
+Warn: TypeAlias = Callable[[str], None]  # of something wrong, in a sentence
 
 M = TypeVar("M")
 T = TypeVar("T")

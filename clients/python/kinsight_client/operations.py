@@ -11,7 +11,7 @@ from kinsight.v1 import index_service_pb2, item_service_pb2, model_service_pb2
 from kinsight.v1.operation_metadata_pb2 import OperationMetadata
 
 from kinsight_client import messages, models, versions
-from kinsight_client.calls import Call, Channel, Pages
+from kinsight_client.calls import Call, Channel, Pages, Warn
 from kinsight_client.errors import DeadlineExceeded, KinsightError, from_status
 
 R = TypeVar("R")
@@ -50,6 +50,7 @@ class Operation(Generic[R]):
         total: how much the stage has to do, in its own unit; 0 where that is not known.
         rate: done a second, since the stage began or was resumed.
         eta_s: until the stage is done; None where that is not known.
+        warnings: what was found wrong so far, each a sentence; of learning, what it leaves out.
         started: when it was started.
         updated: when it last told how far it is.
         ended: when it ended; None until then.
@@ -67,6 +68,7 @@ class Operation(Generic[R]):
     total: int
     rate: float
     eta_s: float | None
+    warnings: tuple[str, ...]
     started: datetime
     updated: datetime
     ended: datetime | None
@@ -148,6 +150,7 @@ def operation_of(message: pb.Operation) -> Operation[Any]:
         total=metadata.total,
         rate=metadata.rate,
         eta_s=metadata.eta.ToTimedelta().total_seconds() if metadata.HasField("eta") else None,
+        warnings=tuple(metadata.warnings),
         started=metadata.start_time.ToDatetime(UTC),
         updated=metadata.update_time.ToDatetime(UTC),
         ended=metadata.end_time.ToDatetime(UTC) if metadata.HasField("end_time") else None,
@@ -162,6 +165,14 @@ def check_operation(operation: object) -> None:
     if not isinstance(operation, Operation):
         shown = repr(operation) if isinstance(operation, str) else type(operation).__name__
         raise TypeError(f"the operation is {shown}; give an Operation, as `operations.get` returns one for its id")
+
+
+def tell_unheard(operation: Operation[Any], heard: set[str], warn: Warn | None) -> None:
+    """Tell those of an operation's warnings that were not heard yet, which they are then."""
+    for warning in operation.warnings:
+        if warn is not None and warning not in heard:
+            heard.add(warning)
+            warn(warning)
 
 
 def result_of(operation: Operation[R]) -> R:

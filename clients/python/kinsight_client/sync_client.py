@@ -10,13 +10,20 @@ from typing import Concatenate, Generic, ParamSpec, Self, TypeVar
 import grpc
 
 from kinsight_client import channel, together
-from kinsight_client.calls import Call, Pages, Progress, answering, seconds
+from kinsight_client.calls import Call, Pages, Progress, Warn, answering, seconds
 from kinsight_client.errors import Unavailable, closed, from_rpc, too_late
 from kinsight_client.indexes import IndexCalls
 from kinsight_client.items import ItemCalls
 from kinsight_client.learning import ModelCalls
 from kinsight_client.messages import SearchResult
-from kinsight_client.operations import Operation, OperationCalls, check_operation, out_of_time, result_of
+from kinsight_client.operations import (
+    Operation,
+    OperationCalls,
+    check_operation,
+    out_of_time,
+    result_of,
+    tell_unheard,
+)
 from kinsight_client.search import SearchCalls
 from kinsight_client.streams import NotStreamed, Streams
 from kinsight_client.together import Line, Outcome, Waiting
@@ -241,12 +248,20 @@ class Operations(Service[OperationCalls]):
     cancel = _answered(OperationCalls.cancel)
     delete = _answered(OperationCalls.delete)
 
-    def wait(self, operation: Operation[R], *, progress: Progress | None = None, timeout_s: float | None = None) -> R:
+    def wait(
+        self,
+        operation: Operation[R],
+        *,
+        progress: Progress | None = None,
+        warn: Warn | None = None,
+        timeout_s: float | None = None,
+    ) -> R:
         """Wait until an operation has ended.
 
         Args:
             operation: as the call that began it, or `get`, returned it.
             progress: called with stage, done and total, twice a second.
+            warn: called with each of the operation's warnings, once, as soon as it is known.
             timeout_s: most to wait; None for as long as it takes. The operation goes on all the same.
 
         Returns:
@@ -258,11 +273,14 @@ class Operations(Service[OperationCalls]):
         """
         check_operation(operation)
         until = math.inf if timeout_s is None else time.monotonic() + timeout_s
+        heard = set[str]()
+        tell_unheard(operation, heard, warn)
         while not operation.is_done:
             left_s = until - time.monotonic()
             if left_s <= 0:
                 raise out_of_time(operation)
             operation = self._answer(self._calls.wait_briefly(operation.id, self._timeout_s, left_s))
+            tell_unheard(operation, heard, warn)
             if progress is not None and operation.stage:
                 progress(operation.stage, operation.done, operation.total)
         return result_of(operation)

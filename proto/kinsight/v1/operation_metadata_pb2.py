@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$kinsight/v1/operation_metadata.proto\x12\x0bkinsight.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xee\x05\n\x11OperationMetadata\x12\x31\n\x04kind\x18\x01 \x01(\x0e\x32#.kinsight.v1.OperationMetadata.Kind\x12\r\n\x05index\x18\x02 \x01(\t\x12\x33\n\x05state\x18\x03 \x01(\x0e\x32$.kinsight.v1.OperationMetadata.State\x12\r\n\x05stage\x18\x04 \x01(\t\x12\x0c\n\x04\x64one\x18\x05 \x01(\x03\x12\r\n\x05total\x18\x06 \x01(\x03\x12\x0c\n\x04rate\x18\x07 \x01(\x01\x12&\n\x03\x65ta\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\nstart_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xd7\x01\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x0f\n\x0bKIND_IMPORT\x10\x01\x12\x0f\n\x0bKIND_EXPORT\x10\x02\x12\x0e\n\nKIND_BUILD\x10\x03\x12\x11\n\rKIND_EVALUATE\x10\x04\x12\x11\n\rKIND_SNAPSHOT\x10\x05\x12\x10\n\x0cKIND_RESTORE\x10\x06\x12\x0e\n\nKIND_TRAIN\x10\x07\x12\x12\n\x0eKIND_FINE_TUNE\x10\x08\x12\x17\n\x13KIND_SUGGEST_LABELS\x10\t\x12\x12\n\x0eKIND_CALIBRATE\x10\n\"\x96\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSTATE_QUEUED\x10\x01\x12\x11\n\rSTATE_RUNNING\x10\x02\x12\x15\n\x11STATE_INTERRUPTED\x10\x03\x12\x13\n\x0fSTATE_SUCCEEDED\x10\x04\x12\x10\n\x0cSTATE_FAILED\x10\x05\x12\x13\n\x0fSTATE_CANCELLED\x10\x06\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$kinsight/v1/operation_metadata.proto\x12\x0bkinsight.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x80\x06\n\x11OperationMetadata\x12\x31\n\x04kind\x18\x01 \x01(\x0e\x32#.kinsight.v1.OperationMetadata.Kind\x12\r\n\x05index\x18\x02 \x01(\t\x12\x33\n\x05state\x18\x03 \x01(\x0e\x32$.kinsight.v1.OperationMetadata.State\x12\r\n\x05stage\x18\x04 \x01(\t\x12\x0c\n\x04\x64one\x18\x05 \x01(\x03\x12\r\n\x05total\x18\x06 \x01(\x03\x12\x0c\n\x04rate\x18\x07 \x01(\x01\x12&\n\x03\x65ta\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\nstart_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08warnings\x18\x0c \x03(\t\"\xd7\x01\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x0f\n\x0bKIND_IMPORT\x10\x01\x12\x0f\n\x0bKIND_EXPORT\x10\x02\x12\x0e\n\nKIND_BUILD\x10\x03\x12\x11\n\rKIND_EVALUATE\x10\x04\x12\x11\n\rKIND_SNAPSHOT\x10\x05\x12\x10\n\x0cKIND_RESTORE\x10\x06\x12\x0e\n\nKIND_TRAIN\x10\x07\x12\x12\n\x0eKIND_FINE_TUNE\x10\x08\x12\x17\n\x13KIND_SUGGEST_LABELS\x10\t\x12\x12\n\x0eKIND_CALIBRATE\x10\n\"\x96\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSTATE_QUEUED\x10\x01\x12\x11\n\rSTATE_RUNNING\x10\x02\x12\x15\n\x11STATE_INTERRUPTED\x10\x03\x12\x13\n\x0fSTATE_SUCCEEDED\x10\x04\x12\x10\n\x0cSTATE_FAILED\x10\x05\x12\x13\n\x0fSTATE_CANCELLED\x10\x06\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,9 +34,9 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'kinsight.v1.operation_metad
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_OPERATIONMETADATA']._serialized_start=119
-  _globals['_OPERATIONMETADATA']._serialized_end=869
-  _globals['_OPERATIONMETADATA_KIND']._serialized_start=501
-  _globals['_OPERATIONMETADATA_KIND']._serialized_end=716
-  _globals['_OPERATIONMETADATA_STATE']._serialized_start=719
-  _globals['_OPERATIONMETADATA_STATE']._serialized_end=869
+  _globals['_OPERATIONMETADATA']._serialized_end=887
+  _globals['_OPERATIONMETADATA_KIND']._serialized_start=519
+  _globals['_OPERATIONMETADATA_KIND']._serialized_end=734
+  _globals['_OPERATIONMETADATA_STATE']._serialized_start=737
+  _globals['_OPERATIONMETADATA_STATE']._serialized_end=887
 # @@protoc_insertion_point(module_scope)
