@@ -93,10 +93,13 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
 
 def save_weights(weights: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file; raises OSError where that fails, which the library calls something else."""
+    path.touch()
+    mode = path.stat().st_mode
     try:
         save_file(weights, path, metadata)
     except SafetensorError as error:
         raise OSError(f"can't write {path}: {error}") from error
+    path.chmod(mode)  # the library lets its owner alone read it, and who serves a model may be another
 
 
 def _save_state(state: dict[str, Any], path: Path) -> None:

@@ -124,6 +124,14 @@ def test_without_labels_nothing_is_judged(tiny_school: School) -> None:
     assert not list(tiny_school.store.runs.rglob("*.u8"))
 
 
+def test_whom_the_umask_lets_read_files_can_serve_a_model(tiny_school: School, tmp_path: Path) -> None:
+    """The server reads every file of a model, and is often another user than who trained it."""
+    (tmp_path / "plain").touch()
+    store = tiny_school.store
+    files = [*(store.models / tiny_school.model).iterdir(), *store.runs.rglob("*.safetensors")]
+    assert {path.stat().st_mode for path in files} == {(tmp_path / "plain").stat().st_mode}
+
+
 @pytest.mark.slow
 def test_a_report_that_can_not_be_written_costs_only_itself(photos: Path, tmp_path: Path) -> None:
     """The model is registered, the pixels are forgotten, and a warning says why there is no report."""
