@@ -13,7 +13,7 @@ import threading
 import weakref
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +101,7 @@ class CatalogFile:
                 # A connection is in a cycle with its own statements: without this, the space of a catalogue that was
                 # removed would be free only after some late garbage collection.
                 weakref.finalize(self, connection.close)
+            self._identity = path.stat()
             self._check()
             if (last := self.counted(self._reader)) < noted:
                 raise self._behind(f"it ends at change {last:,}", noted)
@@ -141,6 +142,7 @@ class CatalogFile:
                     if self._writer.in_transaction:  # on some errors SQLite has rolled back by itself
                         self._writer.execute("ROLLBACK")
                     raise
+                self._check_there()
                 self._note(last)
 
     @contextmanager
@@ -210,6 +212,17 @@ class CatalogFile:
         with self._reading, self._writing:
             self._reader.close()
             self._writer.close()
+
+    def _check_there(self) -> None:
+        """Raise CatalogWriteFailed where what was just written is in a file that nobody will open again."""
+        with suppress(FileNotFoundError):
+            if os.path.samestat(self._identity, self.path.stat()):
+                return
+        # Nor may the note of one that took its place say that this was acknowledged.
+        raise CatalogWriteFailed(
+            f"{self.path} was removed, or another one put in its place, since it was opened; the changes are lost: "
+            "send them again"
+        )
 
     def _note(self, last: int) -> None:
         try:

@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import random
 import resource
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -200,6 +201,22 @@ def test_a_directory_that_can_not_be_written_is_said_so(tmp_path: Path) -> None:
     (tmp_path / "index").write_text("a file")
     with pytest.raises(CatalogWriteFailed, match="index"):
         Catalog(tmp_path / "index")
+
+
+def test_what_a_removed_catalogue_takes_is_not_acknowledged(tmp_path: Path) -> None:
+    """Nor does one that was put in its place say that it was, and lacks it: that one is opened and goes on."""
+    index = tmp_path / "index"
+    fill(index)
+    with contextlib.closing(Catalog(index)) as old:
+        shutil.rmtree(index)
+        with pytest.raises(CatalogWriteFailed, match=f"{old.path} was removed.*send them again"):
+            old.delete(["item 4"])
+        fill(index, 5)
+        with pytest.raises(CatalogWriteFailed, match=f"{old.path} was removed.*send them again"):
+            old.delete(["item 5"])
+    with contextlib.closing(Catalog(index)) as new:
+        assert (new.count(), new.sequence()) == (4, 6)
+        new.delete(["item 4"])
 
 
 def test_a_writer_that_waits_too_long_gives_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
