@@ -1,17 +1,19 @@
 """What the processes of one server tell each other: that something was committed."""
 
+import threading
 from collections.abc import Callable
 from multiprocessing.context import SpawnContext
 from typing import Any
 
 
 class News:
-    """A counter for each process in memory that all share; each writes its own alone, so that no lock is needed."""
+    """A counter for each process in memory that all share; each writes its own alone, and waits for no other."""
 
     def __init__(self, counters: Any, own: int) -> None:
         """Of the process `own`, counted from 0; `counters` is of `shared_counters`."""
         self._counters = counters
         self._own = own
+        self._telling = threading.Lock()  # who writes items and who refreshes indexes are two threads of a process
 
     @classmethod
     def alone(cls) -> "News":
@@ -26,7 +28,8 @@ class News:
     def tell(self) -> None:
         """Say that something was committed; before it is acknowledged, so that no search after that misses it."""
         if self.several:
-            self._counters[self._own] += 1
+            with self._telling:  # else a thread that was held up could put the counter back to where it was heard
+                self._counters[self._own] += 1
 
     def latest(self) -> tuple[int, ...]:
         """What has changed where this has; reading it costs less than a microsecond."""

@@ -9,8 +9,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -289,6 +291,23 @@ def test_a_process_that_is_killed_before_it_answers_says_why(number: int, why: s
     theirs.close()
     with ours, pytest.raises(fleets.ProcessFailed, match=f"exit code -{number} before it could answer; .*{why}"):
         fleets._await_ready(fleets._Member(share, process, ours))
+
+
+class Slow(list[int]):
+    """Counters of which each is read for so long that another thread comes in between."""
+
+    def __getitem__(self, place: Any) -> Any:
+        found = super().__getitem__(place)
+        time.sleep(0.001)
+        return found
+
+
+def test_no_word_of_two_threads_of_a_process_is_lost() -> None:
+    """One writes items, the other embeds what a version that was swapped in lacks: a counter never goes back."""
+    news = News(Slow([0, 0]), 0)
+    with ThreadPoolExecutor(2) as pool:
+        assert [*pool.map(lambda _: news.tell(), range(10))] == [None] * 10
+    assert news.latest() == (10, 0)
 
 
 def test_news_are_taken_in_once_and_again_after_each_word() -> None:
