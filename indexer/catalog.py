@@ -136,6 +136,18 @@ class Catalog:
         )
         return {row[0]: self._read_row(row).known for row in self._file.read(query, json.dumps(items))}
 
+    def changed(self, items: Sequence[str], after: int) -> dict[str, Path | None]:
+        """Those of some items that were changed after a sequence, deleted ones too, each with its source.
+
+        What a mirrored collection brought is not among them.
+        """
+        query = (
+            "SELECT items.* FROM json_each(?) AS wanted CROSS JOIN items "
+            "ON items.item = wanted.value AND quiet = 0 AND sequence > ?"
+        )
+        rows = self._file.read(query, json.dumps(items), after)
+        return {row[0]: self._read_row(row).known.source for row in rows}
+
     def page(self, after: str = "", limit: int = 100) -> list[Item]:
         """Live items in the order of their ids' UTF-8 bytes: the first `limit` of those after `after`."""
         query = "SELECT * FROM items WHERE item > ? AND state = 'live' ORDER BY item LIMIT ?"

@@ -1,13 +1,14 @@
 """Put every image of a collection into the catalogue of an index, which is searched all the while.
 
 What is on the disk after each batch stays: the same import goes on after it, as images that the catalogue has already
-are read and hashed, but neither decoded nor embedded again.
+are read and hashed, but neither decoded nor embedded again. What people changed or deleted since the import began is
+newer than it and stays so, whenever the import comes to it.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ from indexer.sources import open_collection
 from indexer.store import Store
 
 MAX_FAILURES = 1_000  # that a report lists
+_CHANGED = "it was changed or deleted since the import began, and stays so; import it again to have it as it is here"
 
 
 @dataclass
@@ -57,7 +59,13 @@ class ImportReport:
 
 
 def import_items(
-    name: str, images: Path, *, store: Store, device: Device = "auto", progress: Progress
+    name: str,
+    images: Path,
+    *,
+    store: Store,
+    device: Device = "auto",
+    since: Callable[[int], int] = lambda sequence: sequence,
+    progress: Progress,
 ) -> ImportReport:
     """Upsert the images of a collection under the active version's model; each batch is durable when it is done.
 
@@ -66,6 +74,8 @@ def import_items(
         images: a collection, see `indexer.sources.open_collection`; payloads come from a table's column.
         store: that holds the index.
         device: for the encoder.
+        since: told the last change of the catalogue, says after which one the import began: an earlier one where it
+            goes on with what was interrupted.
         progress: hears the stage `import`, and `catch up` where another model was activated meanwhile.
 
     Raises:
@@ -80,7 +90,7 @@ def import_items(
     known, warnings = KnownRows.of(index_dir, encoder.model, encoder.dim, ())
     report = ImportReport(warnings=[*collection.warnings, *warnings])
     with closing(adopt.open_catalog(index_dir)) as catalog:
-        importer = _Importer(encoder, known, catalog, collection.payloads)
+        importer = _Importer(encoder, known, catalog, collection.payloads, since(catalog.sequence()))
         done = 0
         progress("import", 0, len(collection.sources))
         for batch in _read_ahead(collection.sources, importer):
@@ -116,6 +126,7 @@ class _Importer:
     rows: KnownRows
     catalog: Catalog
     payloads: Mapping[str, str]
+    since: int
 
     def read(self, source: Source) -> _Read:
         """Read and hash an image, and decode it if its embedding is not known; called from several threads."""
@@ -147,11 +158,21 @@ class _Importer:
             else:
                 new = read.pixels is not None
                 upserts.append(read.upsert._replace(embedding=next(embedded)) if new else read.upsert)
-        for outcome in self.catalog.upsert(upserts, dim=self.encoder.dim) if upserts else ():
+        if upserts:
+            self._upsert(upserts, report)
+
+    def _upsert(self, upserts: Sequence[Upsert], report: ImportReport) -> None:
+        with self.catalog.transaction():  # so that nobody changes an item between the look and the upsert
+            changed = self.catalog.changed([one.item for one in upserts], self.since)
+            newer = {one.item for one in upserts if one.item in changed and not _is_of(changed[one.item], one)}
+            outcomes = self.catalog.upsert([one for one in upserts if one.item not in newer], dim=self.encoder.dim)
+        for outcome in outcomes:
             if outcome.reason:
                 report.fail(outcome.item, outcome.message)
             else:
                 report.imported += 1
+        for item in sorted(newer):
+            report.fail(item, _CHANGED)
 
     def _payload(self, item: str) -> Payload | None:
         """What the table says of an item; raises ValueError where that is not a JSON object."""
@@ -182,6 +203,11 @@ class _Importer:
         """The embedding that this model has made of an image."""
         known = self.rows.find(sha256)
         return self.catalog.embedding(item, self.encoder.model, sha256) if known is None else known
+
+
+def _is_of(source: Path | None, upsert: Upsert) -> bool:
+    """Whether an item with this source is what the import itself wrote before it was interrupted."""
+    return upsert.source is not None and upsert.source == source
 
 
 def _read_ahead(sources: Sequence[Source], importer: _Importer) -> Iterator[list[_Read]]:

@@ -74,6 +74,7 @@ class Operation:
         warnings: what its process has found wrong so far, each a sentence.
         started, updated: times in UTC, ISO 8601.
         pid: of the process that works on it, or did.
+        since: the last change of its index's catalogue before it began; None where that is of no weight.
         error: why it failed; empty otherwise.
         error_types: names of that exception's class and those it is derived from; of the system's, its errno's too.
         request_id: whose repetition is to find this operation; empty for none.
@@ -94,6 +95,7 @@ class Operation:
     started: str = ""
     updated: str = ""
     pid: int = 0
+    since: int | None = None
     error: str = ""
     error_types: tuple[str, ...] = ()
     request_id: str = ""
@@ -138,6 +140,13 @@ class Recorder:
         with suppress(OSError):
             self.write()
 
+    def begun_since(self, sequence: int) -> int:
+        """The last change of the index before the work began, which is this one unless it goes on with some."""
+        if self.operation.since is None:
+            self.operation = dataclasses.replace(self.operation, since=sequence)
+            self.write()
+        return self.operation.since or 0
+
     def end(self, state: State, **known: Any) -> None:
         """Write how it ended."""
         self.operation = dataclasses.replace(self.operation, state=state, eta_s=None, **known)
@@ -164,14 +173,9 @@ def queue(directory: Path, kind: str, index: str, arguments: Sequence[str], *, r
         request_id: kept in the record.
     """
     identity = "-".join(part for part in (_stamp(datetime.now(UTC)), kind, index, secrets.token_hex(2)) if part)
+    now, words = _now(), tuple(arguments)
     operation = Operation(
-        id=identity,
-        kind=kind,
-        index=index,
-        arguments=tuple(arguments),
-        started=_now(),
-        updated=_now(),
-        request_id=request_id,
+        id=identity, kind=kind, index=index, arguments=words, started=now, updated=now, request_id=request_id
     )
     directory.mkdir(parents=True, exist_ok=True)
     _forget_oldest(directory)

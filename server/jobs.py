@@ -46,6 +46,7 @@ class Job:
         kind: of the operation.
         index: what it is about; empty where that is no index.
         words: of the `kinsight` command, without --store.
+        since: the last change of the index before this was asked for, where that is of weight.
         check: raises where it can't be begun now; not called for a repetition, which would find what the first made.
     """
 
@@ -53,6 +54,7 @@ class Job:
     index: str
     words: tuple[str, ...]
     check: Callable[[], None] = lambda: None
+    since: int | None = None
 
     @property
     def learns(self) -> bool:
@@ -149,6 +151,8 @@ class Jobs:
             asked = request_id or str(uuid.uuid4())
             operation = operations.queue(self.directory, job.kind, job.index, arguments, request_id=asked)
             try:
+                if job.since is not None:
+                    operations.Recorder(self.directory, operation).begun_since(job.since)
                 self._spawn(operation)
             except OSError:  # the same request again would find what nobody works on
                 operations.withdraw(self.directory, operation.id)

@@ -89,8 +89,9 @@ class ItemService(item_service_pb2_grpc.ItemServiceServicer):
         """Answers ItemService.ImportItems; see the proto."""
 
         def job() -> Job:
-            path, name = self._folders.readable(request.path), self._indexes.get(request.index).name
-            return Job("import", name, ("items", "import", name, str(path)), partial(check_there, path))
+            path, index = self._folders.readable(request.path), self._indexes.get(request.index)
+            words, check = ("items", "import", index.name, str(path)), partial(check_there, path)
+            return Job("import", index.name, words, check, since=index.catalog.sequence())
 
         return await started(self._jobs, self._indexes, job, request.request_id)
 

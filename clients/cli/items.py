@@ -184,7 +184,8 @@ def import_(
     IMAGES is what `kinsight index build` takes; a table's column payload, of JSON objects, becomes the items'
     payloads. A running server finds the images within seconds, and the next rebuild keeps them. Images that are
     there already with the same bytes are neither decoded nor embedded again: the same command goes on where an
-    interrupted one ended.
+    interrupted one ended. What is upserted or deleted while it runs, or before `kinsight operations resume` goes on
+    with it, stays so.
 
     \b
     JSON keys: index, imported, unchanged, failed, failures[].item, failures[].reason (the first 1,000), warnings[]
@@ -199,7 +200,7 @@ def import_(
     from indexer.store import Store
 
     with recorded("import", name, store) as work:
-        report = import_items(name, images, store=Store(store), device=device, progress=work.report)
+        report = import_items(name, images, store=Store(store), device=device, since=work.since, progress=work.report)
         work.finish(_imported(name, report))
     _tell_imported(name, report, as_json)
 

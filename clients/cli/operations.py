@@ -31,7 +31,7 @@ def list_(store: Path, as_json: bool) -> None:
     JSON keys: operations[].id, operations[].kind, operations[].index, operations[].arguments[], operations[].state,
     operations[].stage, operations[].done, operations[].total, operations[].rate, operations[].eta_s,
     operations[].warnings[], operations[].started, operations[].updated, operations[].pid, operations[].error,
-    operations[].error_types[], operations[].request_id, operations[].result{}
+    operations[].error_types[], operations[].request_id, operations[].since (or null), operations[].result{}
     """
     from indexer.operations import list_operations
     from indexer.store import Store
@@ -57,7 +57,7 @@ def show(operation_id: str, store: Path, as_json: bool) -> None:
 
     \b
     JSON keys: id, kind, index, arguments[], state, stage, done, total, rate, eta_s, warnings[], started, updated,
-    pid, error, error_types[], request_id, result{}
+    pid, error, error_types[], request_id, since (or null), result{}
     """
     from indexer.operations import find
     from indexer.store import Store
@@ -76,7 +76,7 @@ def cancel(operation_id: str, store: Path, as_json: bool) -> None:
 
     \b
     JSON keys: id, kind, index, arguments[], state, stage, done, total, rate, eta_s, warnings[], started, updated,
-    pid, error, error_types[], request_id, result{}
+    pid, error, error_types[], request_id, since (or null), result{}
     """
     from indexer.operations import cancel as run
     from indexer.store import Store
@@ -116,7 +116,7 @@ def _tell(operation: "Operation", as_json: bool) -> None:
         "warnings": "; ".join(operation.warnings),
     }
     result = {f"result.{name}": value for name, value in facts.pop("result").items()}
-    for_programs = ("error_types", "request_id")
+    for_programs = ("error_types", "request_id", "since")
     print_facts({name: printable(str(value)) for name, value in (facts | result).items() if name not in for_programs})
 
 

@@ -27,12 +27,14 @@ class Work:
         warn: tells and records what is found wrong, at once.
         finish: records the result.
         operation: its id; empty for work that is not recorded.
+        since: told the last change of an index, says after which one the work began, maybe by an earlier process.
     """
 
     report: Progress
     warn: Callable[[str], None]
     finish: Callable[[Mapping[str, Any]], None]
     operation: str = ""
+    since: Callable[[int], int] = lambda sequence: sequence
 
 
 @contextmanager
@@ -82,7 +84,7 @@ def recorded(
             warn(text, style)
             recorder.warn(printable(text))
 
-        yield Work(report, tell, recorder.finish, identity)
+        yield Work(report, tell, recorder.finish, identity, recorder.begun_since)
 
 
 def keep_nothing(result: Mapping[str, Any]) -> None:

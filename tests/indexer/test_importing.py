@@ -5,6 +5,7 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from indexer import adopt, version
@@ -13,6 +14,7 @@ from indexer.importing import import_items
 from indexer.live import LiveIndex
 from indexer.live_snapshot import Snapshot
 from indexer.rebuild import rebuild
+from indexer.records import Upsert
 from indexer.store import Store
 from tests.serving import photo
 
@@ -83,3 +85,38 @@ def test_another_model_that_is_activated_meanwhile_finds_what_is_imported(
     snapshot = snapshot_of(index)
     assert (snapshot.version.manifest.model, snapshot.count) == (other, 65)
     assert [snapshot.row_of(item) for item in NEW]
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_what_people_change_while_images_are_imported_stays_so(
+    store: Store, index: Path, more: Path, interrupted: bool
+) -> None:
+    """Before the import comes to the items, and after it when it goes on where it was interrupted; it says so."""
+    unit = np.eye(1, version.open_version(version.version_dir(index, 1)).manifest.dim, dtype=np.float32)[0]
+    deleted, upserted, *others = NEW
+    ran = import_items(NAME, more, store=store, progress=quiet) if interrupted else None
+    with closing(Catalog(index)) as catalog:
+        began = 0 if ran else catalog.sequence()
+        if not ran:
+            catalog.upsert([Upsert(deleted, unit, "other")], dim=len(unit))
+
+        def progress(stage: str, done: int, total: int) -> None:
+            if (stage, done) == ("import", 0):
+                catalog.delete([deleted])
+                catalog.upsert([Upsert(upserted, unit, "other", payload={"by": "a user"})], dim=len(unit))
+
+        def since(sequence: int) -> int:
+            assert sequence >= began
+            return began
+
+        report = import_items(NAME, more, store=store, since=since, progress=progress)
+        assert (report.imported, report.unchanged) == ((0, 3) if ran else (3, 0))
+        assert [(item, "since the import began" in why) for item, why in report.failures] == [
+            (deleted, True),
+            (upserted, True),
+        ]
+        assert {item.item for item in catalog.page(limit=1_000)} >= {upserted, *others}
+        assert catalog.known([deleted]) == {}
+        assert catalog.get(upserted).payload == {"by": "a user"}
+    again = import_items(NAME, more, store=store, progress=quiet)
+    assert (again.imported, again.unchanged) == (2, 3)

@@ -21,6 +21,7 @@ from indexer.operations import (
     Operation,
     OperationEnded,
     OperationRunning,
+    Recorder,
     cancel,
     delete,
     find,
@@ -120,6 +121,22 @@ def test_the_record_of_a_kinsight_that_kept_no_warnings_is_read(tmp_path: Path) 
     path = tmp_path / f"{queued.id}.json"
     path.write_text(json.dumps({name: value for name, value in vars(queued).items() if name != "warnings"}))
     assert find(tmp_path, queued.id) == queued
+
+
+def test_who_goes_on_with_work_knows_since_when_it_is_asked_for(tmp_path: Path) -> None:
+    """As of who asked for it, or else of the first process that worked on it."""
+    for since, expected in ((None, 7), (0, 0), (5, 5)):
+        queued = queue(tmp_path, "import", "street", [])
+        if since is not None:
+            assert Recorder(tmp_path, queued).begun_since(since) == since
+        identity = queued.id
+        path = tmp_path / f"{identity}.json"
+        with running(tmp_path, identity) as recorder:
+            assert recorder.begun_since(7) == expected
+            left = path.read_text()
+        path.write_text(left)  # as if it had been killed
+        with running(tmp_path, identity) as recorder:
+            assert recorder.begun_since(9) == expected
 
 
 @pytest.mark.parametrize("error", [OSError("no space"), KeyboardInterrupt(), None])

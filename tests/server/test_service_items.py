@@ -324,6 +324,21 @@ def test_images_are_imported_and_items_exported(own: Gallery, tmp_path: Path) ->
     np.testing.assert_allclose(by_item[own.items[3]]["embedding"], own.embeddings[3], atol=1e-6)
 
 
+def test_what_is_deleted_after_an_import_was_asked_for_stays_so(own: Gallery, tmp_path: Path) -> None:
+    """Whether the import has come to it by then or not."""
+    folder = tmp_path / "new"
+    folder.mkdir()
+    for item in ("deleted.png", "left.png"):
+        (folder / item).write_bytes(photo(len(item)))
+    with serving(own.store, folders=Folders((folder,))) as served, Stubs(served.target) as stubs:
+        stubs.upsert(ItemUpsert(item="deleted.png", image=photo(1)))
+        begun = stubs.items.ImportItems(ImportItemsRequest(path=str(folder)))
+        assert [result.status.code for result in stubs.delete("deleted.png")] == [0]
+        assert not stubs.ended(begun).HasField("error")
+        found = stubs.found(image=photo(1), top_k=1000)
+        assert ("left.png" in found, "deleted.png" in found) == (True, False)
+
+
 def test_embeddings_of_the_model_before_are_refused_naming_the_new_one(stubs: Stubs, own: Gallery) -> None:
     """After a swap in the middle of their work, clients are told which model's embeddings are taken."""
     request = ItemUpsert(item="a", embedding=Embedding(model=own.model, values=own.embeddings[0].tolist()))

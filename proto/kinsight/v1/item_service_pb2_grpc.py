@@ -118,6 +118,8 @@ class ItemServiceServicer:
         Parquet tables of images. Images that can't be used are left out and listed; the others go on.
         The operation may be cancelled; what it imported by then stays. Asked for again, it goes on after what is there:
         an image whose bytes are unchanged is neither decoded nor embedded again.
+        Items that are upserted or deleted after this was asked for stay so, also where another server goes on with it:
+        their images are among those that are left out.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
