@@ -103,11 +103,11 @@ class Feed:
         return _resized(pixels.permute(0, 3, 1, 2).float() / 255, size)
 
     def _fetch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        rows = rows.to(self._images.pixels.device)
+        rows = rows.to(self._images.pixels.device, non_blocking=True)
         pixels, aspect = self._images.pixels[rows], self._images.aspect[rows]
         if self._device.type == "cuda" and not pixels.is_cuda:
             pixels = pixels.pin_memory()
-        return pixels.to(self._device, non_blocking=True), aspect.to(self._device)
+        return pixels.to(self._device, non_blocking=True), aspect.to(self._device, non_blocking=True)
 
 
 def _resized(images: Tensor, size: int) -> Tensor:

@@ -92,7 +92,7 @@ METHODS: dict[str, tuple[Callable[[Path], Objective], Known | None]] = {
     "mean shift": (semi("cmsf_semi", classifier_steps=2), Known(CLASSES)),
 }
 COLOURS = ("view.brightness=0.4", "view.saturation=0.4", "view.hue=0.1", "view.grey=0.2", "view.rotation_deg=10")
-IN_STEPS = (loop._Training._step, Feed.batches)
+IN_STEPS = (loop._Training._step, Feed.batches, Feed._fetch)
 
 
 @pytest.mark.parametrize("name", METHODS)
