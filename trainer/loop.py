@@ -350,7 +350,8 @@ class _Training:
             averaged = {name: value for name, value in found.weights.items() if name.startswith(_AVERAGED)}
             self.averaged.load_state_dict({name.removeprefix(_AVERAGED): v for name, v in averaged.items()})
         self.optimizer.load_state_dict(found.state["optimizer"])
-        self.scaler.load_state_dict(found.state["scaler"])
+        if found.state["scaler"]:  # nothing where losses were not scaled, as `auto` has it on another device
+            self.scaler.load_state_dict(found.state["scaler"])
         self._restore_generators(found.state["views"], found.state["generators"])
         self.position, self.order = found.position, found.state["order"]
         return warnings

@@ -131,6 +131,19 @@ def test_a_run_goes_on_on_either_device(
     assert rest.steps == 2
 
 
+def test_a_run_goes_on_where_losses_are_scaled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Begun in float32 on a CPU, it goes on in float16, which `auto` is on a GPU without bfloat16."""
+    monkeypatch.setattr(loop, "LOG_EVERY", 1)
+    monkeypatch.setattr(loop, "SAVE_EVERY_S", 0.0)
+    chosen = recipe(*FOUR_STEPS)
+    with pretended_gpu(monkeypatch):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
+        with pytest.raises(Stopped):
+            train(tmp_path, chosen, Queue(encoder()), progress=stop_at(3))
+        _, rest = train(tmp_path, chosen, Queue(encoder()).to(GPU), device=GPU)
+    assert rest.steps == 2
+
+
 @pytest.mark.parametrize("name", ["stml", "mean shift"])
 def test_processes_of_several_gpus_take_over_the_main_one_s_state(
     gpu: PretendedGpu, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
