@@ -184,6 +184,7 @@ class _Training:
             self.order = self._draw_order()
         else:  # of a checkpoint from within the epoch
             self.objective.resume_epoch(self._embed_all)
+        _check_shares(self.order.shape[1])
         steps = len(self.order)
         self.objective.train()
         statistics = running_statistics(self.objective)
@@ -204,14 +205,7 @@ class _Training:
         own = self.objective.before_epoch(self._embed_all, run.batch_size, steps)
         # What was drawn at random, heads for example, each process drew otherwise.
         distributed.copy_main(self.objective)
-        order = distributed.from_main(lambda: self._permutation(steps) if own is None else own.cpu())
-        processes = distributed.world_size()
-        if order.shape[1] % processes:
-            raise TrainingError(
-                f"a step has {order.shape[1]} images, which {processes} processes can't share equally; choose a "
-                f"run.batch_size for steps of a multiple of {processes}, or another number of processes"
-            )
-        return order
+        return distributed.from_main(lambda: self._permutation(steps) if own is None else own.cpu())
 
     def _embed_all(self, embed: Callable[[Tensor], Tensor], size: int = 0, /) -> Tensor:
         with self._autocast():
@@ -366,6 +360,15 @@ class _Training:
         torch.set_rng_state(own["cpu"])
         if "device" in own and self.device.type == "cuda":
             torch.cuda.set_rng_state(own["device"], self.device)
+
+
+def _check_shares(batch: int) -> None:
+    processes = distributed.world_size()
+    if batch % processes:
+        raise TrainingError(
+            f"a step has {batch} images, which {processes} processes can't share equally; choose a "
+            f"run.batch_size for steps of a multiple of {processes}, or another number of processes"
+        )
 
 
 def _digest(images: ImageCache, known: Known) -> str:

@@ -102,6 +102,18 @@ def train_in_unequal_shares(directory: Path) -> dict[str, Any]:
     return {"error": str(raised.value)}
 
 
+def begin_alone(directory: Path) -> None:
+    """Batches of five images, by one process, stopped within the epoch."""
+    with pytest.raises(Stopped):
+        train(directory, recipe("run.batch_size=5"), Queue(encoder()), progress=stop_at(3))
+
+
+def go_on_in_unequal_shares(directory: Path) -> dict[str, Any]:
+    with pytest.raises(TrainingError) as raised:
+        train(directory, recipe("run.batch_size=5"), Queue(encoder()))
+    return {"error": str(raised.value)}
+
+
 def gather_and_go_back(_: Path) -> dict[str, Any]:
     """Rows 0 to 11 as two views of six images; the loss weighs them, in each process otherwise."""
     rows = torch.arange(12.0).view(2, 6)
@@ -131,6 +143,7 @@ JOBS: list[Callable[[Path], dict[str, Any]]] = [
     train_uninterrupted,
     train_interrupted,
     train_in_unequal_shares,
+    go_on_in_unequal_shares,
     gather_and_go_back,
     embed_seven,
     values,
@@ -141,6 +154,8 @@ def run_jobs(directory: Path) -> None:
     """What each child process runs."""
     torch.set_num_threads(1)
     loop.LOG_EVERY, loop.SAVE_EVERY_S = 1, 0.0  # a checkpoint after each step
+    if os.environ["RANK"] == "0":
+        begin_alone(directory / go_on_in_unequal_shares.__name__)
     with distributed.joined(CPU) as device:
         assert device == CPU
         results = {job.__name__: job(directory / job.__name__) for job in JOBS}
@@ -221,10 +236,11 @@ def test_training_resumes_exactly_in_every_process(found: Any) -> None:
             torch.testing.assert_close(interrupted[what], whole[what], atol=0, rtol=0)
 
 
-def test_unequal_shares_are_an_error_naming_both_numbers(found: Any) -> None:
-    """Five images can't be halved; all processes say so."""
+@pytest.mark.parametrize("job", ["train_in_unequal_shares", "go_on_in_unequal_shares"])
+def test_unequal_shares_are_an_error_naming_both_numbers(found: Any, job: str) -> None:
+    """Five images can't be halved; all processes say so, also where one alone began the epoch."""
     for process in found:
-        assert "5 images, which 2 processes can't share equally" in process["train_in_unequal_shares"]["error"]
+        assert "5 images, which 2 processes can't share equally" in process[job]["error"]
 
 
 def test_gathered_rows_are_in_the_order_of_one_process_and_gradients_flow_to_all(found: Any) -> None:
