@@ -8,6 +8,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from trainer.encoders import Encoder
 from trainer.objective import Objective
+from trainer.parts.adamp import AdamP
 from trainer.parts.ema import update_teacher
 from trainer.recipe import Optimizer
 
@@ -16,9 +17,7 @@ def make_optimizer(objective: Objective, part: Optimizer) -> torch.optim.Optimiz
     """The optimiser of an objective's parameters, as a recipe names it."""
     groups = objective.param_groups(part.lr, part.head_lr)
     if part.name == "adamp":
-        from timm.optim.adamp import AdamP
-
-        return AdamP(groups, lr=part.lr, weight_decay=part.weight_decay, nesterov=True)  # type: ignore[no-untyped-call]
+        return AdamP(groups, lr=part.lr, weight_decay=part.weight_decay)
     return torch.optim.AdamW(groups, lr=part.lr, weight_decay=part.weight_decay, fused=True)
 
 

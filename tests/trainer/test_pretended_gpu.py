@@ -108,6 +108,12 @@ def test_steps_neither_mix_devices_nor_wait(gpu: PretendedGpu, tmp_path: Path, n
     assert gpu.waits_within(loop._Training._read_losses)
 
 
+def test_nor_with_the_papers_optimiser(gpu: PretendedGpu, tmp_path: Path) -> None:
+    """What AdamP does of a weight depends on its gradient; whether, the GPU finds out."""
+    train(tmp_path, recipe("run.epochs=1", "optimizer.name=adamp"), build(recipe()).to(GPU), device=GPU)
+    assert gpu.waits_within(*IN_STEPS) == []
+
+
 def test_nor_with_scaled_losses_of_images_that_do_not_fit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """In float16, where the pixels of each step come from the machine's memory."""
     with pretended_gpu(monkeypatch, free_bytes=1000) as gpu:
