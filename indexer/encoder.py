@@ -122,6 +122,8 @@ def _open_session(graph: Path, model: ModelManifest, device: Device, threads: in
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+    # Threads that wait for the next image in a loop take the cores from those that decode it and from the server.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = _ERRORS_ONLY
     try:
         # Of CUDA libraries that it misses and of its fall-back to the CPU it prints to stdout, where answers go.
