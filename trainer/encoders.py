@@ -91,7 +91,7 @@ class Backbone(nn.Module):
         return any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in self.modules())
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, S, S) float32 in [0, 1] to features (B, C) float32."""
+        """(B, 3, S, S) float32 in [0, 1] to features (B, C): under autocast of its type, unless of unit length."""
         features: Tensor = self.network((images - self.mean) / self.std)
         if features.ndim == 4:
             features = F.adaptive_avg_pool2d(features, 1) + _maximum(features)

@@ -278,6 +278,7 @@ def evaluate(
     Raises:
         SourceError, LabelsError: the images or labels can't be used.
         ManifestError: the model can't be opened.
+        RunError: there is no such device.
         ValueError: no image to search with shares its class with one to find.
     """
     chosen = choose_device(device)

@@ -97,9 +97,12 @@ def train(
         profile: find out where the time of this call's first steps goes, and write a trace of some.
 
     Raises:
-        TrainingError: fewer than two images, a loss that is not finite, images that changed since the run began, a
-            batch that the processes can't share equally, or one that the GPU has no memory for.
+        TrainingError: fewer than two images, a loss that is not finite, images that changed since the run began,
+            processes that see different checkpoints, a batch that they can't share equally, or one that the GPU has
+            no memory for.
         CheckpointError: the run has checkpoints, and none can be read.
+        ValueError: the objective can't learn from what is known.
+        OSError: the disk is full; the earlier checkpoints stay.
     """
     if len(images) < 2:
         raise TrainingError(f"one image can't teach a metric: the training set has {len(images)}; give at least two")

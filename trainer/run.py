@@ -109,6 +109,8 @@ def train(
         ParityError: the exported model does not reproduce the trained one.
         DistributedError: there are more processes than GPUs.
         RunStopped: the disk is full or fails.
+        ValueError: there is no such backbone; a keyword of the objective is out of its range, or it can't learn from
+            batches of this size or from these labels; or no image to judge on has another of its class to find.
     """
     keep_freed_memory()
     with joined(choose_device(device)) as chosen:

@@ -80,6 +80,7 @@ def begin(recipe: Recipe, models: Path, device: torch.device) -> Start:
     Raises:
         StartError: the recipe's model does not fit the recipe, or holds no weights to start from.
         WeightsError: pretrained weights can't be had.
+        ValueError: there is no such backbone.
         ManifestError: the recipe's model is not there, or is damaged.
     """
     torch.manual_seed(recipe.run.seed)

@@ -101,6 +101,7 @@ def suggest(
 
     Raises:
         ManifestError: the model can't be opened.
+        RunError: there is no such device.
         SourceError: the collection or the table can't be read, or none of the images can be decoded.
         LabelsError: the table contradicts itself, or labels no image of the collection.
         BudgetOutOfRange: it is not 1 to the number of images without a label.

@@ -13,8 +13,8 @@ _LAST_ROW = 2**31 - 1
 def nearest(rows: Tensor, k: int) -> Tensor:
     """The k nearest rows of each row by Euclidean distance, itself always first.
 
-    Beside a copy of the rows it takes the memory of a tile of pairs, however many rows there are. Among equal
-    distances the lower row is nearer.
+    Beside a copy of the rows, and another while that is made, it takes the memory of a tile of pairs, however many
+    rows there are. Among equal distances the lower row is nearer.
 
     Args:
         rows: (N, C) float32, N below 2³¹.
