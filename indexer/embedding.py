@@ -23,6 +23,7 @@ from indexer.items import ItemWriter
 from indexer.known import KnownRows
 from indexer.pixels import Pixels, PixelsError
 from indexer.recorded import recorded
+from indexer.records import Item
 from indexer.rows import Embeddings, RowWriter
 from indexer.version import ITEMS, ROWS
 
@@ -163,14 +164,19 @@ def embed_pending(catalog: Catalog, encoder: Encoder, after: int, progress: Prog
     pending = list(catalog.pending(encoder.model, after))
     embedded = 0
     for done, item in enumerate(pending, start=1):
-        try:
-            data = recorded(item.item, item.source).read() if item.source else catalog.image(item.sha256 or "")
-            image = pixels.decode(data, encoder.pixels)
-        except (PixelsError, UnknownContent):
-            continue
-        embedded += catalog.embed(item, encoder.model, encoder.embed(image[None])[0])
+        embedded += embed_item(catalog, encoder, item)
         progress("catch up", done, len(pending))
     return embedded
+
+
+def embed_item(catalog: Catalog, encoder: Encoder, item: Item) -> bool:
+    """Embed one item as `embed_pending` does; whether it was."""
+    try:
+        data = recorded(item.item, item.source).read() if item.source else catalog.image(item.sha256 or "")
+        image = pixels.decode(data, encoder.pixels)
+    except (PixelsError, UnknownContent):
+        return False
+    return catalog.embed(item, encoder.model, encoder.embed(image[None])[0])
 
 
 def _make_all(entries: Sequence[Entry], maker: Maker) -> Iterator[Made]:

@@ -17,7 +17,7 @@ from types import MappingProxyType
 from indexer.adopt import open_catalog
 from indexer.calibration import Calibration
 from indexer.catalog import Catalog
-from indexer.embedding import embed_pending
+from indexer.embedding import embed_item, embed_pending
 from indexer.encoder import Encoder
 from indexer.live import LiveIndex
 from indexer.live_snapshot import Snapshot
@@ -32,6 +32,7 @@ from server.news import Inbox, News
 RETRY_S = 30.0  # until a version that could not be opened is tried again: opening reads every byte of it
 SETTLE_S = 5.0  # in which every process of a server has swapped to a version that was activated
 CATCH_UP = 1_000  # items embedded by a new model before it is swapped in; more of them are found some time after
+CATCH_UP_S = 2.0  # of embedding those in a refresh, which what is activated meanwhile waits for
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +83,19 @@ class ActiveIndex:
 
 
 @dataclass(frozen=True)
+class Behind:
+    """How far the items of an index are embedded that its model may lack.
+
+    Attributes:
+        until_s: when no more of them may come, on time.monotonic().
+        after: the sequence of the last one that was looked at.
+    """
+
+    until_s: float
+    after: int
+
+
+@dataclass(frozen=True)
 class Failure:
     """A version that could not be opened, or an index whose `active` can't be read (number None)."""
 
@@ -113,8 +127,7 @@ class Indexes:
         self._encoders: dict[str, Encoder] = {}  # by model id: two indexes of one model share it
         self._curves = Curves(store)
         self._catalogs: dict[str, tuple[int, Catalog]] = {}  # by index, with the file's inode
-        # Indexes whose model may not have embedded all that was upserted, and until when more of that may come.
-        self._behind: dict[str, float] = {}
+        self._behind: dict[str, Behind] = {}  # indexes whose model may not have embedded all that was upserted
         self._refreshing = threading.Lock()  # one thread at a time opens and swaps
         self._swapping = threading.Lock()  # held also by who commits: neither happens within the other
 
@@ -207,7 +220,7 @@ class Indexes:
         with self._swapping:
             self._active = MappingProxyType({key: one for key, one in self._active.items() if key not in names})
         self._failures = {key: known for key, known in self._failures.items() if key not in names}
-        self._behind = {key: until for key, until in self._behind.items() if key not in names}
+        self._behind = {key: known for key, known in self._behind.items() if key not in names}
         # Not closed: searches that are in progress may still read them.
         self._catalogs = {key: one for key, one in self._catalogs.items() if key not in names}
 
@@ -262,15 +275,20 @@ class Indexes:
             log.warning("index %s: items of other models are being embedded by %s", opened.name, opened.model)
         if pending > CATCH_UP or self.news.several:
             # Another process may go on for a moment to take in what the model before this one embedded.
-            self._behind[opened.name] = time.monotonic() + (SETTLE_S if self.news.several else 0)
+            until_s = time.monotonic() + (SETTLE_S if self.news.several else 0)
+            self._behind[opened.name] = Behind(until_s, opened.version.manifest.sequence)
 
     def _catch_up_behind(self, index: ActiveIndex | None) -> None:
-        if index is not None and index.name in self._behind:
-            _catch_up(index)
-            index.live.refresh()
-            self.news.tell()
-            if time.monotonic() >= self._behind[index.name]:
-                del self._behind[index.name]
+        if index is None or index.name not in self._behind:
+            return
+        behind = self._behind[index.name]
+        last = _catch_up_some(index, behind.after)
+        index.live.refresh()
+        self.news.tell()
+        if last is not None:
+            self._behind[index.name] = replace(behind, after=last)
+        elif time.monotonic() >= behind.until_s:
+            del self._behind[index.name]
 
     def _recalibrate(self, index: ActiveIndex | None) -> None:
         if index is None or (curve := self._curves.of(index.model)) is index.calibration:
@@ -309,6 +327,17 @@ def _not_found(name: str, known: Sequence[str]) -> Exception:
 def _catch_up(index: ActiveIndex) -> None:
     """Embed what was upserted under another model."""
     embed_pending(index.catalog, index.encoder, index.version.manifest.sequence, lambda *_: None)
+
+
+def _catch_up_some(index: ActiveIndex, after: int) -> int | None:
+    """As `_catch_up`, of what was changed after a sequence, for so long; the last that was come to, None for none."""
+    give_up_s, last = time.monotonic() + CATCH_UP_S, None
+    for item in index.catalog.pending(index.model, after):
+        embed_item(index.catalog, index.encoder, item)
+        last = item.sequence
+        if time.monotonic() >= give_up_s:
+            break
+    return last
 
 
 def _inode(path: Path) -> int:

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 
 from indexer.manifest import CorruptFile
+from indexer.records import Upsert
 from indexer.store import Store
 from indexer.version import activate
 from server import descriptions
 from server import indexes as module
 from server.errors import IndexNotFound, NoIndex
 from server.indexes import Indexes
-from tests.serving import Gallery, make_gallery, make_model, make_version
+from tests.serving import Gallery, make_gallery, make_model, make_version, photo
 
 
 @pytest.fixture
@@ -244,3 +245,34 @@ def test_a_version_of_another_model_brings_its_encoder(own: Gallery) -> None:
     indexes.refresh()
     assert (other, other) == (indexes.get("").model, indexes.get("").encoder.model)
     assert [other] == list(indexes._encoders)
+
+
+def test_what_is_activated_is_swapped_in_while_many_items_are_embedded_anew(
+    own: Gallery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A refresh embeds as many as it has time for; one that can't be decoded does not keep the others from it."""
+    monkeypatch.setattr(module, "CATCH_UP", 1)
+    monkeypatch.setattr(module, "CATCH_UP_S", 0.0)
+    other = make_model(own.store, seed=1)
+    indexes = Indexes(own.store)
+    indexes.refresh()
+    catalog = indexes.get("photos").catalog
+    images = {"a": photo(7), "b": b"no image", "c": photo(8), "d": photo(9)}
+    catalog.upsert(
+        [Upsert(item, own.embeddings[0], own.model, image=data) for item, data in images.items()],
+        dim=own.embeddings.shape[1],
+    )
+    make_version(own.store, "photos", 2, other, own.items[:3], own.embeddings[:3])
+    found = []
+    for _ in range(4):
+        indexes.refresh()
+        assert (indexes.get("photos").number, indexes.get("photos").model) == (2, other)
+        found.append(indexes.get("photos").snapshot.count - 3)
+    assert found == [0, 1, 1, 2]
+    activate(own.store.index("photos"), 1)
+    indexes.refresh()
+    assert indexes.get("photos").number == 1
+    activate(own.store.index("photos"), 2)
+    for _ in range(8):
+        indexes.refresh()
+    assert indexes.get("photos").snapshot.count == 3 + 3
