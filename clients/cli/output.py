@@ -1,6 +1,7 @@
 """What the command prints: one JSON object or a table on stdout, progress on stderr."""
 
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -187,7 +188,7 @@ class PlainProgress:
         self._clock = clock
         self._printed_at = clock()
         self._began: dict[str, tuple[float, int]] = {}
-        self._last: dict[str, int] = {}
+        self._least: dict[str, float] = {}  # that a stage's next report says, unless the stage comes again
         self._ended: set[str] = set()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
@@ -195,9 +196,9 @@ class PlainProgress:
         now = self._clock()
         # A resumed stage begins above zero, and one that comes again, as judging does after each epoch, begins anew:
         # only what was done since then tells the rate.
-        if stage not in self._began or done < self._last[stage]:
+        if done < self._least.get(stage, math.inf):
             self._began[stage] = now, done
-        self._last[stage] = done
+        self._least[stage] = done if done < total else math.inf
         began_at, first = self._began[stage]
         ends = done >= total and stage not in self._ended
         if not ends and now - self._printed_at < PLAIN_INTERVAL_S:

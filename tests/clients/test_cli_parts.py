@@ -176,6 +176,20 @@ def test_progress_of_a_stage_that_comes_again_begins_anew(capsys: pytest.Capture
     assert capsys.readouterr().err.splitlines()[-1] == "embed  130/1,000  10.0/s  ETA 0:01:27"
 
 
+def test_progress_of_a_stage_that_comes_again_all_at_once_has_no_rate(capsys: pytest.CaptureFixture[str]) -> None:
+    """One report tells nothing of its speed, and what lay before it is no part of the stage."""
+    clock = Clock()
+    report = PlainProgress(clock)
+    report("embed", 64, 104)
+    clock.now_s += 1
+    report("embed", 104, 104)
+    clock.now_s += 600
+
+    report("embed", 104, 104)
+
+    assert capsys.readouterr().err.splitlines() == ["embed  104/104  40.0/s", "embed  104/104"]
+
+
 def test_a_table_prints_item_names_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
     """Square brackets are not markup, and a long id is not cut in a pipe."""
     long = "x" * 300
