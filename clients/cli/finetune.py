@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from clients.cli.options import PATH, device_option, json_option, progress_option, store_option
+from clients.cli.options import PATH, SEED, device_option, json_option, progress_option, store_option
 from clients.cli.output import print_json, printable
 from clients.cli.recording import operation_option
 from clients.cli.training import (
@@ -53,8 +53,8 @@ _SHOWN = 10  # labels that disagree: enough to look at
     help="Where there is a split to judge on, learn from the labels alone too, and judge that: as long again.",
 )
 @click.option("--keep-doubted", is_flag=True, help="Learn from labels too that are likely wrong, as below.")
-@click.option("--epochs", type=int, metavar="N", help="Passes over the images.")
-@click.option("--seed", type=int, metavar="N", help="Of everything random.")
+@click.option("--epochs", type=click.IntRange(1), metavar="N", help="Passes over the images.")
+@click.option("--seed", type=SEED, metavar="N", help="Of everything random.")
 @device_option
 @click.option("--run", "name", metavar="NAME", help="What to call the run, for --resume.  [default: by the time]")
 @click.option("--resume", metavar="RUN", help="Go on with this unfinished run and its own recipe.")

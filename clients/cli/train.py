@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from clients.cli.options import PATH, Device, device_option, json_option, labels_help, progress_option, store_option
+from clients.cli.options import (
+    PATH,
+    SEED,
+    Device,
+    device_option,
+    json_option,
+    labels_help,
+    progress_option,
+    store_option,
+)
 from clients.cli.output import named, print_facts, print_json, progress, warn_skipped
 from clients.cli.recording import operation_option
 from clients.cli.training import (
@@ -25,7 +34,7 @@ if TYPE_CHECKING:
     from trainer.profiling import Profile
     from trainer.recipe import Recipe
 
-# Options that are short for a recipe's keys.
+# Options that are short for a recipe's keys, within the same limits.
 _KEY_OF = {
     "backbone": "encoder.backbone",
     "weights": "encoder.weights",
@@ -51,12 +60,17 @@ _KEY_OF = {
 )
 @click.option("--backbone", help="A timm model, or torchvision/NAME.")
 @click.option("--weights", help="What to start from: none, imagenet, or a file (.safetensors, .pth).")
-@click.option("--size", type=int, metavar="PX", help="Side of the images that the encoder embeds.")
-@click.option("--dim", type=int, metavar="D", help="Dimension of the embeddings.")
 @click.option(
-    "--epochs", type=int, metavar="N", help="Passes over the images (a few hundred: several), after distillation."
+    "--size", type=click.IntRange(16, 1024), metavar="PX", help="Side of the images that the encoder embeds."
 )
-@click.option("--seed", type=int, metavar="N", help="Of everything random.")
+@click.option("--dim", type=click.IntRange(2, 4096), metavar="D", help="Dimension of the embeddings.")
+@click.option(
+    "--epochs",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Passes over the images (a few hundred: several), after distillation.",
+)
+@click.option("--seed", type=SEED, metavar="N", help="Of everything random.")
 @device_option
 @click.option("--run", "name", metavar="NAME", help="What to call the run, for --resume.  [default: by the time]")
 @click.option("--resume", metavar="RUN", help="Go on with this unfinished run and its own recipe.")
