@@ -42,8 +42,6 @@ class Feed:
         self._images, self._views, self._device = images.to(device), views, device
         self._size, self._view_size = size, view_size
         self._label = label
-        # Of pixels more than twice as fine, bilinear sampling would skip some; drawn larger, they are averaged after.
-        self._render_size = view_size * max(1, (images.pixels.shape[1] - 1) // view_size)
         self.generator = torch.Generator(device).manual_seed(seed)
 
     def batches(
@@ -64,13 +62,17 @@ class Feed:
                 if step + 1 < len(order):
                     coming = loader.submit(self._fetch, own_share(order[step + 1]))
                 with part("views"):
-                    side = large_size or self._render_size
-                    views = [draw_view(pixels, aspect, view, side, self.generator) for view in self._views]
-                    large = views[0] if large_size else None
-                    views = [_resized(view, self._view_size) for view in views]
+                    drawn = [self._drawn(pixels, aspect, view, large_size or self._view_size) for view in self._views]
+                    large = drawn[0] if large_size else None
+                    views = [_resized(view, self._view_size) for view in drawn]
                 index = own_share(batch)
                 label = self._label[index].to(self._device, non_blocking=True)
                 yield Batch(views, index.to(self._device, non_blocking=True), label, large)
+
+    def _drawn(self, pixels: Tensor, aspect: Tensor, view: View, size: int) -> Tensor:
+        # Of pixels more than twice as fine, bilinear sampling would skip some; drawn larger, they are averaged after.
+        finer = size * max(1, (pixels.shape[1] - 1) // size)
+        return _resized(draw_view(pixels, aspect, view, finer, self.generator), size)
 
     @torch.no_grad()
     def embed_all(self, embed: Callable[[Tensor], Tensor], progress: Progress, size: int = 0) -> Tensor:

@@ -75,9 +75,14 @@ def test_views_are_drawn_smaller_than_what_is_embedded() -> None:
 
 
 def test_fine_pixels_are_averaged_and_not_skipped() -> None:
-    """Of a fine checkerboard, bilinear sampling at a quarter would give black and white; its average is grey."""
+    """Of a fine checkerboard, bilinear sampling would give black and white, of large images too; its average is grey."""
     board = ((torch.arange(96)[:, None] + torch.arange(96)) % 2 * 255).to(torch.uint8)
     images = ImageCache(board[None, ..., None].expand(1, 96, 96, 3).contiguous(), torch.ones(1), ("board",), ())
     feed = Feed(images, [View(scale=(1, 1), flip=0)], 24, 24, torch.device("cpu"), 0, torch.full((1,), -1))
     (batch,) = feed.batches(torch.tensor([[0]]), nullcontext)
+    assert (batch.views[0] - 0.5).abs().max() < 0.1
+    (batch,) = feed.batches(torch.tensor([[0]]), nullcontext, 32)
+    assert batch.large is not None
+    assert batch.large.shape == (1, 3, 32, 32)
+    assert (batch.large - 0.5).abs().max() < 0.1
     assert (batch.views[0] - 0.5).abs().max() < 0.1
