@@ -75,7 +75,7 @@ def test_views_are_drawn_smaller_than_what_is_embedded() -> None:
 
 
 def test_fine_pixels_are_averaged_and_not_skipped() -> None:
-    """Of a fine checkerboard, bilinear sampling would give black and white, of large images too; its average is grey."""
+    """Of a fine checkerboard bilinear sampling would give black and white; its average, large or small, is grey."""
     board = ((torch.arange(96)[:, None] + torch.arange(96)) % 2 * 255).to(torch.uint8)
     images = ImageCache(board[None, ..., None].expand(1, 96, 96, 3).contiguous(), torch.ones(1), ("board",), ())
     feed = Feed(images, [View(scale=(1, 1), flip=0)], 24, 24, torch.device("cpu"), 0, torch.full((1,), -1))
