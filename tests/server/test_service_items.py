@@ -3,8 +3,9 @@
 import hashlib
 import json
 import sqlite3
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from kinsight.v1.item_service_pb2 import (
 )
 from kinsight.v1.search_service_pb2 import BatchSearchRequest, Embedding, SearchRequest
 
+from server import service_items
 from server.folders import Folders
 from tests.conftest import nested
 from tests.serving import Gallery, Stubs, make_gallery, make_model, make_version, photo, reason_of, serving
@@ -140,6 +142,23 @@ def test_a_repeated_request_changes_nothing_and_is_answered_alike(stubs: Stubs) 
         request = BatchUpsertItemsRequest(items=items, request_id=request_id)
         expected = ("INVALID_ARGUMENT", "INVALID_REQUEST_ID")
         assert _reason(stubs.items.BatchUpsertItems, request) == expected
+
+
+def test_what_is_upserted_is_hashed_beside_the_event_loop(own: Gallery, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Searches don't wait for it."""
+    hashing, looping = list[threading.Thread](), list[threading.Thread]()
+    digest = service_items._digest
+
+    def observed(items: Sequence[ItemUpsert]) -> str:
+        hashing.append(threading.current_thread())
+        return digest(items)
+
+    monkeypatch.setattr(service_items, "_digest", observed)
+    with serving(own.store) as served, Stubs(served.target) as stubs:
+        stubs.upsert(ItemUpsert(item="a", image=photo(1)), request_id="one")
+        served.call(lambda: looping.append(threading.current_thread()))
+    assert len(hashing) == 1
+    assert looping[0] not in hashing
 
 
 @pytest.mark.parametrize("count", [0, 1001])
