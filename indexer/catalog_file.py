@@ -13,7 +13,7 @@ import threading
 import weakref
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -215,9 +215,14 @@ class CatalogFile:
 
     def _check_there(self) -> None:
         """Raise CatalogWriteFailed where what was just written is in a file that nobody will open again."""
-        with suppress(FileNotFoundError):
-            if os.path.samestat(self._identity, self.path.stat()):
-                return
+        try:
+            there = os.path.samestat(self._identity, self.path.stat())
+        except FileNotFoundError:
+            there = False
+        except OSError:  # the note, which lies beside it, meets that too, and says what it is
+            return
+        if there:
+            return
         # Nor may the note of one that took its place say that this was acknowledged.
         raise CatalogWriteFailed(
             f"{self.path} was removed, or another one put in its place, since it was opened; the changes are lost: "

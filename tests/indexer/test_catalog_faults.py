@@ -211,6 +211,10 @@ def test_what_a_removed_catalogue_takes_is_not_acknowledged(tmp_path: Path) -> N
         shutil.rmtree(index)
         with pytest.raises(CatalogWriteFailed, match=f"{old.path} was removed.*send them again"):
             old.delete(["item 4"])
+        index.write_text("a file")
+        with pytest.raises(CatalogWriteFailed, match=str(old.path)):
+            old.delete(["item 4"])
+        index.unlink()
         fill(index, 5)
         with pytest.raises(CatalogWriteFailed, match=f"{old.path} was removed.*send them again"):
             old.delete(["item 5"])
