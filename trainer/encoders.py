@@ -199,8 +199,9 @@ def _from_timm(name: str, weights: str, size: int) -> _Network:
 
     if not timm.is_model(name):
         stem = name[:8]
-        near = ", ".join(timm.list_models(f"*{stem}*")[:5]) or "see timm.list_models()"
-        raise ValueError(f"no backbone is named {name!r}; near: {near}; torchvision's are named {_TORCHVISION}NAME")
+        near = ", ".join(timm.list_models(f"*{stem}*")[:5])
+        there = f"near: {near}" if near else "timm.list_models() has them all"
+        raise ValueError(f"no backbone is named {name!r}; {there}; torchvision's are named {_TORCHVISION}NAME")
     file = _imagenet_file(name) if weights == "imagenet" else None
     config = cast("PretrainedCfg", timm.get_pretrained_cfg(name))
     # Transformers have position embeddings, which timm resamples to the size that images will have.
@@ -319,8 +320,11 @@ def _load(model: nn.Module, file: Path, *, by_order: bool = False) -> None:
     """
     try:
         state = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
+    except OSError as error:
+        raise WeightsError(f"weights {file} can't be read: {error.strerror or error}") from error
     except Exception as error:  # torch's unpickler raises nearly anything on a file that is not one of its own
-        raise WeightsError(f"weights {file} can't be read: {type(error).__name__} {error}") from error
+        saved = "save model.state_dict() with torch.save, or as .safetensors"
+        raise WeightsError(f"weights {file} are damaged, or hold more than tensors; {saved}") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise WeightsError(f"weights {file} are not a plain dictionary of tensors; save model.state_dict()")
     expected = model.state_dict()

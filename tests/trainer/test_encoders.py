@@ -83,9 +83,21 @@ def test_frozen_norms_keep_their_statistics(tmp_path: Path) -> None:
     assert not any(p.requires_grad for norm in norms for p in norm.parameters())
 
 
-@pytest.mark.parametrize("damage", ["truncated", "pickle", "text", "wrong network", "absent"])
-def test_bad_weights_are_refused_by_name(tmp_path: Path, damage: str) -> None:
-    """A damaged, malicious, missing or unfitting weights file is one error that names it."""
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        ("truncated", "are damaged, or hold more than tensors; save model"),
+        ("pickle", "are damaged, or hold more than tensors; save model"),
+        ("text", "are damaged, or hold more than tensors; save model"),
+        ("wrong network", "don't fit the backbone: "),
+        ("absent", "can't be read: No such file or directory$"),
+    ],
+)
+def test_bad_weights_are_refused_by_name(tmp_path: Path, damage: str, told: str) -> None:
+    """A damaged, malicious, missing or unfitting weights file is one error that names it, in words of our own.
+
+    Torch's would have a file that holds more than tensors be run.
+    """
     file = tmp_path / "bad.pth"
     if damage == "truncated":
         torch.save(make_backbone(CNN, "none", size=64).named_weights(), file)
@@ -96,7 +108,7 @@ def test_bad_weights_are_refused_by_name(tmp_path: Path, damage: str) -> None:
         file.write_text("hello")
     elif damage == "wrong network":
         torch.save(nn.Linear(3, 3).state_dict(), file)
-    with pytest.raises(WeightsError, match=r"bad\.pth"):
+    with pytest.raises(WeightsError, match=rf"bad\.pth {told}"):
         make_backbone(CNN, str(file), size=64)
 
 
