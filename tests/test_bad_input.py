@@ -82,6 +82,21 @@ def test_a_grid_that_can_not_be_written_costs_no_answer(gallery: Gallery, photos
     assert finished.returncode == 1
 
 
+def test_a_disk_that_fills_while_drawing_leaves_the_grid_that_was_there(
+    gallery: Gallery, photos: Path, tmp_path: Path
+) -> None:
+    """A grid is there whole or not at all, and the error names it."""
+    grid = tmp_path / "grid.png"
+    grid.write_bytes(b"the one before")
+    with serving(gallery.store) as served:
+        words = ("search", f"item:{gallery.items[0]}", "--server", served.target, "--grid", grid, "--images", photos)
+        finished = kinsight(*words, most_file_bytes=1_000)
+
+    assert (finished.returncode, finished.stderr) == (1, f"error: {grid}: File too large\n")
+    assert grid.read_bytes() == b"the one before"
+    assert [path.name for path in tmp_path.glob("*grid*")] == ["grid.png"]
+
+
 @pytest.mark.slow
 def test_a_disk_that_fills_while_decoding_says_how_to_go_on(photos: Path, store: Store) -> None:
     """The error is one line with the command that goes on; no model appears."""

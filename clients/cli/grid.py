@@ -1,5 +1,6 @@
 """A picture of queries and their neighbours: one row a query, similarity under each neighbour."""
 
+import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from indexer import pixels
+from indexer.manifest import write_atomically
 from indexer.sources import Source
 
 CELL = 112  # side of a thumbnail, pixels
@@ -41,7 +43,7 @@ def draw_grid(rows: Sequence[tuple[Cell, Sequence[Cell]]], file: Path) -> list[t
         The items whose images can't be decoded, each once, with the reason.
 
     Raises:
-        OSError: the file can't be written.
+        OSError: the file can't be written; what it was stays.
     """
     longest = max(len(neighbours) for _, neighbours in rows)
     canvas = Image.new("RGB", (GAP + STEP * (longest + 1) + QUERY_GAP, GAP + HEIGHT * len(rows)), PAPER)
@@ -54,7 +56,9 @@ def draw_grid(rows: Sequence[tuple[Cell, Sequence[Cell]]], file: Path) -> list[t
             except pixels.PixelsError as error:
                 undecodable[cell.image.item] = str(error)
         _draw_cell(canvas, cell, thumbnail, left, top)
-    canvas.save(file, format="PNG")
+    encoded = io.BytesIO()
+    canvas.save(encoded, format="PNG")
+    write_atomically(file, encoded.getvalue())
     return list(undecodable.items())
 
 
