@@ -122,7 +122,8 @@ def _read(labels: Path, collection: Collection) -> _Labelled:
         raise CalibrationError(
             f"{labels} labels none of the {len(collection.sources):,} images of {collection.root}: of its "
             f"{len(cells[0]):,} rows, {len(unknown):,} paths are not there{example}; paths are relative to that "
-            f"folder or to the table's, and a class_id must be filled in"
+            f"folder or to the table's, a class_id must be filled in, and rows of the split train are left out where "
+            f"there are others"
         )
     return _Labelled(table.class_of, table.pairs, unknown, table.warnings)
 
@@ -132,7 +133,8 @@ def _classes(labels: Path, columns: Table, items: dict[str, str | None]) -> _Lab
         splits = splits_of(labels, columns, "")
     except LabelsError as error:
         raise CalibrationError(str(error)) from error
-    learned = "train" in splits and any(split != "train" for split in splits)
+    labelled = {split for name, split in zip(columns["class_id"], splits, strict=True) if name}
+    learned = labelled > {"train"}
     class_of: dict[str, str] = {}
     for row, (cell, name, split) in enumerate(zip(columns["path"], columns["class_id"], splits, strict=True)):
         item = items[cell]
@@ -144,7 +146,7 @@ def _classes(labels: Path, columns: Table, items: dict[str, str | None]) -> _Lab
                 "an image has one"
             )
     only_train = f"{labels} has no split but train: if the model learned these classes, the curve promises too much"
-    return _Labelled(class_of, {}, (), (only_train,) if "train" in splits and not learned else ())
+    return _Labelled(class_of, {}, (), (only_train,) if labelled == {"train"} else ())
 
 
 def _pairs(labels: Path, columns: Table, items: dict[str, str | None]) -> _Labelled:

@@ -101,6 +101,17 @@ def test_a_report_that_can_not_be_written_is_named(calibrate: Run, small_disk: P
     assert list(small_disk.iterdir()) == []
 
 
+def test_rows_without_a_class_say_nothing_of_what_was_learned(calibrate: Run) -> None:
+    """A table of all images, of which those to learn from are labelled, calibrates as it does without the others."""
+    header, *rows = classes().splitlines()
+    learned = "\n".join([f"{header},split", *(f"{row},train" for row in rows)])
+    alone, among = (calibrate(learned + rest, "--json") for rest in ("", "\nequal0.png,,\nequal1.png,,test\n"))
+
+    assert among.exit_code == 0, among.stderr
+    assert "no split but train" in among.stderr
+    assert among.stdout == alone.stdout
+
+
 def test_people_read_tables(calibrate: Run) -> None:
     """Facts and the two tables, without braces; what is not known is `none`."""
     done = calibrate(pairs())
