@@ -125,6 +125,7 @@ def rebuild(
             forget_lesson(index_dir)
         if active is not None and active.manifest.model != chosen.name:
             report = _with_warning_of_too_few(report, active.manifest.version)
+            report = _with_warning_of_no_calibration(report, store, active.manifest.model)
         return _with_warning(report) if few_labels else report
 
 
@@ -238,6 +239,24 @@ def _with_warning_of_too_few(report: BuildReport, active: int) -> BuildReport:
         f"both with the same image, too few to say which is better; look at some searches before you rely on it"
     )
     return dataclasses.replace(report, warnings=(*report.warnings, warning))
+
+
+def _with_warning_of_no_calibration(report: BuildReport, store: Store, before: str) -> BuildReport:
+    """A report that says where searches by probability end with the model that had a calibration."""
+    if not _is_calibrated(store.models / before) or _is_calibrated(store.models / report.model):
+        return report
+    warning = (
+        f"model {report.model} has no calibration, which model {before} has: searches of version {report.version} by "
+        f"probability are refused until `kinsight calibrate {report.model}` with labels"
+    )
+    return dataclasses.replace(report, warnings=(*report.warnings, warning))
+
+
+def _is_calibrated(model: Path) -> bool:
+    try:
+        return bool(manifest.read_model(model).calibration)
+    except ManifestError:  # that of the old version is not needed any more, and may be gone
+        return False
 
 
 def _open_active(index_dir: Path) -> tuple[Version | None, tuple[str, ...]]:

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from indexer import adopt, version
+from indexer import adopt, manifest, version
 from indexer.build import BuildReport, build
 from indexer.catalog import Catalog
 from indexer.importing import import_items
@@ -232,6 +232,25 @@ def test_another_model_of_too_few_items_to_compare_is_told(
     assert told.startswith(
         f"nothing was compared with version {same.version}, though the model is another: fewer than"
     )
+
+
+def test_a_model_without_the_calibration_that_the_one_before_had_is_told(
+    store: Store, make_model: Callable[..., str], index: Path
+) -> None:
+    """Searches by probability are refused at once; nothing ends where neither or both have one."""
+    one, other, third = (make_model(store, seed=seed) for seed in (2, 3, 4))
+
+    def told(model: str) -> list[str]:
+        report = rebuild(NAME, store=store, model=model, progress=quiet)
+        return [warning for warning in report.warnings if "calibration" in warning]
+
+    assert told(one) == []
+    manifest.amend_model(store.model(one), {"method": "platt"})
+    (warning,) = told(other)
+    assert warning.startswith(f"model {other} has no calibration, which model {one} has: searches of version 3 by")
+    for model in (other, third):
+        manifest.amend_model(store.model(model), {"method": "platt"})
+    assert told(third) == []
 
 
 def test_what_is_upserted_during_a_rebuild_is_found_after_it(
