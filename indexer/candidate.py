@@ -10,6 +10,7 @@ Both are asked about the same items: a sample of those that are in both, with th
   whose class another labelled item has: the others have nothing right to find.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -100,7 +101,7 @@ def compare(candidate: Version, active: Version, *, classes: Mapping[str, str]) 
         overlap_at_10=_overlap(candidate, active, rows[:QUERIES], others[:QUERIES]),
         rank_correlation=rank_correlation(mine, theirs),
         contrast=_paired(contrasts(theirs), contrasts(mine)),
-        recall_at_1=_paired(*hits) if hits else None,
+        recall_at_1=paired_hits(*hits) if hits else None,
         labelled=labelled,
     )
 
@@ -203,6 +204,24 @@ def nearest_hits(embeddings: Embeddings, classes: npt.NDArray[np.int64]) -> Floa
         similarity[np.arange(len(rows)), rows] = -np.inf
         hits[start : start + _CHUNK] = classes[similarity.argmax(axis=1)] == classes[rows]
     return hits
+
+
+def paired_hits(active: Floats, candidate: Floats) -> Paired:
+    """The share of hits of both versions, and the interval of its difference, which holds for a few items too.
+
+    That of means is too narrow where few items differ: four hits lost and none gained would be beyond chance. One is
+    added to either, as by Bonett and Price 2012, "Adjusted Wald confidence interval for a difference of binomial
+    proportions based on paired data", and the variance is that of equally good versions, which is the larger.
+
+    Args:
+        active: (N,) of 0 and 1.
+        candidate: (N,) of the same items.
+    """
+    count = len(active) + 2
+    lost, gained = (int((active > candidate).sum()) + 1) / count, (int((candidate > active).sum()) + 1) / count
+    half = _Z * math.sqrt((lost + gained) / count)
+    low, high = max(-1.0, gained - lost - half), min(1.0, gained - lost + half)
+    return Paired(float(active.mean()), float(candidate.mean()), low, high)
 
 
 def labelled_rows(version: Version, classes: Mapping[str, str]) -> tuple[Rows, npt.NDArray[np.int64]]:

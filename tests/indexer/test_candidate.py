@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from indexer.candidate import Comparison, Paired, contrasts, nearest_hits, objections, rank_correlation
+from indexer.candidate import Comparison, Paired, contrasts, nearest_hits, objections, paired_hits, rank_correlation
 from indexer.labels import LabelsError, read_classes
 from indexer.rows import Embeddings
 
@@ -83,6 +83,24 @@ def test_an_item_alone_of_its_class_is_searched_but_not_asked() -> None:
     assert nearest_hits(near_another, np.array([0, 1, 0, 2])).tolist() == [0, 0]
     assert nearest_hits(axes, np.arange(4)).tolist() == []
     assert nearest_hits(axes[:0], np.array([], np.int64)).tolist() == []
+
+
+@pytest.mark.parametrize("count", [6, 40, 1_000])
+def test_a_few_hits_lost_are_chance(count: int) -> None:
+    """Beyond it are six lost and none gained, as by the exact test of McNemar (2 / 2 ** 6 < 0.05), of any number."""
+    active = np.ones(count)
+    for lost, beyond in ((0, False), (4, False), (5, False), (6, True)):
+        candidate = np.append(np.zeros(lost), np.ones(count - lost))
+        found, back = paired_hits(active, candidate), paired_hits(candidate, active)
+        assert (found.active, found.candidate) == (1, candidate.mean())
+        assert found.low <= found.candidate - found.active <= found.high
+        assert (found.high < 0) == (back.low > 0) == beyond
+
+
+def test_two_items_are_never_beyond_chance() -> None:
+    """Two of a class are the fewest that judge; they find each other, or neither does."""
+    found = paired_hits(np.ones(2), np.zeros(2))
+    assert found.low < 0 < found.high
 
 
 def comparison(contrast: Paired, recall_at_1: Paired | None = None) -> Comparison:
