@@ -1,3 +1,7 @@
+let unsaved = false;
+addEventListener("input", () => { unsaved = true; });
+addEventListener("beforeunload", (event) => { if (unsaved) event.preventDefault(); }); // the browser asks first
+
 document.querySelector("button").onclick = () => {
   const quoted = (text) => '"' + text.replaceAll('"', '""') + '"';
   const rows = [...document.querySelectorAll("input")].map((input) =>
@@ -7,4 +11,5 @@ document.querySelector("button").onclick = () => {
   link.href = URL.createObjectURL(table);
   link.download = "labels.csv";
   link.click();
+  unsaved = false;
 };
