@@ -61,7 +61,7 @@ def test_the_papers_recipe_for_products_differs_where_their_command_does() -> No
 
 @pytest.mark.parametrize(("tuned", "paper"), [("stml-cub-cars", "stml-paper"), ("stml-sop", "stml-paper-sop")])
 def test_a_tuned_recipe_is_the_papers_with_what_the_default_was_measured_with(tuned: str, paper: str) -> None:
-    """Nothing else is changed: it is as grounded as its two parents, and its figures name what it was shortened to."""
+    """Nothing else is changed: it is as grounded as its two parents; its figures name what it was shortened to."""
     expected, measured = to_dict(load(paper)), to_dict(load("stml"))
     for section, keys in {
         "encoder": ["unit_length"],
