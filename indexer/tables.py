@@ -2,6 +2,7 @@
 
 import csv
 import re
+import unicodedata
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -47,7 +48,8 @@ def read_table(path: Path, columns: Iterable[str], optional: Iterable[str] = ())
 
     Cells of a CSV are parted by commas, or by semicolons or tabs where its header is, or as its first line `sep=;`
     says. Names of columns are taken in any case, one spelled as asked for first. Spaces around them and around cells
-    are left out, but for those of paths. What a Parquet table has no value for is empty text.
+    are left out, but for those of paths; classes are as `class_name` has them. What a Parquet table has no value for
+    is empty text.
 
     Raises:
         SourceError: the file can't be read, is not such a table, lacks a column of `columns`, or has one twice.
@@ -66,16 +68,24 @@ def read_table(path: Path, columns: Iterable[str], optional: Iterable[str] = ())
             f"{shown(path)} has no column {', '.join(missing)}; its columns are: "
             f"{', '.join(dict.fromkeys(names)) or 'none, it is empty'}"
         )
-    chosen = {
-        name: table[there] if name in _PATHS else [cell.strip() for cell in table[there]]
-        for name, there in spelled.items()
-    }
+    chosen = {name: _meant(name, table[there]) for name, there in spelled.items()}
     for name, cells in chosen.items():
         for row, cell in enumerate(cells):
             if "\0" in cell:
                 where = f"{shown(path)}, {table.place(row)}"
                 raise SourceError(f"{where}: {name} {cell!r} holds a NUL; save it as UTF-8 text")
     return Table(chosen, table.lines)
+
+
+def _meant(name: str, cells: list[str]) -> list[str]:
+    if name in _PATHS:
+        return cells
+    return [class_name(cell) if name == "class_id" else cell.strip() for cell in cells]
+
+
+def class_name(cell: str) -> str:
+    """What a class is called, whatever typed it: without spaces around it, and é as one character, never as two."""
+    return unicodedata.normalize("NFC", cell.strip())
 
 
 def unreadable(path: Path, error: OSError | csv.Error) -> SourceError:

@@ -4,7 +4,8 @@ import csv
 import hashlib
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from kinsight.v1.labels_pb2 import LabelledPair, Labels
@@ -12,7 +13,7 @@ from kinsight.v1.labels_pb2 import LabelledPair, Labels
 from indexer.manifest import write_atomically
 from indexer.pairs import PairsError, pairs_of
 from indexer.store import NotFound, Store
-from indexer.tables import Table
+from indexer.tables import Table, class_name
 from server.errors import InvalidLabels, InvalidLearning, ModelNotFound
 from server.folders import Folders
 
@@ -116,10 +117,17 @@ def by_field(text: str, words: Sequence[str]) -> str:
     """
     for table in filter(_OWN_TABLE.fullmatch, words):
         if table in text:
-            text = text.replace(table, _field_of(Path(table)))
             # The labels are in the request, without a header: who sent them can't look at lines.
-            text = _LINE.sub(lambda line: f"{line[1]}row {int(line[2]) - 1}", text)
+            text = _by_rows(text.replace(table, _field_of(Path(table))), _rows_by_line(Path(table)))
     return text
+
+
+def _by_rows(text: str, row_of: Mapping[int, int]) -> str:
+    def row(line: re.Match[str]) -> str:
+        number = int(line[2])
+        return f"{line[1]}row {row_of.get(number, number - 1)}"
+
+    return _LINE.sub(row, text)
 
 
 def _field_of(table: Path) -> str:
@@ -131,6 +139,17 @@ def _field_of(table: Path) -> str:
     return "labels.pairs" if pairs else "labels.images"
 
 
+def _rows_by_line(table: Path) -> dict[int, int]:
+    """The rows of a table after its header, from 1, by the lines that they begin in: a cell may go over several."""
+    row_of: dict[int, int] = {}
+    with suppress(OSError, csv.Error), table.open(newline="", encoding="utf-8") as file:
+        rows, line = csv.reader(file), 1
+        for number, _ in enumerate(rows):
+            row_of[line] = number
+            line = rows.line_num + 1
+    return row_of
+
+
 def _image_rows(labels: Labels) -> list[tuple[str, ...]]:
     judged = any(row.held_out for row in labels.images)
     rows: list[tuple[str, ...]] = [("path", "class_id", *(["split"] if judged else []))]
@@ -138,7 +157,7 @@ def _image_rows(labels: Labels) -> list[tuple[str, ...]]:
     for number, row in enumerate(labels.images):
         if not row.path:
             raise InvalidLabels(f"labels.images[{number}] has no path")
-        said = (row.class_id.strip(), row.held_out)
+        said = (class_name(row.class_id), row.held_out)
         if said[0] and known.setdefault(row.path, said) != said:
             one, other = known[row.path][0], said[0]
             two = "is held out and learned from" if one == other else f"has two classes, {one!r} and {other!r}"

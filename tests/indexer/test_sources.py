@@ -139,6 +139,15 @@ def test_tables_as_spreadsheets_write_them(tmp_path: Path, text: str) -> None:
     assert read_table(tmp_path / "t.csv", [], optional=["path_a"]) == {}
 
 
+def test_a_class_is_one_however_its_letters_are_composed(tmp_path: Path) -> None:
+    """\u00e9 is one character or two, as keyboards have it: it was two classes; a file's name stays as it is."""
+    cells = {"path": ["e\u0301.png", "\u00e9.png"], "class_id": ["caf\u00e9", " cafe\u0301"]}
+    pyarrow.parquet.write_table(pa.table(cells), tmp_path / "t.parquet")
+    (tmp_path / "t.csv").write_text("\n".join(map(",".join, zip(*([name, *found] for name, found in cells.items())))))
+    for table in ("t.parquet", "t.csv"):
+        assert read_table(tmp_path / table, ["path", "class_id"]) == {**cells, "class_id": ["caf\u00e9"] * 2}
+
+
 def test_bytes_in_a_parquet_table_are_text(tmp_path: Path) -> None:
     """Not every program that writes one says which columns are texts; other bytes are refused as those of a CSV."""
     pyarrow.parquet.write_table(pa.table({"path": ["é.png".encode()], "class_id": [b"cat"]}), tmp_path / "t.parquet")

@@ -46,7 +46,7 @@ from clients.cli.suggest import suggest
 from indexer import operations
 from indexer.build import build
 from indexer.locks import hold
-from indexer.sources import open_collection
+from indexer.sources import Collection, FileSource, open_collection
 from server import learning, progress
 from server.errors import InvalidLabels
 from server.folders import Folders
@@ -57,7 +57,7 @@ from tests.conftest import School, copied
 from tests.serving import Stubs, reason_of, server_process, serving
 from tests.trainer import small
 from trainer import recipe_files
-from trainer.labels import read_labels
+from trainer.labels import LabelsError, read_labels
 from trainer.recipe import taught
 from trainer.run_directory import finish_run, new_run
 from trainer.start import starting_from
@@ -371,12 +371,13 @@ def test_bad_requests_are_answered_with_reasons(stubs: Stubs, school: School) ->
     ],
 )
 def test_an_image_with_two_labels_is_named(school: School, again: LabelledImage, said: str) -> None:
-    """At once, not by a line of a table that the server made; the same label twice is none too many."""
-    rows = [LabelledImage(path="00.png", class_id="a"), LabelledImage(path="00.png", class_id="a ")]
+    """At once, not by a line of a table that the server made; the same label twice, however typed, is none too many."""
+    names = ("a", "a ", "\u00e9", "e\u0301")
+    rows = [LabelledImage(path=f"0{place // 2}.png", class_id=name) for place, name in enumerate(names)]
     assert table_of(Labels(images=rows), school.store, Folders()).exists()
     with pytest.raises(InvalidLabels) as refused:
         table_of(Labels(images=[*rows, again]), school.store, Folders())
-    assert str(refused.value) == f"labels.images[2]: '00.png' {said}; an image has one label"
+    assert str(refused.value) == f"labels.images[4]: '00.png' {said}; an image has one label"
 
 
 def test_unknown_names_are_refused_at_once_with_those_that_are_known(stubs: Stubs, school: School) -> None:
@@ -499,6 +500,18 @@ def test_doubted_labels_are_learned_from_where_a_request_says_so(school: School)
             assert "its 2 images to learn from are of 1 class" in told.stderr
     done = operations.list_operations(school.store.operations)
     assert [one.kind for one in done if "--keep-doubted" in one.arguments] == ["finetune", "rebuild"]
+
+
+def test_rows_of_a_request_are_counted_where_its_labels_have_ends_of_lines(school: School) -> None:
+    """A class or a path of two lines is one row: those after it were told by rows too high."""
+    labelled = (("a", "1\n2\r\n3"), ("b\nc", "4"), ("./a", "5"))
+    labels = Labels(images=[LabelledImage(path=path, class_id=name) for path, name in labelled])
+    table = table_of(labels, school.store, Folders())
+    with pytest.raises(LabelsError) as refused:
+        read_labels(table, Collection(Path("/"), (FileSource("a", "/", "a"),)), to_teach=True)
+    assert learning.by_field(str(refused.value), ("finetune", "--labels", str(table))).startswith(
+        "labels.images, row 3: './a' has two classes"
+    )
 
 
 @pytest.mark.parametrize(
