@@ -1,6 +1,6 @@
 """A model is calibrated with labels of images: read, embedded, fitted, and written to its manifest."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -91,21 +91,23 @@ def calibrate(
         )
     drawn, warnings = _drawn(table, seed)
     sources = [source for source in collection.sources if source.item in drawn.class_of]
-    row_of, embeddings, skipped = _embed(Encoder.open(model, device=device), sources, progress)
+    digest_of, embeddings, skipped = _embed(Encoder.open(model, device=device), sources, progress)
+    first_of = _firsts(drawn, digest_of)
+    copies = _copies_told(labels, first_of)
     progress("fit", 0, 1)
     try:
-        evidence = _evidence(drawn, row_of, embeddings, seed)
+        evidence = _evidence(drawn, first_of, embeddings, seed)
         if drawn is not table and not table.pairs:  # of drawn images, two are the same as often as of all
             evidence = replace(evidence, things=len(set(table.class_of.values())))
         fitted = calibration.fit(evidence, things)
     except CalibrationError as error:
-        missing = _missing(labels, images, table.unknown, skipped)
+        missing = (*_missing(labels, images, table.unknown, skipped), *copies)
         if not missing:
             raise
         raise CalibrationError("; ".join((str(error), *missing))) from error
     manifest.amend_model(model, fitted.calibration.fields())
     progress("fit", 1, 1)
-    return Calibrated(fitted, skipped, table.unknown, (*collection.warnings, *table.warnings, *warnings))
+    return Calibrated(fitted, skipped, table.unknown, (*collection.warnings, *table.warnings, *warnings, *copies))
 
 
 def _read(labels: Path, collection: Collection) -> _Labelled:
@@ -203,29 +205,51 @@ def _missing(
 
 def _embed(
     encoder: Encoder, sources: Sequence[Source], progress: Progress
-) -> tuple[dict[str, int], Embeddings, tuple[tuple[str, str], ...]]:
-    """The row of each item that could be decoded, the (N, D) embeddings, and what could not."""
-    row_of: dict[str, int] = {}
+) -> tuple[dict[str, str], Embeddings, tuple[tuple[str, str], ...]]:
+    """The SHA-256 of each item that could be decoded, its row in the (N, D) embeddings by its place, and what not."""
+    digest_of: dict[str, str] = {}
     skipped: list[tuple[str, str]] = []
     parts, waiting = [np.empty((0, encoder.dim), np.float32)], []
     for done, decoded in enumerate(decode_all(sources, encoder.pixels), start=1):
         if decoded.pixels is None:
             skipped.append((decoded.source.item, decoded.error or ""))
         else:
-            row_of[decoded.source.item] = len(row_of)
+            digest_of[decoded.source.item] = decoded.sha256
             waiting.append(decoded.pixels)
         if waiting and (len(waiting) == BATCH or done == len(sources)):
             parts.append(encoder.embed(np.stack(waiting)))
             waiting = []
             progress("embed", done, len(sources))
-    return row_of, np.concatenate(parts), tuple(skipped)
+    return digest_of, np.concatenate(parts), tuple(skipped)
 
 
-def _evidence(table: _Labelled, row_of: dict[str, int], embeddings: Embeddings, seed: int) -> Evidence:
-    classes = np.unique([table.class_of[item] for item in row_of], return_inverse=True)[1].astype(np.int64)
+def _firsts(table: _Labelled, digest_of: Mapping[str, str]) -> dict[str, str]:
+    """For each item, in the order of the rows, the first one with its label whose file is the same; mostly itself.
+
+    Two copies have a similarity of 1 under every model: such pairs say nothing of this one.
+    """
+    firsts: dict[tuple[str, str], str] = {}
+    return {item: firsts.setdefault((table.class_of[item], digest), item) for item, digest in digest_of.items()}
+
+
+def _copies_told(labels: Path, first_of: Mapping[str, str]) -> tuple[str, ...]:
+    """What to tell of the copies: a clause, or none."""
+    copies = [f"{item} = {first}" for item, first in first_of.items() if item != first]
+    if not copies:
+        return ()
+    told = f"{len(copies):,} of the images that {labels} labels are byte for byte copies of others with that label"
+    return (f"{told} and count once, for example {copies[0]}",)
+
+
+def _evidence(table: _Labelled, first_of: Mapping[str, str], embeddings: Embeddings, seed: int) -> Evidence:
+    classes = np.unique([table.class_of[item] for item in first_of], return_inverse=True)[1].astype(np.int64)
+    row_of = {item: row for row, (item, first) in enumerate(first_of.items()) if item == first}
     if not table.pairs:
-        return calibration.of_classes(embeddings, classes, seed)
-    kept = {pair: same for pair, same in table.pairs.items() if pair[0] in row_of and pair[1] in row_of}
+        counted = list(row_of.values())
+        return calibration.of_classes(embeddings[counted], classes[counted], seed)
+    there = {pair: same for pair, same in table.pairs.items() if first_of.keys() >= {*pair}}
+    firsts = {tuple(sorted(map(first_of.__getitem__, pair))): same for pair, same in there.items()}
+    kept = {pair: same for pair, same in firsts.items() if pair[0] != pair[1]}
     rows = np.array([(row_of[a], row_of[b]) for a, b in kept], np.int64).reshape(-1, 2)
     same = np.array(list(kept.values()), bool)
     similarities = np.einsum("pd,pd->p", embeddings[rows[:, 0]], embeddings[rows[:, 1]]).astype(np.float64)

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -42,6 +43,8 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).resize((40, 40)).save(root / f"{number:02d}.png")
     for number in range(20):
         Image.new("RGB", (40, 40), (90, 120, 30)).save(root / f"equal{number}.png")
+        with (root / f"equal{number}.png").open("ab") as file:
+            file.write(bytes([number]))  # the same pixels, but another file
     return root
 
 
@@ -219,6 +222,29 @@ def test_pairs_of_equal_images_are_refused(calibrate: Run) -> None:
     done = calibrate("\n".join(["path_a,path_b,relation", *rows]))
     assert done.exit_code == 1
     assert "not more similar under this model than others" in done.stderr
+
+
+def test_copies_count_once(calibrate: Run, pictures: Path, tmp_path: Path) -> None:
+    """Of classes and of pairs: what is the same file is alike under every model, and made any curve look surer."""
+    folder = tmp_path / "with copies"
+    shutil.copytree(pictures, folder)
+    for number in range(CLASSES * EACH):
+        shutil.copy(folder / f"{number:02d}.png", folder / f"copy{number:02d}.png")
+    of_copies = "".join(f"copy{number:02d}.png,{number % CLASSES}\n" for number in range(CLASSES * EACH))
+    same = [f"copy{number:02d}.png,{number:02d}.png,same" for number in range(CLASSES * EACH)]
+    again = [f"copy{row}" for row in pairs().splitlines()[1:]]
+    for labels, more in ((classes(), of_copies), (pairs(), "\n".join([*same, *again]))):
+        without, with_copies = calibrate(labels, "--json"), calibrate(labels + more, "--json", images=folder)
+        told, told_with = json.loads(without.stdout), json.loads(with_copies.stdout)
+        assert "36 of the images that " in told_with["warnings"].pop()
+        assert told_with == told
+        assert (
+            "copies of others with that label and count once, for example copy00.png = 00.png" in with_copies.stderr
+        )
+    alone = calibrate("\n".join(["path_a,path_b,relation", *same]), images=folder)
+    assert alone.exit_code == 1
+    assert "the pairs that are the same show 0 things" in alone.stderr
+    assert "36 of the images that " in alone.stderr
 
 
 def test_of_many_labels_some_are_drawn_and_probabilities_are_for_all(

@@ -143,7 +143,8 @@ def test_a_class_is_one_however_its_letters_are_composed(tmp_path: Path) -> None
     """\u00e9 is one character or two, as keyboards have it: it was two classes; a file's name stays as it is."""
     cells = {"path": ["e\u0301.png", "\u00e9.png"], "class_id": ["caf\u00e9", " cafe\u0301"]}
     pyarrow.parquet.write_table(pa.table(cells), tmp_path / "t.parquet")
-    (tmp_path / "t.csv").write_text("\n".join(map(",".join, zip(*([name, *found] for name, found in cells.items())))))
+    rows = zip(*([name, *found] for name, found in cells.items()), strict=True)
+    (tmp_path / "t.csv").write_text("\n".join(map(",".join, rows)))
     for table in ("t.parquet", "t.csv"):
         assert read_table(tmp_path / table, ["path", "class_id"]) == {**cells, "class_id": ["caf\u00e9"] * 2}
 

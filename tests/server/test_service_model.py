@@ -371,7 +371,7 @@ def test_bad_requests_are_answered_with_reasons(stubs: Stubs, school: School) ->
     ],
 )
 def test_an_image_with_two_labels_is_named(school: School, again: LabelledImage, said: str) -> None:
-    """At once, not by a line of a table that the server made; the same label twice, however typed, is none too many."""
+    """At once, not by a line of a table that the server made; the same label twice, as typed anyhow, is fine."""
     names = ("a", "a ", "\u00e9", "e\u0301")
     rows = [LabelledImage(path=f"0{place // 2}.png", class_id=name) for place, name in enumerate(names)]
     assert table_of(Labels(images=rows), school.store, Folders()).exists()
