@@ -103,6 +103,7 @@ class Objective(nn.Module):
         centred: whether only differences between embeddings are learned, so that where their origin lies is left
             open: the mean of the training set's embeddings is then taken for it, which cosines are measured from.
         needs_labels: whether it can't learn without labels.
+        needs_classes: whether it can't learn from labels that are pairs, which tell no classes.
         first_epochs: that come before the recipe's own, whose warm-up and schedule begin after them, with a new
             optimiser.
         first_rate: the learning rate in them, times the recipe's.
@@ -112,6 +113,7 @@ class Objective(nn.Module):
     views: ClassVar[tuple[View, ...]] = (View(), View())
     centred: ClassVar[bool] = False
     needs_labels: ClassVar[bool] = False
+    needs_classes: bool = False
     first_epochs: int = 0
     first_rate: float = 1.0
     large_size = 0

@@ -17,6 +17,7 @@ from trainer.environment import choose_device, peak_memory, record_environment
 from trainer.given import Given, read_given
 from trainer.images import Progress, all_the_same
 from trainer.judging import Score, judge_rest, judge_start, measured
+from trainer.labels import LabelsError
 from trainer.log import Clock, read_log
 from trainer.loop import train as run_loop
 from trainer.memory import keep_freed_memory
@@ -126,6 +127,7 @@ def train(
         # First of all: a recipe that can't be begun must cost neither the time of decoding nor the run's name.
         start = begin(recipe, models, chosen)
         objective = objective_of(recipe, start.encoder)
+        _check_classes(recipe, objective, given)
         run = begun or from_main(lambda: new_run(runs, recipe, name, teach=teach, keep_doubted=keep_doubted))
         if not is_main():
             progress, warn = lambda *_: None, lambda _: None
@@ -144,6 +146,14 @@ def _check_taught(recipe: Recipe, given: Given) -> None:
         raise RecipeError(
             f"{whose} labels to learn from, and this run has none: name another recipe (`kinsight train --recipe "
             f"stml`), or learn on with labels (`kinsight finetune`, `kinsight rebuild --finetune`)"
+        )
+
+
+def _check_classes(recipe: Recipe, objective: Objective, given: Given) -> None:
+    if objective.needs_classes and given.taught is not None and given.taught.apart is not None:
+        raise LabelsError(
+            f"{given.table} has pairs, which tell no classes, and objective {recipe.objective.name}, as it is set, "
+            f"needs these: label classes, or learn by the method stml-semi with its default loss, multi_similarity"
         )
 
 

@@ -145,6 +145,21 @@ def test_labels_that_teach_nothing_are_one_line(finetune: Run, labels: str | byt
     assert said in line
 
 
+@pytest.mark.parametrize(
+    "words", [["--method", "cmsf-semi"], ["--set", "objective.supervised_loss=proxy_anchor"]], ids=["cmsf", "proxies"]
+)
+def test_pairs_are_refused_before_any_work_where_classes_are_needed(
+    finetune: Run, work: tuple[Path, Store, str], words: list[str]
+) -> None:
+    """It was found out after all images were decoded and embedded, as an error of nobody's, and left a run."""
+    _, store, _ = work
+    done = finetune("path_a,path_b,relation\n00.png,04.png,same\n00.png,01.png,different\n", *words, "--run", "vain")
+    assert done.exit_code == 1
+    (line,) = done.stderr.splitlines()
+    assert "few.csv has pairs, which tell no classes, and objective " in line
+    assert not (store.runs / "vain").exists()
+
+
 @pytest.mark.slow
 def test_unknown_and_damaged_labelled_images_are_told(finetune: Run, work: tuple[Path, Store, str]) -> None:
     """The rest teaches all the same; where no labelled image can be decoded, that is the error."""

@@ -97,6 +97,7 @@ class CMSFSemi(Objective):
         View(scale=(0.2, 1.0), brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, grey=0.2),
     )
     needs_labels = True
+    needs_classes = True
     bank: Tensor
     bank_label: Tensor
     filled: Tensor

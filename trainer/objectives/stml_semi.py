@@ -93,6 +93,7 @@ class STMLSemi(STML):
                 f"supervised_loss is {supervised_loss!r}; it must be 'multi_similarity' or 'proxy_anchor'"
             )
         self.supervised_loss = supervised_loss
+        self.needs_classes = supervised_loss == "proxy_anchor"
         self.joined = 0  # labelled images at the end of each batch
 
     def know(self, known: Known) -> None:
