@@ -43,7 +43,7 @@ class Page:
 
     def token(self, last: str) -> str:
         """What asks for the page after the entry of this key."""
-        return base64.urlsafe_b64encode(_digest(self.arguments) + last.encode()).decode()
+        return base64.urlsafe_b64encode(_digest(self.arguments, last) + last.encode()).decode()
 
 
 @dataclass(frozen=True)
@@ -69,12 +69,14 @@ def _opened(token: str, arguments: tuple[str, ...]) -> str:
         digest, after = data[:_DIGEST_BYTES], data[_DIGEST_BYTES:].decode()
     except (binascii.Error, UnicodeError) as error:
         raise InvalidPageToken("page_token is not one that this server gave out; leave it empty to begin") from error
-    if digest != _digest(arguments):
+    if digest != _digest(arguments, after):
         raise InvalidPageToken(
-            "page_token was given out for other arguments; ask with those of the first page, or leave it empty"
+            "page_token was given out for other arguments, or is not whole; ask with those of the first page, or "
+            "leave it empty to begin"
         )
     return after
 
 
-def _digest(arguments: tuple[str, ...]) -> bytes:
-    return hashlib.sha256(repr(arguments).encode()).digest()[:_DIGEST_BYTES]
+def _digest(arguments: tuple[str, ...], last: str) -> bytes:
+    # The place too: a token that lost its end on the way would lead to another one.
+    return hashlib.sha256(repr((arguments, last)).encode()).digest()[:_DIGEST_BYTES]

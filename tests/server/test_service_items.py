@@ -231,6 +231,7 @@ def test_items_are_listed_in_pages_that_keep_to_their_arguments(stubs: Stubs, ow
     for request, reason in (
         (ListItemsRequest(page_token=kept, filter="even = true"), "INVALID_PAGE_TOKEN"),
         (ListItemsRequest(page_token="nonsense"), "INVALID_PAGE_TOKEN"),
+        (ListItemsRequest(page_token=kept[:-4]), "INVALID_PAGE_TOKEN"),  # which a line that was cut makes of it
         (ListItemsRequest(page_size=-1), "PAGE_SIZE_OUT_OF_RANGE"),
         (ListItemsRequest(filter="even ="), "FILTER_SYNTAX"),
         (ListItemsRequest(filter="odd = true"), "FILTER_UNKNOWN_FIELD"),
