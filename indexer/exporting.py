@@ -111,7 +111,7 @@ def _sole_writer(path: Path) -> Iterator[Path]:
         if not _is_ours(file.fileno(), partial):
             raise ExportError(f"another export is writing {path}; name another file, or wait for it")
         try:
-            if path.exists():
+            if os.path.lexists(path):  # also a link that leads nowhere, which the file would take the place of
                 raise ExportError(f"{path} is there already; name another file")
             yield partial
         finally:

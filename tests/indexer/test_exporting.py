@@ -22,4 +22,7 @@ def test_two_exports_do_not_write_one_file(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="is there already"):
         export_items("photos", path, store=store, progress=progress)
     assert pq.read_table(path).num_rows == 4
+    path.with_name("link").symlink_to("nowhere")
+    with pytest.raises(ExportError, match="is there already"):
+        export_items("photos", path.with_name("link"), store=store, progress=lambda *_: None)
     assert not [*tmp_path.glob(".items*")]
