@@ -179,7 +179,7 @@ def build(
     with clock.stage("open"):
         encoder = Encoder.open(store.model(model), device=device)
         collection = open_collection(images.absolute())
-        plan.plan(len(collection.sources), encoder.dim, memory_budget_bytes=memory_budget_bytes)
+        check_budget(len(collection.sources), encoder.dim, memory_budget_bytes)
     job = Job(
         index_dir=index_dir,
         encoder=encoder,
@@ -202,6 +202,7 @@ def evolve(job: Job, progress: Progress) -> BuildReport:
         sequence = catalog.sequence()
         collection = job.collection
         listing = list_entries(collection.sources if collection else (), catalog, mirror=job.mirror)
+        check_budget(len(listing.entries), job.encoder.dim, job.memory_budget_bytes)
         judge = job.judge(listing)
         staging = staging_dir(job.index_dir, job.encoder.model, listing.entries)
         begun = unfinished(job.index_dir, job.encoder.model, staging)
@@ -252,6 +253,11 @@ def evolve(job: Job, progress: Progress) -> BuildReport:
         warnings=(*warnings, *indexed.warnings),
         activated=activated,
     )
+
+
+def check_budget(count: int, dim: int, memory_budget_bytes: int | None) -> None:
+    """Refuse, before hours of embedding, what can't be indexed afterwards: raises BudgetTooSmall."""
+    plan.plan(max(1, count), dim, memory_budget_bytes=memory_budget_bytes)
 
 
 def _open_catalog(index_dir: Path) -> tuple[Catalog, tuple[str, ...]]:

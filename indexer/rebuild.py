@@ -10,18 +10,18 @@ LabelsError, BuildError, BuildInProgress and the errors of the parts   as of `in
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from indexer import adopt, manifest, plan, version
-from indexer.build import BuildReport, Job, Judge, Judgement, evolve
+from indexer import adopt, manifest, version
+from indexer.build import BuildReport, Job, Judge, Judgement, check_budget, evolve
 from indexer.candidate import FEWEST, MIN_RECALL, compare, objections, too_many_lost
 from indexer.codes import Clock
 from indexer.embedding import CHANGED, Progress
 from indexer.encoder import Device, Encoder
-from indexer.entries import Listing, list_entries
+from indexer.entries import Entry, Listing, list_entries
 from indexer.labels import read_classes, read_few
 from indexer.learning import Lesson, forget_lesson, lesson
 from indexer.manifest import ManifestError, VersionManifest
@@ -96,13 +96,13 @@ def rebuild(
     with clock.stage("open"):
         chosen = store.model(model or model_of(store, name))
         collection = open_collection(images.absolute()) if images else None
-        dim = manifest.read_model(chosen).dim
-        plan.plan(len(collection.sources) if collection else 1, dim, memory_budget_bytes=memory_budget_bytes)
     with sole_builder(index_dir):
         if learn is not None:
             with clock.stage("learn"):
+                entries = _entries(index_dir, collection)
+                check_budget(len(entries), manifest.read_model(chosen).dim, memory_budget_bytes)
                 if activate:
-                    _check_images(index_dir, collection)
+                    _check_images(index_dir, entries)
                 begun = lesson(index_dir, chosen.name, collection, few_labels=few_labels, settings=settings)
                 chosen = store.model(learn(begun))
         encoder = Encoder.open(chosen, device=device)
@@ -163,13 +163,16 @@ def active_number(store: Store, name: str) -> int:
     raise NoActiveVersion(f"index {name!r} has no active version; {remedy}")
 
 
-def _check_images(index_dir: Path, collection: Collection | None) -> None:
+def _entries(index_dir: Path, collection: Collection | None) -> Sequence[Entry]:
+    with closing(adopt.open_catalog(index_dir)) as catalog:
+        return list_entries(collection.sources if collection else (), catalog, mirror=False).entries
+
+
+def _check_images(index_dir: Path, entries: Sequence[Entry]) -> None:
     """Refuse to learn, for hours maybe, what can't be activated: raises ImagesGone."""
     active, _ = _open_active(index_dir)
     if active is None:
         return
-    with closing(adopt.open_catalog(index_dir)) as catalog:
-        entries = list_entries(collection.sources if collection else (), catalog, mirror=False).entries
     gone = [entry.item for entry in entries if entry.source is not None and UNREADABLE in entry.source.state()]
     for objection in too_many_lost(len(active.rows_of(gone)), active.count):
         raise ImagesGone(f"nothing was learned: {objection}; or rebuild with --no-activate, to look at it first")

@@ -16,6 +16,7 @@ from indexer.encoder import Encoder
 from indexer.evaluate import EXACT
 from indexer.pixels import decode
 from indexer.plan import BudgetTooSmall
+from indexer.rebuild import rebuild
 from indexer.staging import BuildInProgress, sole_builder
 from indexer.store import Store
 
@@ -191,3 +192,16 @@ def test_a_budget_is_refused_before_decoding(store: Store, tiny_model: str, phot
     with pytest.raises(BudgetTooSmall, match="need 7,680 bytes"):
         build("street", photos, model=tiny_model, store=store, memory_budget_bytes=7_679, progress=_quiet)
     assert not store.index("street").exists()
+
+
+def test_a_budget_is_of_all_that_a_rebuild_holds(store: Store, tiny_model: str, photos: Path) -> None:
+    """It is refused with the numbers of the whole index before anything is embedded, or learned."""
+    _build(store, tiny_model, photos)
+
+    def unheard(*_: object) -> str:
+        raise AssertionError("it was begun")
+
+    few = {"memory_budget_bytes": 7_679, "progress": unheard}
+    for learn in (None, unheard):
+        with pytest.raises(BudgetTooSmall, match="60 rows of dimension 32 need 7,680 bytes"):
+            rebuild("street", store=store, learn=learn, **few)  # type: ignore[arg-type]
