@@ -125,6 +125,7 @@ class Job:
         mirror: items that came from a collection and are not in this one are to go.
         judge: told what is to be in the version, gives what looks at it before it is published.
         activate: make it the version that is searched, unless the judge refuses it.
+        target_recall: of searches that name none.
         memory_budget_bytes, device: as of `build`.
         clock: of the stages.
         warnings: of what came before.
@@ -136,6 +137,7 @@ class Job:
     mirror: bool
     judge: Callable[[Listing], Judge]
     activate: bool
+    target_recall: float
     memory_budget_bytes: int | None
     device: Device
     clock: Clock
@@ -148,6 +150,7 @@ def build(
     *,
     model: str,
     store: Store,
+    target_recall: float | None = None,
     memory_budget_bytes: int | None = None,
     device: Device = "auto",
     activate: bool = True,
@@ -165,6 +168,8 @@ def build(
             `indexer.sources.open_collection`.
         model: id of the model, or its beginning.
         store: that holds both.
+        target_recall: recall@10 of searches that name none, above 0 and at most 1; None for that of the active
+            version, or 0.99.
         memory_budget_bytes: refuse a plan that needs more, to build or to serve.
         device: for the encoder, and for training where FAISS has GPUs.
         activate: make it the version that is searched.
@@ -179,7 +184,8 @@ def build(
     with clock.stage("open"):
         encoder = Encoder.open(store.model(model), device=device)
         collection = open_collection(images.absolute())
-        check_budget(len(collection.sources), encoder.dim, memory_budget_bytes)
+        wanted = default_recall(index_dir) if target_recall is None else target_recall
+        check_plan(len(collection.sources), encoder.dim, memory_budget_bytes, wanted)
     job = Job(
         index_dir=index_dir,
         encoder=encoder,
@@ -187,6 +193,7 @@ def build(
         mirror=True,
         judge=lambda _: lambda _: Judgement(),
         activate=activate,
+        target_recall=wanted,
         memory_budget_bytes=memory_budget_bytes,
         device=device,
         clock=clock,
@@ -202,7 +209,7 @@ def evolve(job: Job, progress: Progress) -> BuildReport:
         sequence = catalog.sequence()
         collection = job.collection
         listing = list_entries(collection.sources if collection else (), catalog, mirror=job.mirror)
-        check_budget(len(listing.entries), job.encoder.dim, job.memory_budget_bytes)
+        check_plan(len(listing.entries), job.encoder.dim, job.memory_budget_bytes, job.target_recall)
         judge = job.judge(listing)
         staging = staging_dir(job.index_dir, job.encoder.model, listing.entries)
         begun = unfinished(job.index_dir, job.encoder.model, staging)
@@ -222,6 +229,7 @@ def evolve(job: Job, progress: Progress) -> BuildReport:
                 staging,
                 job.clock,
                 progress,
+                job.target_recall,
             )
             draft = _draft(job, embedded, indexed, sequence)
             with job.clock.stage("judge"), closing(ItemTable(staging / ITEMS)) as items:
@@ -255,9 +263,19 @@ def evolve(job: Job, progress: Progress) -> BuildReport:
     )
 
 
-def check_budget(count: int, dim: int, memory_budget_bytes: int | None) -> None:
-    """Refuse, before hours of embedding, what can't be indexed afterwards: raises BudgetTooSmall."""
-    plan.plan(max(1, count), dim, memory_budget_bytes=memory_budget_bytes)
+def check_plan(count: int, dim: int, memory_budget_bytes: int | None, target_recall: float) -> None:
+    """Refuse, before hours of embedding, what can't be indexed afterwards: raises BudgetTooSmall or ValueError."""
+    plan.plan(max(1, count), dim, memory_budget_bytes=memory_budget_bytes, target_recall=target_recall)
+
+
+def default_recall(index_dir: Path) -> float:
+    """The recall@10 of searches that name none, as the active version was built for; else that of a new index."""
+    try:
+        number = version.active_version(index_dir)
+        known = manifest.read_version(version.version_dir(index_dir, number)).plan if number else {}
+    except (VersionError, ManifestError):  # which this build is to replace
+        known = {}
+    return float(known.get("target_recall", plan.TARGET_RECALL))
 
 
 def _open_catalog(index_dir: Path) -> tuple[Catalog, tuple[str, ...]]:

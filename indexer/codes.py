@@ -15,7 +15,7 @@ from indexer.embedding import Progress
 from indexer.encoder import Device
 from indexer.evaluate import OperatingPoint, Recall
 from indexer.ivfpq import Rows
-from indexer.plan import MeasuredPoint, Plan
+from indexer.plan import TARGET_RECALL, MeasuredPoint, Plan
 from indexer.rows import Embeddings, map_rows, take
 from indexer.version import CODES, ROWS
 
@@ -59,15 +59,22 @@ def shuffled_rows(count: int) -> Rows:
 
 
 def index_rows(
-    count: int, dim: int, budget: int | None, device: Device, staging: Path, clock: Clock, progress: Progress
+    count: int,
+    dim: int,
+    budget: int | None,
+    device: Device,
+    staging: Path,
+    clock: Clock,
+    progress: Progress,
+    target_recall: float = TARGET_RECALL,
 ) -> Indexed:
-    """Index the finished `rows.faiss` of a staging directory.
+    """Index the finished `rows.faiss` of a staging directory, for searches of a recall.
 
     Raises:
         BudgetTooSmall: no plan fits.
         OSError: the disk is full or fails.
     """
-    chosen = plan.plan(count, dim, memory_budget_bytes=budget)
+    chosen = plan.plan(count, dim, memory_budget_bytes=budget, target_recall=target_recall)
     if chosen.kind == "flat":
         return Indexed(chosen, ivfpq.Index(ivfpq.load(staging / ROWS, mapped=True), None), evaluate.EXACT, ())
     rows = map_rows(staging / ROWS, count, dim)
@@ -86,9 +93,9 @@ def index_rows(
         points = evaluate.measure(index, take(rows, held), held, chosen)
         progress("measure", 1, 1)
     ivfpq.save(codes, staging / CODES)
-    point = evaluate.choose(points)
-    if point.recall.recall_at_10 < evaluate.WANTED_RECALL:
-        warnings += (_low_recall(point),)
+    point = evaluate.choose(points, target_recall)
+    if point.recall.recall_at_10 < target_recall:
+        warnings += (_low_recall(point, target_recall),)
     measured = tuple(MeasuredPoint(one.nprobe, one.k_factor, one.recall.recall_at_10) for one in points)
     if chosen.train_rows < plan.TRAIN_PER_LIST * chosen.nlist:
         warnings += (_few_to_train(chosen),)
@@ -96,9 +103,9 @@ def index_rows(
     return Indexed(settled, index, point.recall, warnings)
 
 
-def _low_recall(point: OperatingPoint) -> str:
+def _low_recall(point: OperatingPoint, target_recall: float) -> str:
     return (
-        f"recall@10 is {point.recall.recall_at_10:.3f}, below {evaluate.WANTED_RECALL}, at the most thorough setting "
+        f"recall@10 is {point.recall.recall_at_10:.3f}, below {target_recall}, at the most thorough setting "
         f"tried (nprobe {point.nprobe}, k_factor {point.k_factor}); an exact search finds the rest"
     )
 

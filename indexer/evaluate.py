@@ -9,7 +9,6 @@ from indexer.ivfpq import MEASURED_K, Index, Neighbours, Rows
 from indexer.plan import Plan, more_thorough
 from indexer.rows import Embeddings
 
-WANTED_RECALL = 0.99  # of the default operating point
 BEST_RECALL = 0.999  # beyond it no more thorough point is measured, for searches that ask for more than the default
 TIE = 1e-6  # similarities this close are one: float32 sums differ by that much from kernel to kernel
 
@@ -72,9 +71,9 @@ def measure(index: Index, queries: Embeddings, held: Rows, start: Plan) -> list[
     return points
 
 
-def choose(points: Sequence[OperatingPoint]) -> OperatingPoint:
-    """The cheapest point whose recall@10 is at least 0.99, or else the last."""
-    return next((point for point in points if point.recall.recall_at_10 >= WANTED_RECALL), points[-1])
+def choose(points: Sequence[OperatingPoint], target_recall: float) -> OperatingPoint:
+    """The cheapest point whose recall@10 is at least this, or else the last."""
+    return next((point for point in points if point.recall.recall_at_10 >= target_recall), points[-1])
 
 
 def recall(exact: Neighbours, found: Neighbours, held: Rows) -> Recall:

@@ -4,7 +4,7 @@ BudgetTooSmall   no plan fits the memory budget; the message says what would
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 # Below this many rows comparing with every one is as fast as an index, finds everything, and needs no training.
@@ -14,6 +14,7 @@ from typing import Literal
 #     8,000    11,900 / 15,500    3,100 / 7,700
 #    16,000     8,600 / 13,200
 FLAT_BELOW = 4_000
+TARGET_RECALL = 0.99  # recall@10 of searches that name none, in an index that was given none
 HELD_OUT = 1_000  # rows that only measure recall; their 95 % interval at recall 0.99 is then 0.012 wide
 # Training rows per list, of which FAISS asks for 39 to 256. On 100,000 rows at nprobe 16 and k_factor 10 recall@10
 # is 0.746 with 39, 0.782 with 64 and 0.763 with 96 (python tests/benchmarks/bench_plan.py).
@@ -77,6 +78,7 @@ class Plan:
             full-precision rows of `ivfpq` are mapped from the disk and not counted.
         peak_build_bytes: memory that building takes above the encoder's own.
         build_cpu_s: CPU seconds of one thread to train, add and measure; embedding images is not in it. Predicted.
+        target_recall: recall@10 that a search has which names none, if any measured operating point has it.
         measured: operating points in the order of their cost, from which a search takes the cheapest that has the
             recall it wants; empty before the build has measured them, and for flat.
     """
@@ -91,22 +93,28 @@ class Plan:
     serving_bytes: int
     peak_build_bytes: int
     build_cpu_s: float
+    target_recall: float = TARGET_RECALL
     measured: tuple[MeasuredPoint, ...] = ()
 
 
-def plan(count: int, dim: int, *, memory_budget_bytes: int | None = None) -> Plan:
+def plan(
+    count: int, dim: int, *, memory_budget_bytes: int | None = None, target_recall: float = TARGET_RECALL
+) -> Plan:
     """Plan the index of `count` rows of `dim` dimensions.
 
     Args:
         count: rows, at least 1.
         dim: D.
         memory_budget_bytes: for serving and for building; None for no limit.
+        target_recall: of searches that name none, above 0 and at most 1. The build measures what reaches it.
 
     Raises:
         BudgetTooSmall: nothing fits the budget, seen before anything is decoded.
     """
     if count < 1 or dim < 1:
         raise ValueError(f"count is {count} and dim {dim}; both must be at least 1")
+    if not 0 < target_recall <= 1:
+        raise ValueError(f"target_recall is {target_recall}; it must be above 0 and at most 1")
     if count < FLAT_BELOW:
         chosen = _flat(count, dim, f"{count:,} rows: below {FLAT_BELOW:,}, comparing with every row is as fast")
     elif dim % 2:
@@ -120,7 +128,7 @@ def plan(count: int, dim: int, *, memory_budget_bytes: int | None = None) -> Pla
             f"{chosen.peak_build_bytes:,} to build, in {chosen.build_cpu_s:,.0f} CPU seconds); the budget is "
             f"{memory_budget_bytes:,}: raise it, index fewer images, or train a model of a smaller dimension"
         )
-    return chosen
+    return replace(chosen, target_recall=target_recall)
 
 
 def more_thorough(nprobe: int, k_factor: int, nlist: int) -> list[tuple[int, int]]:

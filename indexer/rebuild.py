@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from indexer import adopt, manifest, version
-from indexer.build import BuildReport, Job, Judge, Judgement, check_budget, evolve
+from indexer.build import BuildReport, Job, Judge, Judgement, check_plan, default_recall, evolve
 from indexer.candidate import FEWEST, MIN_RECALL, compare, objections, too_many_lost
 from indexer.codes import Clock
 from indexer.embedding import CHANGED, Progress
@@ -50,7 +50,8 @@ def rebuild(
     *,
     store: Store,
     model: str | None = None,
-    min_recall: float = MIN_RECALL,
+    target_recall: float | None = None,
+    min_recall: float | None = None,
     labels: Path | None = None,
     memory_budget_bytes: int | None = None,
     device: Device = "auto",
@@ -72,7 +73,10 @@ def rebuild(
             collection under its id. None folds in what was upserted and deleted, and nothing else.
         store: that holds the index.
         model: id of the model, or its beginning; None for the active version's, which must not be lost then.
-        min_recall: recall@10 that the candidate needs, in [0, 1].
+        target_recall: recall@10 of searches that name none, above 0 and at most 1; None for that of the active
+            version, or 0.99.
+        min_recall: recall@10 that the candidate needs, in [0, 1]; None for 0.95, or for `target_recall` where that is
+            less.
         labels: CSV or Parquet table of `path,class_id[,split]`, only to judge with.
         memory_budget_bytes: refuse a plan that needs more, to build or to serve.
         device: for the encoder, and for training where FAISS has GPUs.
@@ -89,9 +93,11 @@ def rebuild(
         RebuildError, BuildError: see the module's outline, also for the errors of the parts.
         KeyboardInterrupt: the finished rows stay for the next call.
     """
-    if not 0 <= min_recall <= 1:
-        raise ValueError(f"min_recall is {min_recall}; it must be 0 to 1")
     index_dir = store.index(name)
+    wanted = default_recall(index_dir) if target_recall is None else target_recall
+    least = min(MIN_RECALL, wanted) if min_recall is None else min_recall
+    if not 0 <= least <= 1:
+        raise ValueError(f"min_recall is {least}; it must be 0 to 1")
     clock = Clock()
     with clock.stage("open"):
         chosen = store.model(model or model_of(store, name))
@@ -100,14 +106,14 @@ def rebuild(
         if learn is not None:
             with clock.stage("learn"):
                 entries = _entries(index_dir, collection)
-                check_budget(len(entries), manifest.read_model(chosen).dim, memory_budget_bytes)
+                check_plan(len(entries), manifest.read_model(chosen).dim, memory_budget_bytes, wanted)
                 if activate:
                     _check_images(index_dir, entries)
                 begun = lesson(index_dir, chosen.name, collection, few_labels=few_labels, settings=settings)
                 chosen = store.model(learn(begun))
         encoder = Encoder.open(chosen, device=device)
         active, damaged = _open_active(index_dir)
-        gate = _Gate(active, encoder.model, min_recall, labels, few_labels)
+        gate = _Gate(active, encoder.model, least, labels, few_labels)
         job = Job(
             index_dir=index_dir,
             encoder=encoder,
@@ -115,6 +121,7 @@ def rebuild(
             mirror=False,
             judge=gate.prepare,
             activate=activate,
+            target_recall=wanted,
             memory_budget_bytes=memory_budget_bytes,
             device=device,
             clock=clock,

@@ -176,6 +176,10 @@ class ModelNotFound(RequestError):
     """The store has no model of that id."""
 
 
+class DefaultRecallOutOfRange(RequestError):
+    """target_recall of a version to build is not above 0 and at most 1."""
+
+
 class MinRecallOutOfRange(RequestError):
     """min_recall is not in [0, 1]."""
 

@@ -19,6 +19,7 @@ from server import descriptions, learning
 from server.admission import Admission
 from server.answered import answered
 from server.errors import (
+    DefaultRecallOutOfRange,
     IndexExists,
     IndexNameInvalid,
     InvalidLearning,
@@ -186,6 +187,12 @@ class IndexService(index_service_pb2_grpc.IndexServiceServicer):
             if not 0 <= request.min_recall <= 1:
                 raise MinRecallOutOfRange(f"min_recall is {request.min_recall:g}; it must be 0 to 1")
             words += ["--min-recall", repr(request.min_recall)]
+        if request.HasField("target_recall"):
+            if not 0 < request.target_recall <= 1:
+                raise DefaultRecallOutOfRange(
+                    f"target_recall is {request.target_recall:g}; it must be above 0 and at most 1"
+                )
+            words += ["--target-recall", repr(request.target_recall)]
         if request.HasField("activate") and not request.activate:
             words += ["--no-activate"]
         return Job("rebuild", name, tuple(words))

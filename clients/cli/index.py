@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from clients.cli.options import PATH, ByteCount, Device, device_option, index_labels_help, json_option, store_option
+from clients.cli.options import (
+    PATH,
+    ByteCount,
+    Device,
+    device_option,
+    index_labels_help,
+    json_option,
+    store_option,
+    target_recall_option,
+)
 from clients.cli.output import cell, print_facts, print_json, print_table, tell_facts
 from clients.cli.rebuild import result_of, warn_of
 from clients.cli.recording import operation_option, recorded
@@ -26,6 +35,7 @@ def index() -> None:
 @click.argument("images", type=PATH)
 @click.option("--model", required=True, help="Id of the model that embeds, or how it begins.")
 @store_option
+@target_recall_option
 @click.option(
     "--memory-budget", type=ByteCount(), metavar="BYTES", help="Most memory that the served index may take, say 2G."
 )
@@ -37,6 +47,7 @@ def build(
     images: Path,
     model: str,
     store: Path,
+    target_recall: float | None,
     memory_budget: int | None,
     device: Device,
     operation: str | None,  # noqa: ARG001  `recorded` takes it from the context
@@ -71,6 +82,7 @@ def build(
             images,
             model=model,
             store=place,
+            target_recall=target_recall,
             memory_budget_bytes=memory_budget,
             device=device,
             progress=work.report,

@@ -53,6 +53,12 @@ device_option = click.option(
     help="Where to compute; auto takes a GPU where one works.",
 )
 
+target_recall_option = click.option(
+    "--target-recall",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="recall@10 of searches that name none.  [that of the active version, or 0.99]",
+)
+
 server_option = click.option(
     "--server", default="127.0.0.1:50051", show_default=True, metavar="HOST:PORT", help="A running server."
 )

@@ -21,6 +21,7 @@ from clients.cli.options import (
     json_option,
     progress_option,
     store_option,
+    target_recall_option,
 )
 from clients.cli.output import named, print_facts, print_json, warn_duplicates, warn_skipped
 from clients.cli.recording import Work, operation_option, recorded
@@ -47,6 +48,7 @@ class Wanted:
     keep_doubted: bool
     epochs: int | None
     learn_memory: int | None
+    target_recall: float | None
     min_recall: float | None
     labels: Path | None
     activate: bool
@@ -75,6 +77,7 @@ class Wanted:
     "--epochs", type=click.IntRange(1), metavar="N", help="Of learning; otherwise the model's own recipe's."
 )
 @click.option("--learn-memory", type=ByteCount(), metavar="BYTES", help="Most that training may allocate, say 8G.")
+@target_recall_option
 @click.option("--min-recall", type=click.FloatRange(0, 1), help="recall@10 that it needs to be activated.  [0.95]")
 @click.option("--labels", type=PATH, help=f"Only to judge with. {index_labels_help}")
 @click.option("--activate/--no-activate", default=True, help="Whether to search it, if nothing speaks against it.")
@@ -182,7 +185,6 @@ def _once(wanted: Wanted) -> dict[str, Any]:
 
 def _rebuild(wanted: Wanted, work: Work) -> "BuildReport":
     from clients.cli.learning import learn
-    from indexer.candidate import MIN_RECALL
     from indexer.rebuild import rebuild as run
     from indexer.store import Store
 
@@ -204,7 +206,8 @@ def _rebuild(wanted: Wanted, work: Work) -> "BuildReport":
         wanted.images,
         store=Store(wanted.store),
         model=wanted.model,
-        min_recall=MIN_RECALL if wanted.min_recall is None else wanted.min_recall,
+        target_recall=wanted.target_recall,
+        min_recall=wanted.min_recall,
         labels=wanted.labels,
         memory_budget_bytes=wanted.memory_budget,
         device=wanted.device,

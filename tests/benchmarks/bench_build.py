@@ -12,7 +12,7 @@ import faiss
 import numpy as np
 
 from indexer import evaluate, ivfpq
-from indexer.plan import Plan, held_out, plan
+from indexer.plan import TARGET_RECALL, Plan, held_out, plan
 from indexer.rows import RowWriter, map_rows, take
 
 COUNT, DIM = 100_000, 128
@@ -44,7 +44,7 @@ def _ours(rows: np.ndarray, folder: Path) -> tuple[float, float]:
     codes = ivfpq.train(chosen, sample, use_gpu=False)
     ivfpq.add(codes, mapped, lambda done: None)
     index = ivfpq.Index(ivfpq.load(folder / "rows.faiss", mapped=True), codes)
-    point = evaluate.choose(evaluate.measure(index, take(mapped, held), held, chosen))
+    point = evaluate.choose(evaluate.measure(index, take(mapped, held), held, chosen), TARGET_RECALL)
     ivfpq.save(codes, folder / "index.faiss")
     return time.process_time() - start, point.recall.recall_at_10
 

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from indexer import adopt, manifest, version
+from indexer import adopt, manifest, plan, version
 from indexer.build import BuildReport, build
 from indexer.catalog import Catalog
 from indexer.importing import import_items
@@ -333,6 +333,25 @@ def test_too_low_a_recall_is_refused(store: Store, make_model: Callable[..., str
     assert (version.active_version(index_dir), kept.refused) == (1, report.refused)
     adopt.activate(store, NAME, 2)
     assert version.active_version(index_dir) == 2
+
+
+def test_an_index_keeps_the_recall_that_its_searches_are_to_have(
+    store: Store, make_model: Callable[..., str], hard: Embeddings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A version is measured for it, may be activated with it, and the next one is built for the same."""
+    monkeypatch.setattr(plan, "NPROBES", (1, *plan.NPROBES))
+    model = make_model(store, seed=2, dim=64)
+    upserts = [Upsert(f"{row:04d}", embedding=hard[row], model=model) for row in range(4_200)]
+    upsert(store.index(NAME), *upserts[:50], dim=64)
+    assert rebuild(NAME, store=store, model=model, target_recall=0.1, progress=quiet).plan.target_recall == 0.1
+    upsert(store.index(NAME), *upserts[50:], dim=64)
+    quick = rebuild(NAME, store=store, progress=quiet)
+    assert (quick.plan.target_recall, quick.activated) == (0.1, True)
+    assert quick.recall.recall_at_10 == quick.plan.measured[0].recall_at_10 < 0.95
+    thorough = rebuild(NAME, store=store, target_recall=0.99, progress=quiet)
+    assert thorough.recall.recall_at_10 > quick.recall.recall_at_10
+    with pytest.raises(ValueError, match="target_recall is 0; it must be above 0 and at most 1"):
+        rebuild(NAME, store=store, target_recall=0, progress=quiet)
 
 
 @pytest.fixture

@@ -340,6 +340,7 @@ def test_a_record_of_another_release_hides_no_other_operation(stubs: Stubs, stor
         ({"index": "nothing"}, ("NOT_FOUND", "INDEX_NOT_FOUND")),
         ({"model": "0123"}, ("NOT_FOUND", "MODEL_NOT_FOUND")),
         ({"min_recall": 1.5}, ("INVALID_ARGUMENT", "MIN_RECALL_OUT_OF_RANGE")),
+        ({"target_recall": 0}, ("INVALID_ARGUMENT", "TARGET_RECALL_OUT_OF_RANGE")),
         ({"request_id": "x" * 65}, ("INVALID_ARGUMENT", "INVALID_REQUEST_ID")),
     ],
 )

@@ -54,6 +54,7 @@ class IndexCalls:
         method: str = "",
         keep_doubted: bool = False,
         epochs: int = 0,
+        target_recall: float | None = None,
         min_recall: float | None = None,
         activate: bool = True,
         labels: "str | PathLike[str]" = "",
@@ -72,7 +73,10 @@ class IndexCalls:
             method: of learning from labels; empty for the server's, stml-semi.
             keep_doubted: learn also from labels that are likely wrong; as of `models.finetune`.
             epochs: of learning, passes over the images; 0 for the model's own recipe's.
-            min_recall: the recall@10 that it must have to be activated, 0 to 1; None for the server's, 0.95.
+            target_recall: the recall@10 of searches that name none, above 0 and at most 1; None for the active
+                version's, or 0.99.
+            min_recall: the recall@10 that it must have to be activated, 0 to 1; None for the server's, 0.95, or
+                target_recall where that is less.
             activate: whether to activate it when it is good enough.
             labels: a table with the columns path and class_id, only to judge with; empty for none.
             request_id: marks repetitions, which get the same operation; one of its own if empty.
@@ -94,6 +98,7 @@ class IndexCalls:
             learn=learn or None,
             fine_tune=fine_tune,
             epochs=messages.sendable("epochs", epochs, EPOCHS),
+            target_recall=target_recall,
             min_recall=min_recall,
             activate=activate,
             labels=fspath(labels),
