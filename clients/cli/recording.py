@@ -13,6 +13,8 @@ import click
 from clients.cli.expected import expected_message
 from clients.cli.output import Progress, printable, progress, warn
 
+_GOES_ON = ("build", "rebuild", "import")  # kinds of which what was finished stays; a run is told of by who trains
+
 operation_option = click.option(
     "--operation", metavar="ID", hidden=True, help="Work on this operation, which is recorded already."
 )
@@ -74,7 +76,7 @@ def recorded(
         with progress(style) as shown:
             yield Work(shown, partial(warn, style=style), keep_nothing)
         return
-    with operations.running(directory, identity) as recorder, progress(style) as shown:
+    with _told_how_to_go_on(kind), operations.running(directory, identity) as recorder, progress(style) as shown:
 
         def report(stage: str, done: int, total: int) -> None:
             shown(stage, done, total)
@@ -85,6 +87,16 @@ def recorded(
             recorder.warn(printable(text))
 
         yield Work(report, tell, recorder.finish, identity, recorder.begun_since)
+
+
+@contextmanager
+def _told_how_to_go_on(kind: str) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        if kind in _GOES_ON:
+            click.echo("the same command goes on from here", err=True)
+        raise
 
 
 def keep_nothing(result: Mapping[str, Any]) -> None:

@@ -439,6 +439,7 @@ def test_interrupting_a_build_ends_with_130_and_no_version(store: Store, tmp_pat
     _, stderr = process.communicate(timeout=30)
 
     assert process.returncode == INTERRUPTED
+    assert stderr.splitlines()[-2] == "the same command goes on from here"
     assert stderr.splitlines()[-1].startswith("interrupted: ")
     assert "Traceback" not in stderr
     assert store.index_names() == []
