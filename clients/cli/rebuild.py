@@ -23,7 +23,7 @@ from clients.cli.options import (
     store_option,
     target_recall_option,
 )
-from clients.cli.output import named, print_facts, print_json, warn_duplicates, warn_skipped
+from clients.cli.output import named, print_facts, print_json, printable, warn_duplicates, warn_skipped
 from clients.cli.recording import Work, operation_option, recorded
 
 if TYPE_CHECKING:
@@ -167,8 +167,10 @@ def _check(wanted: Wanted) -> None:
 
 def _once(wanted: Wanted) -> dict[str, Any]:
     with recorded("rebuild", wanted.name, wanted.store, wanted.progress_style, once=("follow", "interval")) as work:
-        done = _rebuild(wanted, work)
+        told: list[str] = []
+        done = _rebuild(wanted, work, told)
         result = result_of(done)
+        result["warnings"] = [*told, *result["warnings"]]
         work.finish(result)
     keep = KEPT_FOLLOWING if wanted.keep is None and wanted.follow else wanted.keep
     if keep is not None:
@@ -183,10 +185,15 @@ def _once(wanted: Wanted) -> dict[str, Any]:
     return result
 
 
-def _rebuild(wanted: Wanted, work: Work) -> "BuildReport":
+def _rebuild(wanted: Wanted, work: Work, told: list[str]) -> "BuildReport":
+    """The build; what learning warned of, and people were told at once, is added to `told`."""
     from clients.cli.learning import learn
     from indexer.rebuild import rebuild as run
     from indexer.store import Store
+
+    def warn(text: str) -> None:
+        work.warn(text)
+        told.append(printable(text))
 
     settings = ["--epochs", str(wanted.epochs)] if wanted.epochs else []
     settings += ["--method", wanted.method] if wanted.method else []
@@ -199,7 +206,7 @@ def _rebuild(wanted: Wanted, work: Work) -> "BuildReport":
         device=wanted.device,
         memory_bytes=wanted.learn_memory,
         report=work.report,
-        warn=work.warn,
+        warn=warn,
     )
     return run(
         wanted.name,

@@ -35,5 +35,6 @@ def test_few_labels_are_told_of_by_their_own_name(learned_school: School, tmp_pa
     assert ".learning" not in done.stderr
     *_, recorded = operations.list_operations(school.store.operations)
     assert [f"warning: {warning}" for warning in recorded.warnings[:2]] == lines[unknown : unknown + 2]
+    assert tuple(recorded.result["warnings"][:2]) == recorded.warnings[:2]
     *_, last = sorted(school.store.runs.glob("*-photos-*/labels.json"))
     assert json.loads(last.read_bytes()) == {"teach": True, "keep_doubted": True}
