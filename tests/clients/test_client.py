@@ -432,6 +432,14 @@ def test_a_port_that_there_can_not_be_is_refused(kind: Any, target: str) -> None
         assert (result.exit_code, told in result.stderr) == (1, True)
 
 
+@pytest.mark.parametrize("kind", [Client, kinsight_client.AsyncClient])
+@pytest.mark.parametrize("target", ["::1:50051", "fe80::1", "2001:DB8::7:443"])
+def test_an_address_whose_port_can_not_be_told_is_refused(kind: Any, target: str) -> None:
+    """With how to write it: it was taken for one without a port, and nothing was found there."""
+    with pytest.raises(ValueError, match=re.escape(f"the target is '{target}'; write an IPv6 address in brackets")):
+        kind(target)
+
+
 def test_a_client_for_asyncio_is_refused_where_no_loop_runs() -> None:
     """As in a module: it took a loop of its own, and every call failed as attached to a different one."""
     with pytest.raises(RuntimeError, match="no event loop runs that the client could use; make it in a coroutine"):

@@ -60,11 +60,14 @@ OPTIONS = (
 
 MAX_PORT = 65_535
 _NUMBER = re.compile(r"\s*[+-]?[0-9]+")  # what gRPC takes for a port's
+_BARE_IPV6 = re.compile(r"[0-9a-f]*(:[0-9a-f]*){2,}", re.IGNORECASE)  # whose end may be a port, or not
 _LOOPBACK = re.compile(r"(localhost|127(\.\d+){3}|\[::1\])(:\d+)?", re.IGNORECASE)
 
 
 def check_target(target: str) -> None:
-    """Raise ValueError for a port that there can't be: gRPC would take another one, the remainder by 65,536."""
+    """Raise ValueError where gRPC would take another port: the remainder by 65,536, or its default."""
+    if _BARE_IPV6.fullmatch(target):
+        raise ValueError(f"the target is {target!r}; write an IPv6 address in brackets, as in [::1]:50051")
     port = target.rpartition(":")[2]
     if _NUMBER.fullmatch(port) and not 0 <= int(port) <= MAX_PORT:
         raise ValueError(
