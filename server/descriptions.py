@@ -44,15 +44,20 @@ def one_version(store: Store, name: str, number: int) -> pb.Version:
         VersionNotFound: there is none of this number.
     """
     index_dir = store.index(name)
-    known = version.list_versions(index_dir)
-    if number not in known:
-        there = ", ".join(map(str, known)) or "none"
-        raise VersionNotFound(f"index {name} has no version {number}; it has: {there}")
+    _check_there(index_dir, number)
     try:
         found = manifest.read_version(version.version_dir(index_dir, number))
     except ManifestError as error:
+        _check_there(index_dir, number)  # else it was deleted a moment ago
         return pb.Version(index=name, version=number, state=pb.Version.STATE_REFUSED, refusal=str(error))
     return _version(found, version.pointed(index_dir)[:1] == (number,))
+
+
+def _check_there(index_dir: Path, number: int) -> None:
+    known = version.list_versions(index_dir)
+    if number not in known:
+        there = ", ".join(map(str, known)) or "none"
+        raise VersionNotFound(f"index {index_dir.name} has no version {number}; it has: {there}")
 
 
 def evaluation(number: int, recall: Mapping[str, Any], comparison: Mapping[str, Any] | None) -> pb.Evaluation:

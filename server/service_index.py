@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 
 from google.longrunning import operations_pb2
@@ -27,6 +27,7 @@ from server.errors import (
     NothingToRollBack,
     StaleEtag,
     VersionInUse,
+    VersionNotFound,
 )
 from server.folders import Folders, check_free, check_there
 from server.indexes import Indexes
@@ -126,7 +127,10 @@ class IndexService(index_service_pb2_grpc.IndexServiceServicer):
         newest_first = reversed(version.list_versions(self._store.index(name)))
         # Numbers that ascend where versions descend, as pages go by ascending keys.
         shown = part([(f"{2**63 - number:019}", number) for number in newest_first], page)
-        versions = [descriptions.one_version(self._store, name, number) for number in shown.entries]
+        versions = []
+        for number in shown.entries:
+            with suppress(VersionNotFound):  # deleted since they were listed
+                versions.append(descriptions.one_version(self._store, name, number))
         return pb.ListVersionsResponse(versions=versions, next_page_token=shown.token)
 
     def _activate(self, request: pb.ActivateVersionRequest) -> pb.Index:

@@ -36,7 +36,7 @@ from kinsight.v1.item_service_pb2 import GetItemRequest, ImportItemsRequest, Ite
 from kinsight.v1.operation_metadata_pb2 import OperationMetadata
 from kinsight.v1.search_service_pb2 import SearchRequest
 
-from indexer import pixels
+from indexer import pixels, version
 from indexer.encoder import Encoder
 from indexer.locks import hold, turn
 from indexer.operations import queue
@@ -132,6 +132,23 @@ def test_an_outdated_etag_is_aborted(stubs: Stubs, store: Store) -> None:
     assert _reason(stubs.indexes.RollbackIndex, RollbackIndexRequest(etag=seen)) == ("ABORTED", "STALE_ETAG")
     now = stubs.indexes.GetIndex(GetIndexRequest())
     assert stubs.indexes.RollbackIndex(RollbackIndexRequest(etag=now.etag)).active_version == 1
+
+
+def test_a_version_that_is_deleted_while_versions_are_listed_is_left_out(
+    stubs: Stubs, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others are listed: the whole call failed as not found."""
+    _rebuilt(store, 2)
+
+    def list_and_delete(index_dir: Path) -> list[int]:
+        monkeypatch.undo()
+        found = list_versions(index_dir)
+        delete_version(index_dir, 1)
+        return found
+
+    monkeypatch.setattr(version, "list_versions", list_and_delete)
+    listed = stubs.indexes.ListVersions(ListVersionsRequest()).versions
+    assert [(one.version, one.refusal) for one in listed] == [(3, ""), (2, "")]
 
 
 def test_versions_are_listed_rolled_back_to_and_deleted(stubs: Stubs, store: Store) -> None:
