@@ -305,11 +305,17 @@ def _learns(kind: str, words: Sequence[str]) -> bool:
 
 
 def _check_same(operation: Operation, arguments: Sequence[str]) -> None:
-    if operation.arguments != tuple(arguments):
+    if _without_store(operation.arguments) != _without_store(arguments):
         raise RequestReused(
             f"request id {operation.request_id!r} came before with another request, operations/{operation.id}; "
             "use a new id"
         )
+
+
+def _without_store(arguments: Sequence[str]) -> Sequence[str]:
+    """Words without the path of the store, which may be spelled, and lie, otherwise than when they were asked for."""
+    place = len(arguments) - arguments[::-1].index("--store") - 1
+    return (*arguments[:place], *arguments[place + 2 :])
 
 
 def _ended(code: int, told: IO[bytes]) -> str:

@@ -16,6 +16,7 @@ from kinsight.v1.item_service_pb2 import ExportItemsRequest, ImportItemsRequest
 from indexer import operations
 from indexer.operations import Operation
 from indexer.snapshot import snapshot
+from indexer.store import Store
 from server import jobs
 from server.errors import BuildInProgress
 from server.folders import Folders
@@ -76,6 +77,21 @@ def test_a_repetition_of_what_made_something_finds_its_operation(tmp_path: Path)
             with pytest.raises(grpc.RpcError) as refused:
                 method(request)
             assert reason_of(refused.value)[0] == "ALREADY_EXISTS"
+
+
+def test_a_repetition_finds_its_operation_however_the_store_is_called(tmp_path: Path) -> None:
+    """After a restart by another path of the same store, it was said to be another request."""
+    store = build_photos(tmp_path)
+    (tmp_path / "link").symlink_to(store.root)
+    request = ExportItemsRequest(path=str(tmp_path / "items.parquet"), request_id="export")
+    names = []
+    for root in (store.root, tmp_path / "link"):
+        with serving(Store(root), folders=Folders((), (tmp_path,))) as served, Stubs(served.target) as stubs:
+            names.append(stubs.ended(stubs.items.ExportItems(request)).name)
+            with pytest.raises(grpc.RpcError) as refused:
+                stubs.items.ExportItems(ExportItemsRequest(path=str(tmp_path / "other"), request_id="export"))
+            assert reason_of(refused.value) == ("INVALID_ARGUMENT", "REQUEST_ID_REUSED")
+    assert names[0] == names[1]
 
 
 def test_a_repetition_of_what_read_something_finds_its_operation(tmp_path: Path) -> None:
