@@ -279,13 +279,21 @@ def _from_table(table: Path) -> Collection:
     sources: dict[str, Source] = {}
     payloads: dict[str, str] = {}
     columns = read_table(table, ["path"], optional=["payload"])
+    empty = [row for row, cell in enumerate(columns["path"]) if not cell]
     for cell, payload in zip_longest(columns["path"], columns.get("payload", ()), fillvalue=""):
+        if not cell:
+            continue
         source = _at(cell, root, str(root))
         sources.setdefault(source.item, source)
         if payload:
             payloads.setdefault(source.item, payload)
     ordered = tuple(sorted(sources.values(), key=lambda source: source.item))
-    return Collection(root, ordered, payloads=payloads)
+    warnings = (
+        [f"{len(empty):,} rows of {shown(table)} have no path, the first in {columns.place(empty[0])}"]
+        if empty
+        else []
+    )
+    return Collection(root, ordered, warnings=tuple(warnings), payloads=payloads)
 
 
 def _at(cell: str, folder: Path, root: str) -> Source:

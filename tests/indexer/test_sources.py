@@ -89,6 +89,16 @@ def test_a_folder_of_linked_folders_alone_says_so(tmp_path: Path) -> None:
         open_collection(tmp_path / "photos")
 
 
+def test_rows_without_a_path_are_told_of(tmp_path: Path) -> None:
+    """With how many they are and where the first is; together they were one item, the folder of the table."""
+    _picture(tmp_path / "a.png")
+    table = tmp_path / "table.csv"
+    table.write_text('path,payload\na.png,\n,"{""a"": 1}"\n,"{""a"": 2}"\n')
+    collection = open_collection(table)
+    assert [source.item for source in collection.sources] == ["a.png"]
+    assert collection.warnings == (f"2 rows of {table} have no path, the first in line 3",)
+
+
 def test_an_empty_folder_is_an_error(tmp_path: Path) -> None:
     """A folder without images is refused with what was found and what is accepted."""
     (tmp_path / "notes.txt").write_text("x")
