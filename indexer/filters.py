@@ -309,7 +309,7 @@ class _Parser:
             return _with_wildcard(word, bare.start())
         number = float(word)
         if not math.isfinite(number):
-            raise FilterSyntaxError(self._column(), f"the number {word} is beyond the 64-bit floats")
+            raise FilterSyntaxError(self._column(), f"the number {word[:40]} is beyond the 64-bit floats")
         return number
 
     def _unquoted(self, quoted: re.Match[str]) -> str | Prefix:
