@@ -65,6 +65,7 @@ def import_items(
     store: Store,
     device: Device = "auto",
     since: Callable[[int], int] = lambda sequence: sequence,
+    left_out: Callable[[str, str], None] = lambda *_: None,
     progress: Progress,
 ) -> ImportReport:
     """Upsert the images of a collection under the active version's model; each batch is durable when it is done.
@@ -76,6 +77,7 @@ def import_items(
         device: for the encoder.
         since: told the last change of the catalogue, says after which one the import began: an earlier one where it
             goes on with what was interrupted.
+        left_out: told each item that could not be used and why, however many they are.
         progress: hears the stage `import`, and `catch up` where another model was activated meanwhile.
 
     Raises:
@@ -90,7 +92,7 @@ def import_items(
     known, warnings = KnownRows.of(index_dir, encoder.model, encoder.dim, ())
     report = ImportReport(warnings=[*collection.warnings, *warnings])
     with closing(adopt.open_catalog(index_dir)) as catalog:
-        importer = _Importer(encoder, known, catalog, collection.payloads, since(catalog.sequence()))
+        importer = _Importer(encoder, known, catalog, collection.payloads, since(catalog.sequence()), left_out)
         done = 0
         progress("import", 0, len(collection.sources))
         for batch in _read_ahead(collection.sources, importer):
@@ -127,6 +129,7 @@ class _Importer:
     catalog: Catalog
     payloads: Mapping[str, str]
     since: int
+    left_out: Callable[[str, str], None]
 
     def read(self, source: Source) -> _Read:
         """Read and hash an image, and decode it if its embedding is not known; called from several threads."""
@@ -152,7 +155,7 @@ class _Importer:
         upserts = []
         for read in batch:
             if read.error:
-                report.fail(read.item, read.error)
+                self._leave_out(report, read.item, read.error)
             elif read.upsert is None:
                 report.unchanged += 1
             else:
@@ -168,11 +171,15 @@ class _Importer:
             outcomes = self.catalog.upsert([one for one in upserts if one.item not in newer], dim=self.encoder.dim)
         for outcome in outcomes:
             if outcome.reason:
-                report.fail(outcome.item, outcome.message)
+                self._leave_out(report, outcome.item, outcome.message)
             else:
                 report.imported += 1
         for item in sorted(newer):
-            report.fail(item, _CHANGED)
+            self._leave_out(report, item, _CHANGED)
+
+    def _leave_out(self, report: ImportReport, item: str, reason: str) -> None:
+        report.fail(item, reason)
+        self.left_out(item, reason)
 
     def _payload(self, item: str) -> Payload | None:
         """What the table says of an item; raises ValueError where that is not a JSON object."""

@@ -1,7 +1,9 @@
 """`kinsight items`: what an index holds."""
 
+import csv
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -165,6 +167,9 @@ def list_(name: str, condition: str, limit: int, server: str, as_json: bool) -> 
 @items.command(name="import")
 @click.argument("name")
 @click.argument("images", type=PATH)
+@click.option(
+    "--failures", type=PATH, metavar="FILE", help="List in this CSV every image that is left out; not with --server."
+)
 @by_server_option
 @store_option
 @device_option
@@ -173,6 +178,7 @@ def list_(name: str, condition: str, limit: int, server: str, as_json: bool) -> 
 def import_(
     name: str,
     images: Path,
+    failures: Path | None,
     server: str | None,
     store: Path,
     device: Device,
@@ -191,6 +197,8 @@ def import_(
     JSON keys: index, imported, unchanged, failed, failures[].item, failures[].reason (the first 1,000), warnings[]
     """
     if server is not None:
+        if failures is not None:
+            raise click.UsageError("--failures is of an import into --store; a server tells the first 1,000")
         from kinsight_client import Client
 
         with Client(server) as client:
@@ -199,10 +207,18 @@ def import_(
     from indexer.importing import import_items
     from indexer.store import Store
 
-    with recorded("import", name, store) as work:
-        report = import_items(name, images, store=Store(store), device=device, since=work.since, progress=work.report)
+    with recorded("import", name, store) as work, _listing(failures) as left_out:
+        report = import_items(
+            name,
+            images,
+            store=Store(store),
+            device=device,
+            since=work.since,
+            left_out=left_out,
+            progress=work.report,
+        )
         work.finish(_imported(name, report))
-    _tell_imported(name, report, as_json)
+    _tell_imported(name, report, as_json, failures)
 
 
 @items.command()
@@ -246,8 +262,22 @@ def _imported(name: str, report: "ImportReport | ImportResult") -> dict[str, Any
     return {"index": name, **dataclasses.asdict(report), "failures": named(report.failures)}
 
 
-def _tell_imported(name: str, report: "ImportReport | ImportResult", as_json: bool) -> None:
-    warn_skipped(report.failures, count=report.failed)
+@contextmanager
+def _listing(table: Path | None) -> Iterator[Callable[[str, str], None]]:
+    """Writes what it is told to a table of items and reasons, where one is wanted."""
+    if table is None:
+        yield lambda *_: None
+        return
+    with table.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+        rows = csv.writer(file)
+        rows.writerow(["item", "reason"])
+        yield lambda item, reason: rows.writerow([item, reason])
+
+
+def _tell_imported(
+    name: str, report: "ImportReport | ImportResult", as_json: bool, table: Path | None = None
+) -> None:
+    warn_skipped(report.failures, table, count=report.failed)
     for warning in report.warnings:
         click.echo(f"warning: {warning}", err=True)
     result = _imported(name, report)

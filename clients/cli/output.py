@@ -128,7 +128,7 @@ def warn_skipped(skipped: Sequence[tuple[str, str]], table: Path | None = None, 
         click.echo(printable(f"skipped {item}: {reason}"), err=True)
     more = (count or len(skipped)) - len(shown)
     if more > 0:
-        which = f"the first {len(skipped):,}" if more > len(skipped) - len(shown) else "them all"
+        which = f"the first {len(skipped):,}" if not table and more > len(skipped) - len(shown) else "them all"
         click.echo(f"skipped {more:,} more; {table or '--json'} lists {which}", err=True)
 
 

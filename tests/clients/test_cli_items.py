@@ -16,6 +16,8 @@ from kinsight.v1.index_service_pb2_grpc import IndexServiceServicer, add_IndexSe
 
 from clients.cli.command import kinsight
 from clients.cli.output import printable
+from indexer import importing
+from indexer.tables import read_table
 from server.folders import Folders
 from tests.serving import build_photos, photo, serving
 
@@ -254,6 +256,22 @@ def test_a_server_imports_rebuilds_rolls_back_and_exports(run: Run, new: Path, t
     told = found(run("remote", "wait", listed["operations"][3]["id"], "--json"), "remote", "wait")
     assert told["result"]["version"]["version"] == 2
     assert "OPERATION" in run("remote", "cancel", "nosuch").stderr
+
+
+def test_an_import_lists_every_image_that_is_left_out(
+    run: Run, new: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a table of their own, however few of them the report has; a server's paths are its own."""
+    monkeypatch.setattr(importing, "MAX_FAILURES", 1)
+    for number in range(30):
+        (new / f"empty {number}.png").touch()
+    table = tmp_path / "failures.csv"
+    words = ["items", "import", "photos", str(new), "--failures", str(table)]
+    done = CliRunner().invoke(kinsight, [*words, "--store", str(tmp_path / "store")])
+    assert done.exit_code == 0, done.stderr
+    assert f"skipped 30 more; {table} lists them all" in done.stderr
+    assert len(read_table(table, ["item", "reason"])["item"]) == 31
+    assert run(*words).exit_code == 2
 
 
 def test_a_rebuild_that_is_refused_exits_with_1_and_says_why(run: Run, tmp_path: Path) -> None:
