@@ -6,7 +6,6 @@ says what became of one that could not say it itself. What a child does never to
 
 import asyncio
 import logging
-import os
 import signal
 import subprocess
 import sys
@@ -22,10 +21,10 @@ from indexer import operations, staging
 from indexer.catalog import RequestReused
 from indexer.locks import is_held, turn
 from indexer.operations import Ledger, NoSuchOperation, Operation, OperationError
+from indexer.priority import put_behind
 from indexer.store import Store
 from server.errors import BuildInProgress, LearningInProgress, OperationFailed, TooManyOperations
 
-NICENESS = 10  # of children: searches come first
 MAX_AT_WORK = 8  # operations; each is a process with an index or a model in its memory
 END_TIMEOUT_S = 5.0  # until a child that was asked to end is killed
 HEARD_TIMEOUT_S = 2.0  # in which this process hears of the end that was sent to it and to all its children at once
@@ -223,9 +222,7 @@ class Jobs:
                 words, stdin=nothing, stdout=nothing, stderr=told, process_group=0
             )
             stack.pop_all()  # who follows the process closes it
-        niceness = max(NICENESS, os.getpriority(os.PRIO_PROCESS, 0))  # only root may take some of ours back
-        with suppress(ProcessLookupError):  # it has ended already
-            os.setpriority(os.PRIO_PROCESS, process.pid, niceness)
+        put_behind(process.pid)  # searches come first
         self._processes[operation.id] = process
         threading.Thread(target=self._follow, args=(operation.id, process, told), daemon=True).start()
 

@@ -33,7 +33,7 @@ from kinsight.v1.search_service_pb2 import SearchRequest
 from kinsight.v1.search_service_pb2_grpc import SearchServiceStub
 from PIL import Image
 
-from indexer import ivfpq, manifest, pixels
+from indexer import ivfpq, manifest, pixels, priority
 from indexer.build import build
 from indexer.calibration import Calibration
 from indexer.encoder import Encoder
@@ -44,7 +44,7 @@ from indexer.plan import plan
 from indexer.rows import RowWriter
 from indexer.store import Store
 from indexer.version import CODES, ITEMS, ROWS, activate, version_dir
-from server import app, jobs, service_operations
+from server import app, service_operations
 from server.admission import Admission
 from server.folders import Folders
 from tests.conftest import TINY_SIZE, publish_tiny_model
@@ -208,7 +208,7 @@ def serving(
         start = app.start(store, listen=listen, index=index, admission=admission, folders=folders)
         running = asyncio.run_coroutine_threadsafe(start, loop).result(30)
         try:
-            with patch.object(service_operations, "LOOK_EVERY_S", 0.02), patch.object(jobs, "NICENESS", 0):
+            with patch.object(service_operations, "LOOK_EVERY_S", 0.02), patch.object(priority, "NICENESS", 0):
                 yield Served(f"127.0.0.1:{running.port}", running, loop)
         finally:
             with patch.object(app, "NOTICE_S", 0):

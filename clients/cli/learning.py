@@ -4,7 +4,6 @@ LearningError   the training failed or was refused; the message is its own
 """
 
 import json
-import os
 import resource
 import signal
 import subprocess
@@ -21,8 +20,6 @@ from clients.cli.output import Progress, printable, tell
 if TYPE_CHECKING:
     from indexer.learning import Lesson
 
-NICENESS = 10  # training takes what serving leaves of the processor
-OOM_SCORE = 500  # where memory runs out, the system ends training before it ends a server
 STOP_TIMEOUT_S = 30.0  # for a training that was interrupted to write its checkpoint
 
 
@@ -114,9 +111,9 @@ def _train(
 
 def _restrain(pid: int, memory_bytes: int | None) -> None:
     """Put the training behind everything else, before it has begun."""
-    # Only root may make a process less nice than it was started.
-    os.setpriority(os.PRIO_PROCESS, pid, max(NICENESS, os.getpriority(os.PRIO_PROCESS, pid)))
-    Path(f"/proc/{pid}/oom_score_adj").write_text(str(OOM_SCORE))
+    from indexer.priority import put_behind
+
+    put_behind(pid)
     if memory_bytes is not None:
         resource.prlimit(pid, resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
 

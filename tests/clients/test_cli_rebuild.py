@@ -19,11 +19,11 @@ from kinsight.v1.index_service_pb2 import GetIndexRequest
 from kinsight.v1.search_service_pb2 import Hit, SearchRequest
 
 from clients.cli.command import INTERRUPTED, kinsight
-from clients.cli.learning import OOM_SCORE
 from clients.cli.rebuild import result_of
 from indexer import operations
 from indexer.build import BuildReport
 from indexer.catalog import Catalog
+from indexer.priority import OOM_SCORE
 from indexer.records import Upsert
 from indexer.staging import sole_builder
 from indexer.store import Store

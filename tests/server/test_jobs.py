@@ -15,6 +15,7 @@ from kinsight.v1.item_service_pb2 import ExportItemsRequest, ImportItemsRequest
 
 from indexer import operations
 from indexer.operations import Operation
+from indexer.priority import OOM_SCORE
 from indexer.snapshot import snapshot
 from indexer.store import Store
 from server import jobs
@@ -45,6 +46,16 @@ def test_no_more_operations_than_the_bound_are_at_work(tmp_path: Path, monkeypat
         stubs.ended(begun[0])
         last = stubs.ended(stubs.indexes.EvaluateVersion(EvaluateVersionRequest()))
         assert not last.HasField("error")
+
+
+def test_long_work_is_ended_before_its_server_where_memory_runs_out(tmp_path: Path) -> None:
+    """Whatever it does: only what trained within a rebuild was."""
+    own = Path("/proc/self/oom_score_adj").read_text()
+    with serving(build_photos(tmp_path)) as served, Stubs(served.target) as stubs:
+        begun = stubs.indexes.EvaluateVersion(EvaluateVersionRequest())
+        (child,) = (process.pid for process in served.running.jobs._processes.values())
+        assert int(Path(f"/proc/{child}/oom_score_adj").read_text()) == max(OOM_SCORE, int(own))
+        stubs.ended(begun)
 
 
 def test_modules_where_a_server_was_started_are_not_taken_for_ours(
