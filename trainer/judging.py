@@ -269,8 +269,18 @@ def evaluate(
     recall_at: Sequence[int] = RECALL_AT,
     device: Device = "auto",
     progress: Progress,
+    warn: Callable[[str], None] = lambda _: None,
 ) -> tuple[Metrics, tuple[tuple[str, str], ...]]:
     """Judge a model of a store on labelled images: all but the split `train`, or all where there is no split.
+
+    Args:
+        model: its directory.
+        images: what `indexer.sources.open_collection` takes.
+        labels: a table `path,class_id[,split]`.
+        recall_at: each k of R@k.
+        device: where to compute.
+        progress: hears the stage `judge`.
+        warn: called with a sentence for what of images and labels is left out, before any is embedded.
 
     Returns:
         The metrics, and (item, reason) of each image to judge on that is not there or could not be decoded.
@@ -285,6 +295,8 @@ def evaluate(
     runtime = RuntimeEncoder.open(model, device=device)  # by ONNX Runtime, whose build may be another than torch's
     collection = open_collection(images)
     known = read_labels(labels, collection)
+    for warning in (*collection.warnings, *known.warnings, *_unjudged(known, collection, labels)):
+        warn(warning)
     sources = known.judging(collection.sources)
     gone = [(path, f"labelled, but not in {images}") for path in known.missing]
     embeddings, items, skipped = embed_sources(sources, runtime, progress)
@@ -297,3 +309,12 @@ def evaluate(
         recall_at=recall_at,
     )
     return metrics, (*gone, *skipped)
+
+
+def _unjudged(known: Labels, collection: Collection, table: Path) -> tuple[str, ...]:
+    """A warning of images without a class, if there are any."""
+    total = len(collection.sources)
+    without = total - sum(source.item in known.class_of for source in collection.sources)
+    if not without:
+        return ()
+    return (f"{without:,} of the {total:,} images have no class in {table}: none is searched with or found",)

@@ -149,7 +149,7 @@ def _without_any(table: Path, collection: Collection, unknown: Sequence[str], bl
 
 def _left_out(table: Path, blank: int, repeated: int) -> tuple[str, ...]:
     told = (
-        (blank, "rows have no class_id: their images are learned from as unlabelled ones"),
+        (blank, "rows have no class_id: their images count as unlabelled"),
         (repeated, "rows repeat an earlier one"),
     )
     return tuple(f"{table}: {count:,} {what}" for count, what in told if count)

@@ -16,7 +16,7 @@ from clients.cli.options import (
     progress_option,
     store_option,
 )
-from clients.cli.output import named, print_facts, print_json, progress, warn_skipped
+from clients.cli.output import named, print_facts, print_json, progress, warn, warn_skipped
 from clients.cli.recording import operation_option
 from clients.cli.training import (
     followed,
@@ -231,16 +231,24 @@ def evaluate(
 
     \b
     JSON keys: model, recall_at_1, recall_at_2, recall_at_4, recall_at_8 (or those of --recall-at; 1 always),
-    map_at_r, r_precision, knn_accuracy, nmi, ami, queries, skipped[].item, skipped[].reason
+    map_at_r, r_precision, knn_accuracy, nmi, ami, queries, warnings[], skipped[].item, skipped[].reason
     """
     from indexer.store import Store
     from trainer.judging import evaluate as run
 
     directory = Store(store).model(model)
+    warnings: list[str] = []
+
+    def tell(warning: str) -> None:
+        warn(warning)
+        warnings.append(warning)
+
     with progress() as report:
-        metrics, skipped = run(directory, images, labels, recall_at=recall_at, device=device, progress=report)
+        metrics, skipped = run(
+            directory, images, labels, recall_at=recall_at, device=device, progress=report, warn=tell
+        )
     warn_skipped(skipped)
     if as_json:
-        print_json({"model": directory.name, **metrics.to_dict(), "skipped": named(skipped)})
+        print_json({"model": directory.name, **metrics.to_dict(), "warnings": warnings, "skipped": named(skipped)})
     else:
         print_facts({"model": directory.name, **rounded(metrics)})

@@ -66,6 +66,27 @@ def test_metrics_are_printed_by_name(photos: Path, labels: Path, store: Store, t
     assert "1.0000" not in result.stdout.splitlines()[1]
 
 
+def test_images_that_nobody_labelled_are_counted(
+    photos: Path, labels: Path, store: Store, tiny_model: str, tmp_path: Path
+) -> None:
+    """Rows without a class, rows that repeat another and images without a row are told: on stderr and as JSON."""
+    header, *rows = labels.read_text().splitlines()
+    blank = [f"{row.split(',')[0]},,query" for row in rows[55:58]]
+    table = tmp_path / "some.csv"
+    table.write_text("\n".join([header, *rows[:55], *blank, rows[50]]) + "\n")
+    told = [
+        f"{table}: 3 rows have no class_id: their images count as unlabelled",
+        f"{table}: 1 rows repeat an earlier one",
+        f"5 of the 60 images have no class in {table}: none is searched with or found",
+    ]
+
+    result = evaluate(store, tiny_model, photos, table, "--json")
+
+    assert json.loads(result.stdout)["warnings"] == told
+    assert [line for line in result.stderr.splitlines() if "warning" in line] == [f"warning: {line}" for line in told]
+    assert json.loads(evaluate(store, tiny_model, photos, labels, "--json").stdout)["warnings"] == []
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [

@@ -427,7 +427,7 @@ def test_images_that_nobody_has_labelled_yet_are_as_in_a_table(school: School) -
     table = table_of(Labels(images=rows), school.store, Folders())
     labels = read_labels(table, open_collection(school.pictures), to_teach=True)
     assert labels.class_of == {"00.png": 0, "01.png": 1}
-    assert labels.warnings == (f"{table}: 2 rows have no class_id: their images are learned from as unlabelled ones",)
+    assert labels.warnings == (f"{table}: 2 rows have no class_id: their images count as unlabelled",)
     with pytest.raises(InvalidLabels, match=r"none of the 2 labels\.images has a class_id; write one into some"):
         table_of(Labels(images=rows[2:]), school.store, Folders())
 

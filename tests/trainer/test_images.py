@@ -124,7 +124,7 @@ def test_rows_without_a_class_are_of_no_class(collection: Collection, tmp_path: 
     assert labels.class_of == {"a.png": 0}
     assert [source.item for source in labels.judging(collection.sources)] == ["a.png"]
     assert len(labels.training(collection.sources)) == 4
-    assert labels.warnings == (f"{table}: 2 rows have no class_id: their images are learned from as unlabelled ones",)
+    assert labels.warnings == (f"{table}: 2 rows have no class_id: their images count as unlabelled",)
 
 
 def test_unknown_paths_are_named_and_the_rest_goes_on(collection: Collection, tmp_path: Path) -> None:

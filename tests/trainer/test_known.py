@@ -43,7 +43,7 @@ def test_classes_of_the_training_split_teach_and_the_others_judge(collection: Co
     assert found.unknown == ("gone.png",)
     table = collection.root / "few.csv"
     assert found.warnings == (
-        f"{table}: 1 rows have no class_id: their images are learned from as unlabelled ones",
+        f"{table}: 1 rows have no class_id: their images count as unlabelled",
         f"{table}: 1 rows repeat an earlier one",
     )
     assert found.known(NAMES).label.tolist() == [0, -1, -1, 0, 1, -1]
