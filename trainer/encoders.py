@@ -3,8 +3,10 @@
 WeightsError   weights can't be loaded; the message names them and the remedy
 """
 
+import difflib
 import importlib
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -198,9 +200,7 @@ def _from_timm(name: str, weights: str, size: int) -> _Network:
     import timm  # as torchvision below it takes seconds: a command that makes no network is spared them
 
     if not timm.is_model(name):
-        stem = name[:8]
-        near = ", ".join(timm.list_models(f"*{stem}*")[:5])
-        there = f"near: {near}" if near else "timm.list_models() has them all"
+        there = _near(name, timm.list_models()) or "timm.list_models() has them all"
         raise ValueError(f"no backbone is named {name!r}; {there}; torchvision's are named {_TORCHVISION}NAME")
     file = _imagenet_file(name) if weights == "imagenet" else None
     config = cast("PretrainedCfg", timm.get_pretrained_cfg(name))
@@ -223,12 +223,20 @@ def _from_timm(name: str, weights: str, size: int) -> _Network:
     return _Network(features, config.mean, config.std, licence, bool(config.fixed_input_size))
 
 
+def _near(name: str, names: Sequence[str]) -> str:
+    """The names that are most like one that is none of them; empty where none is."""
+    found = difflib.get_close_matches(name.lower(), names, n=5)
+    return f"near: {', '.join(found)}" if found else ""
+
+
 def _from_torchvision(name: str, weights: str) -> _Network:
     import torchvision
     from torchvision.models.feature_extraction import create_feature_extractor
 
-    if name not in torchvision.models.list_models(module=torchvision.models):
-        raise ValueError(f"torchvision has no classification model {name!r}; see torchvision.models.list_models()")
+    names = torchvision.models.list_models(module=torchvision.models)
+    if name not in names:
+        there = _near(name, names) or "torchvision.models.list_models() has them all"
+        raise ValueError(f"torchvision has no classification model {name!r}; {there}")
     try:
         model = torchvision.models.get_model(name, weights="DEFAULT" if weights == "imagenet" else None)
     except OSError as error:

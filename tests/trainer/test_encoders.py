@@ -112,10 +112,18 @@ def test_bad_weights_are_refused_by_name(tmp_path: Path, damage: str, told: str)
         make_backbone(CNN, str(file), size=64)
 
 
-def test_an_unknown_backbone_names_near_ones() -> None:
-    """A misspelt name is an error with suggestions."""
-    with pytest.raises(ValueError, match="resnet50"):
-        make_backbone("resnet50x", "none", size=64)
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("tf_efficientnet_lite9", "tf_efficientnet_lite0"),
+        ("ResNet50", "resnet50"),
+        ("torchvision/resnet19", "resnet18"),
+    ],
+)
+def test_an_unknown_backbone_names_the_nearest(name: str, meant: str) -> None:
+    """A misspelt name, or one in other case, is an error that suggests what was meant."""
+    with pytest.raises(ValueError, match=f"near: .*{meant}"):
+        make_backbone(name, "none", size=64)
 
 
 def test_embeddings_have_unit_length() -> None:
