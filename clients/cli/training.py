@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -36,17 +37,41 @@ def is_main() -> bool:
 
 @contextmanager
 def followed(place: "Store", style: str, kind: str) -> Iterator[Work]:
-    """Show and record the progress of a run, where this process is the main one, and say on Ctrl-C how to go on."""
+    """Show and record the progress of a run, where this process is the main one; stopped, say how to go on."""
     run = ""
+
+    def way_on() -> str:
+        begun = is_main() and run and (place.runs / run / "recipe.toml").exists()
+        return f"go on with this run by --resume {run}" if begun else ""
+
     try:
-        with _followed(place, style, kind) as work:
+        with _told_when_terminated(way_on), _followed(place, style, kind) as work:
             given = click.get_current_context().params
             run = given["resume"] or _name_of(work, given["name"]) or ""
             yield work
     except KeyboardInterrupt:
-        if is_main() and run and (place.runs / run / "recipe.toml").exists():  # else there is nothing to go on with
-            click.echo(f"go on with this run by --resume {run}", err=True)
+        if told := way_on():
+            click.echo(told, err=True)
         raise
+
+
+@contextmanager
+def _told_when_terminated(way_on: Callable[[], str]) -> Iterator[None]:
+    """Within, SIGTERM ends the process as it always does, but not before it has said on stderr how to go on."""
+
+    def end(number: int, _: object) -> None:
+        signal.signal(number, before)
+        if told := way_on():
+            # Not by Python's own stream: what was interrupted may be writing to it.
+            os.write(2, f"\n{printable(told)}\n".encode())
+        os.kill(os.getpid(), number)
+
+    before = signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

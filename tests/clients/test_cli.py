@@ -462,8 +462,13 @@ def test_ctrl_c_before_there_is_a_run_names_no_other(
 
 
 @pytest.mark.usefixtures("_ctrl_c_arrives")
-def test_ctrl_c_names_the_run_to_go_on_with(store: Store, photos: Path) -> None:
-    """Of a training in a process of its own, whose end a shell takes for an interruption."""
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGINT, INTERRUPTED), (signal.SIGTERM, -signal.SIGTERM)],
+    ids=["ctrl-c", "terminated"],
+)
+def test_who_stops_a_training_is_told_how_to_go_on(number: int, code: int, store: Store, photos: Path) -> None:
+    """By Ctrl-C, whose end a shell takes for an interruption, or by SIGTERM, of which it ends as others do."""
     network = ["--backbone", "test_resnet", "--weights", "none", "--size", "32", "--dim", "16", "--epochs", "1000"]
     words = ["train", str(photos), *network, "--store", str(store.root), "--progress", "json"]
     with subprocess.Popen(
@@ -471,8 +476,8 @@ def test_ctrl_c_names_the_run_to_go_on_with(store: Store, photos: Path) -> None:
     ) as training:
         assert training.stderr is not None
         next(line for line in training.stderr if '"train"' in line)
-        training.send_signal(signal.SIGINT)
+        training.send_signal(number)
         _, under_way = training.communicate(timeout=60)
 
-    assert training.returncode == INTERRUPTED
-    assert "go on with this run by --resume mine" in under_way
+    assert training.returncode == code
+    assert "go on with this run by --resume mine" in under_way.splitlines()
