@@ -84,11 +84,11 @@ def spread(total: int, most: int) -> list[int]:
     return [place * total // count for place in range(count)]
 
 
-def neighbour_precision(embeddings: Tensor, classes: Tensor) -> float | None:
-    """How often near images of a training set share a class: what pseudo-labels from neighbours are worth.
+def neighbour_precision(similarity: Tensor, classes: Tensor) -> float | None:
+    """How often images that are held alike share a class: what pseudo-labels are worth.
 
     Args:
-        embeddings: (N, D) float32, unit length; a sample of some hundred is enough.
+        similarity: (N, N) float32, of embeddings or as labelled; a sample of some hundred images is enough.
         classes: (N,) int64, -1 where unknown.
 
     Returns:
@@ -96,11 +96,11 @@ def neighbour_precision(embeddings: Tensor, classes: Tensor) -> float | None:
         class has, where these are fewer. None where too few images have another of their class.
     """
     known = classes >= 0
-    embeddings, classes = embeddings[known], classes[known]
+    similarity, classes = similarity[known][:, known], classes[known]
     others = torch.bincount(classes)[classes] - 1
     if (others > 0).sum() < _ENOUGH:
         return None
-    similarity = (embeddings @ embeddings.T).fill_diagonal_(-torch.inf)
+    similarity = similarity.fill_diagonal_(-torch.inf)
     nearest = similarity.topk(min(_NEIGHBOURS, len(classes) - 1), dim=1).indices
     wanted = others.clamp_max(nearest.shape[1])
     counted = torch.arange(nearest.shape[1]) < wanted[:, None]

@@ -161,6 +161,18 @@ class Objective(nn.Module):
         """
         return None
 
+    def pseudo_labels(self, embed: Callable[[nn.Module], Tensor], index: Tensor) -> Tensor | None:  # noqa: ARG002
+        """How alike the method itself holds some images of the training set to be, for who judges that.
+
+        Args:
+            embed: the images by a module, without augmentation, unit length, (M, C) float32.
+            index: (M,) int64, their rows in the training set.
+
+        Returns:
+            (M, M) float32, higher is more alike; None where the method makes no such labels, or not yet.
+        """
+        return None
+
     def param_groups(self, lr: float, head_lr: float | None = None) -> list[dict[str, Any]]:
         """The optimiser's groups: the backbone at `lr`, the heads at `head_lr`, or at `lr` too where that is None."""
         backbone = [p for p in self.encoder.backbone.parameters() if p.requires_grad]

@@ -19,6 +19,7 @@ _TITLES = {
     "ami": "AMI",
     "contrast": "neighbour contrast, in SD",
     "neighbour_precision": "neighbour precision",
+    "pseudo_label_precision": "pseudo-label precision",
     "lr": "learning rate",
     "images_per_s": "images/s, steps alone",
     "loader_wait_s": "waited for images, s",
@@ -26,8 +27,9 @@ _TITLES = {
 _OF_EPOCHS = {
     "contrast": "Neighbour contrast: how far, in standard deviations (SD), the 10 nearest of at most 500 training "
     "images stand out from the rest; it needs no labels.",
-    "neighbour_precision": "Neighbour precision: share of a training image's 5 nearest that are of its class, which "
-    "is what labels made from neighbours are worth.",
+    "neighbour_precision": "Neighbour precision: share of a training image's 5 nearest that are of its class.",
+    "pseudo_label_precision": "Pseudo-label precision: the same of the 5 that the method's own labels hold most "
+    "alike, by which it pulls images together.",
 }
 
 

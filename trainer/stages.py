@@ -6,6 +6,7 @@ from functools import cached_property, partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from indexer.encoder import Encoder as RuntimeEncoder
 from indexer.manifest import ModelManifest
@@ -167,7 +168,7 @@ def learn(
         device=setting.device,
         progress=setting.progress,
         known=given.known(decoded.training.items),
-        on_epoch=partial(_after_epoch, setting, given, decoded, objective.centred, choice),
+        on_epoch=partial(_after_epoch, setting, given, decoded, objective, choice),
         profile=profile,
     )
     if choice.epoch:
@@ -176,24 +177,45 @@ def learn(
 
 
 def _after_epoch(
-    setting: Setting, given: Given, decoded: Decoded, centred: bool, choice: Choice, epoch: int, encoder: Encoder
+    setting: Setting,
+    given: Given,
+    decoded: Decoded,
+    objective: Objective,
+    choice: Choice,
+    epoch: int,
+    encoder: Encoder,
 ) -> dict[str, float]:
     """What is logged of an epoch's encoder, which is offered for choice."""
     device, progress, sample = setting.device, setting.progress, decoded.sample
-    if centred:
+    if objective.centred:
         centre(encoder, sample, device, progress)
     embed = torch_embed(encoder, device)
     sampled = embed_images(sample, embed, progress, device)
     logged = {"contrast": neighbour_contrast(sampled)}
     if setting.recipe.run.choose == "contrast":
         choice.offer(epoch, encoder, logged["contrast"])
-    precision = neighbour_precision(sampled, given.judged.classes(sample.items)) if given.judged else None
-    if precision is not None:
-        logged["neighbour_precision"] = precision
+    if given.judged:
+        logged |= _labels_worth(setting, decoded, objective, sampled, given.judged.classes(sample.items))
     if decoded.judge:
         judged = embed_images(decoded.judge.cache, embed, progress, device)
         logged |= decoded.judge.measure(judged, clusters=False).to_dict()
     return logged
+
+
+def _labels_worth(
+    setting: Setting, decoded: Decoded, objective: Objective, sampled: Tensor, classes: Tensor
+) -> dict[str, float]:
+    """How often the sample's neighbours are of one class, and the images that the objective labels as alike."""
+    sample, device = decoded.sample, setting.device
+    row_of = {item: row for row, item in enumerate(decoded.training.items)}
+    labelled = objective.pseudo_labels(
+        lambda module: embed_images(sample, torch_embed(module, device), setting.progress, device),
+        torch.tensor([row_of[item] for item in sample.items]),
+    )
+    found = {"neighbour_precision": neighbour_precision(sampled @ sampled.T, classes)}
+    if labelled is not None:
+        found["pseudo_label_precision"] = neighbour_precision(labelled.cpu(), classes)
+    return {name: precision for name, precision in found.items() if precision is not None}
 
 
 def export_scored(

@@ -67,7 +67,9 @@ def test_queries_are_judged_among_a_gallery_and_clusters_at_the_end(
     curve = [json.loads(line) for line in (tmp_path / "runs" / report.run / "metrics.jsonl").read_text().splitlines()]
     (epoch,) = [line for line in curve if "recall_at_1" in line]
     assert {"knn_accuracy", "map_at_r", "contrast"} <= epoch.keys()
-    assert 0 < epoch["neighbour_precision"] < 1  # of the training images, whose labels only measure
+    for name in ("neighbour_precision", "pseudo_label_precision"):
+        assert 0 < epoch[name] < 1  # of the training images, whose labels only measure
+    assert "pseudo-label precision" in (report.report or tmp_path).read_text(encoding="utf-8")
     assert not {"nmi", "ami"} & epoch.keys()
 
 
@@ -90,14 +92,16 @@ def test_neighbour_precision_is_that_of_a_plain_loop(kinds: int) -> None:
     classes = torch.randint(-1, kinds, (50,), generator=draw)
     classes[0] = kinds  # alone in its class
     embeddings = F.normalize(torch.randn(50, 6, generator=draw), dim=1)
-    assert neighbour_precision(embeddings, classes) == pytest.approx(naive_precision(embeddings, classes))
+    assert neighbour_precision(embeddings @ embeddings.T, classes) == pytest.approx(
+        naive_precision(embeddings, classes)
+    )
 
 
 def test_neighbour_precision_of_too_few_images_is_unknown() -> None:
     """Without labels, or with nearly all images alone in their class, there is no share."""
     embeddings = F.normalize(torch.randn(50, 6, generator=torch.Generator().manual_seed(0)), dim=1)
-    assert neighbour_precision(embeddings, torch.full((50,), -1)) is None
-    assert neighbour_precision(embeddings, torch.arange(50)) is None
+    assert neighbour_precision(embeddings @ embeddings.T, torch.full((50,), -1)) is None
+    assert neighbour_precision(embeddings @ embeddings.T, torch.arange(50)) is None
 
 
 def test_a_centred_encoder_has_the_samples_mean_at_its_origin() -> None:

@@ -431,6 +431,25 @@ def test_lists_and_labels_are_of_what_the_pretrained_network_saw(tmp_path: Path)
     assert all(lists[row[0]].tolist() == row.tolist() for row in order.view(-1, 5))
 
 
+def test_labels_that_are_judged_are_those_that_teach(tmp_path: Path) -> None:
+    """None while it distils; then the batch's own w, of the teacher and what the pretrained network saw."""
+    objective = distilling(tmp_path, pretrained_share=0.5, distillation_epochs=1)
+    embed_all = embed_sizes(objective, [])
+    rows = torch.tensor([4, 0, 17, 23, 9])
+
+    def embed(module: nn.Module) -> Tensor:
+        return F.normalize(embed_all(module)[rows], dim=1)
+
+    objective.before_epoch(embed_all, 20, 1)
+    assert objective.pseudo_labels(embed, rows) is None
+    objective.before_epoch(embed_all, 20, 1)
+    found = objective.pseudo_labels(embed, rows)
+
+    both = objective._with_seen_large(embed(objective.teacher), rows)
+    assert found is not None
+    torch.testing.assert_close(found, contextual_similarity(both, rows, objective.context, objective.sigma))
+
+
 DISTILLED_AND_LEARNED = recipe(
     *("run.epochs=2", "data.cache_size=40"),
     *("optimizer.lr=1e-3", "optimizer.warmup_steps=2", "run.schedule=cosine"),

@@ -3,6 +3,7 @@
 import copy
 import math
 import random
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -277,6 +278,14 @@ class STML(Objective):
             z = gather(F.normalize(self.teacher[1](taught.float()), dim=1), views)
             # After the exchange, so that all rows are along one process's axes: another's may point the other way.
             return gather(f, views), gather(g, views), self._with_seen_large(z, index.repeat(views))
+
+    @torch.no_grad()
+    def pseudo_labels(self, embed: Callable[[nn.Module], Tensor], index: Tensor) -> Tensor | None:
+        """The labels w that the teacher gives now; none while the backbone is distilled."""
+        if self.large_size:
+            return None
+        index = index.to(self.teacher[1].weight.device)
+        return self._similarity(self._with_seen_large(embed(self.teacher).to(index.device), index), index)
 
     def _similarity(self, teacher: Tensor, index: Tensor) -> Tensor:
         """The batch's pseudo-labels, (N, N) in [0, 1]."""
