@@ -116,7 +116,7 @@ def train(
     datasets/NAME/images.csv in the store, which can be indexed as well.
 
     On several GPUs of a machine, one process each, which share every batch:
-    torchrun --standalone --nproc-per-node 4 -m clients.cli train IMAGES ...
+    torchrun --standalone --nproc-per-node 4 -m -- clients.cli train IMAGES ...
 
     \b
     JSON keys: model, run, report, epoch, images, images_per_s, skipped[].item, skipped[].reason,

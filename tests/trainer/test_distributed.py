@@ -304,7 +304,9 @@ def result_of(process: subprocess.Popen[str]) -> dict[str, Any]:
 @pytest.mark.slow
 def test_the_command_killed_under_torchrun_resumes_to_the_same_model(photos: Path, tmp_path: Path) -> None:
     """Two processes, one killed in the middle, --resume: the model is that of a run never killed, to the digest."""
-    train = ["-m", "clients.cli", "train", str(photos), *TINY.split(), "--epochs", "12", "--store"]
+    # Without -- torchrun refuses --run, which its own --run-path begins with.
+    command = ["-m", "--", "clients.cli", "train", str(photos)]
+    train = [*command, *f"{TINY} --run mine --epochs 12 --store".split()]
     (photos / "empty.jpg").touch()
     output, told = torchrun(*train, str(tmp_path / "whole")).communicate(timeout=300)
     assert told.count("warning: skipped 1 of the 61 images, for example empty.jpg: ") == 1
@@ -322,8 +324,9 @@ def test_the_command_killed_under_torchrun_resumes_to_the_same_model(photos: Pat
     killed.communicate(timeout=60)
     assert killed.returncode == 1
     (run,) = runs.iterdir()
+    assert run.name == "mine"
     assert not (run / "report.html").exists()
-    resume = ["-m", "clients.cli", "train", str(photos), "--json", "--store", str(tmp_path / "killed"), "--resume"]
+    resume = [*command, "--json", "--store", str(tmp_path / "killed"), "--resume"]
     resumed = result_of(torchrun(*resume, run.name))
     assert (resumed["run"], resumed["model"]) == (run.name, whole["model"])
 

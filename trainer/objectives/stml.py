@@ -284,7 +284,7 @@ class STML(Objective):
         """The labels w that the teacher gives now; none while the backbone is distilled."""
         if self.large_size:
             return None
-        index = index.to(self.teacher[1].weight.device)
+        index = index.to(self.heads_are_set.device)
         return self._similarity(self._with_seen_large(embed(self.teacher).to(index.device), index), index)
 
     def _similarity(self, teacher: Tensor, index: Tensor) -> Tensor:
