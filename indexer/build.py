@@ -105,10 +105,12 @@ class Judgement:
     Attributes:
         comparison: with the active version; None where there is nothing to compare.
         refused: why it must not become active; empty where it may.
+        warnings: what else a person should know, each a sentence.
     """
 
     comparison: Comparison | None = None
     refused: str = ""
+    warnings: tuple[str, ...] = ()
 
 
 Judge = Callable[[Version], Judgement]
@@ -258,7 +260,7 @@ def evolve(job: Job, progress: Progress) -> BuildReport:
         refused=judgement.refused,
         seconds=job.clock.seconds,
         provider=job.encoder.provider,
-        warnings=(*warnings, *indexed.warnings),
+        warnings=(*warnings, *indexed.warnings, *judgement.warnings),
         activated=activated,
     )
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from indexer import calibration, manifest
-from indexer.calibration import CalibrationError, Evidence, Fitted
+from indexer.calibration import Calibration, CalibrationError, Classes, Evidence, Fitted
 from indexer.embedding import BATCH, Progress
 from indexer.encoder import Device, Encoder
 from indexer.finder import Finder
@@ -108,6 +108,30 @@ def calibrate(
     manifest.amend_model(model, fitted.calibration.fields())
     progress("fit", 1, 1)
     return Calibrated(fitted, skipped, table.unknown, (*collection.warnings, *table.warnings, *warnings, *copies))
+
+
+def calibrate_like(
+    model: Path, before: Calibration, embeddings: Embeddings, classes: Classes, seed: int = 0
+) -> Calibration:
+    """Fit and write the curve of a model that takes another's place, by labelled items of the collection searched.
+
+    Args:
+        model: directory of the model.
+        before: of the other one; probabilities stay for as many different things, where it says so.
+        embeddings: (N, D) float32 under the model, unit length.
+        classes: (N,) of each.
+        seed: of the folds, and of the sample where there are more than 5,000.
+
+    Raises:
+        CalibrationError: the labels are too few, or similarity says nothing of them.
+        OSError: the manifest can't be written; the model stays as it was.
+    """
+    rows = np.sort(np.random.default_rng(seed).permutation(len(classes))[:MAX_IMAGES])
+    evidence = calibration.of_classes(embeddings[rows], classes[rows], seed)
+    evidence = replace(evidence, things=len(np.unique(classes)))
+    fitted = calibration.fit(evidence, before.things or None).calibration
+    manifest.amend_model(model, fitted.fields())
+    return fitted
 
 
 def _read(labels: Path, collection: Collection) -> _Labelled:

@@ -17,7 +17,9 @@ from pathlib import Path
 
 from indexer import adopt, manifest, version
 from indexer.build import BuildReport, Job, Judge, Judgement, check_plan, default_recall, evolve
-from indexer.candidate import FEWEST, MIN_RECALL, compare, objections, too_many_lost
+from indexer.calibrate import calibrate_like
+from indexer.calibration import Calibration, CalibrationError
+from indexer.candidate import FEWEST, MIN_RECALL, compare, labelled_rows, objections, too_many_lost
 from indexer.codes import Clock
 from indexer.embedding import CHANGED, Progress
 from indexer.encoder import Device, Encoder
@@ -77,7 +79,8 @@ def rebuild(
             version, or 0.99.
         min_recall: recall@10 that the candidate needs, in [0, 1]; None for 0.95, or for `target_recall` where that is
             less.
-        labels: CSV or Parquet table of `path,class_id[,split]`, only to judge with.
+        labels: CSV or Parquet table of `path,class_id[,split]`, only to judge with; where the active version's model
+            is calibrated, they calibrate another one too, as do those of `few_labels` that judge.
         memory_budget_bytes: refuse a plan that needs more, to build or to serve.
         device: for the encoder, and for training where FAISS has GPUs.
         learn: trains on with all images from the model that was given, and says the id of what came out, which then
@@ -113,7 +116,7 @@ def rebuild(
                 chosen = store.model(learn(begun))
         encoder = Encoder.open(chosen, device=device)
         active, damaged = _open_active(index_dir)
-        gate = _Gate(active, encoder.model, least, labels, few_labels)
+        gate = _Gate(store, active, encoder.model, least, labels, few_labels)
         job = Job(
             index_dir=index_dir,
             encoder=encoder,
@@ -189,6 +192,7 @@ def _check_images(index_dir: Path, entries: Sequence[Entry]) -> None:
 class _Gate:
     """What a candidate has to pass."""
 
+    store: Store
     active: Version | None
     model: str
     min_recall: float
@@ -226,7 +230,28 @@ class _Gate:
             searched=searched,
             must_improve=self.few_labels is not None,
         )
-        return Judgement(comparison, "; ".join(found))
+        return Judgement(comparison, "; ".join(found), self._calibrate(candidate, classes))
+
+    def _calibrate(self, candidate: Version, classes: Mapping[str, str]) -> tuple[str, ...]:
+        """Calibrate a model as that of the active version is, or a swap would end searches by probability.
+
+        By the labels that judge it, as far as they reach; a sentence that says so, or none.
+        """
+        before = _calibration(self.store.models / self.active.manifest.model) if self.active else None
+        model = self.store.models / self.model
+        if not classes or before is None or _calibration(model) is not None:
+            return ()
+        rows, numbers = labelled_rows(candidate, classes)
+        try:
+            fitted = calibrate_like(model, before, candidate.embeddings(rows), numbers)
+        except (CalibrationError, OSError):  # the report tells what ends without one
+            return ()
+        told = (
+            f"model {self.model} was calibrated by the {fitted.images:,} labelled items that judge it, so that "
+            f"searches by probability go on: the error is {fitted.ece_pairs:.3f} over pairs; `kinsight calibrate` "
+            f"takes other labels"
+        )
+        return (told,)
 
 
 def _with_warning(report: BuildReport) -> BuildReport:
@@ -253,7 +278,7 @@ def _with_warning_of_too_few(report: BuildReport, active: int) -> BuildReport:
 
 def _with_warning_of_no_calibration(report: BuildReport, store: Store, before: str) -> BuildReport:
     """A report that says where searches by probability end with the model that had a calibration."""
-    if not _is_calibrated(store.models / before) or _is_calibrated(store.models / report.model):
+    if _calibration(store.models / before) is None or _calibration(store.models / report.model) is not None:
         return report
     warning = (
         f"model {report.model} has no calibration, which model {before} has: searches of version {report.version} by "
@@ -262,11 +287,11 @@ def _with_warning_of_no_calibration(report: BuildReport, store: Store, before: s
     return dataclasses.replace(report, warnings=(*report.warnings, warning))
 
 
-def _is_calibrated(model: Path) -> bool:
+def _calibration(model: Path) -> Calibration | None:
     try:
-        return bool(manifest.read_model(model).calibration)
+        return Calibration.of(manifest.read_model(model).calibration)
     except ManifestError:  # that of the old version is not needed any more, and may be gone
-        return False
+        return None
 
 
 def _open_active(index_dir: Path) -> tuple[Version | None, tuple[str, ...]]:

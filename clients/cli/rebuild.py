@@ -111,7 +111,8 @@ def rebuild(context: click.Context, /, **words: Any) -> None:
       warning says so.
 
     --learn and --finetune train in a process of its own, behind everything else; only one at a time in a store. They
-    don't begin where more than 1 % of the items would be lost, unless --no-activate is given.
+    don't begin where more than 1 % of the items would be lost, unless --no-activate is given. Where the model before
+    is calibrated, another one is too, by the labels that judge it: searches by probability go on.
 
     \b
     JSON keys: index, version, model, count, resumed, reused, decoded, deleted, upserted, skipped[].item,

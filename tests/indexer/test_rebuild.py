@@ -20,6 +20,7 @@ from PIL import Image
 
 from indexer import adopt, manifest, plan, version
 from indexer.build import BuildReport, build
+from indexer.calibrate import calibrate
 from indexer.catalog import Catalog
 from indexer.importing import import_items
 from indexer.labels import LabelsError
@@ -32,6 +33,7 @@ from indexer.rows import Embeddings
 from indexer.staging import BuildInProgress, sole_builder
 from indexer.store import Store
 from tests.conftest import TINY_DIM
+from tests.serving import CURVE
 from tests.waiting import until
 
 NAME = "street"
@@ -245,12 +247,36 @@ def test_a_model_without_the_calibration_that_the_one_before_had_is_told(
         return [warning for warning in report.warnings if "calibration" in warning]
 
     assert told(one) == []
-    manifest.amend_model(store.model(one), {"method": "platt"})
+    manifest.amend_model(store.model(one), CURVE.fields())
     (warning,) = told(other)
     assert warning.startswith(f"model {other} has no calibration, which model {one} has: searches of version 3 by")
     for model in (other, third):
-        manifest.amend_model(store.model(model), {"method": "platt"})
+        manifest.amend_model(store.model(model), CURVE.fields())
     assert told(third) == []
+
+
+def test_another_model_is_calibrated_by_the_labels_that_judge_it(
+    store: Store, make_model: Callable[..., str], tmp_path: Path
+) -> None:
+    """As the one before is, for as many things: searches by probability were refused from the swap on."""
+    one, other = (make_model(store, seed=seed) for seed in (2, 3))
+    pictures, rng = tmp_path / "pictures", np.random.default_rng(3)
+    pictures.mkdir()
+    drawn = rng.integers(0, 256, (6, 6, 6, 3))
+    for number in range(36):
+        noisy = drawn[number % 6] + rng.integers(-90, 90, (6, 6, 3))
+        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).resize((40, 40)).save(pictures / f"{number:02d}.png")
+    labels = tmp_path / "labels.csv"
+    labels.write_text("path,class_id\n" + "".join(f"{number:02d}.png,{number % 6}\n" for number in range(36)))
+    build(NAME, pictures, model=one, store=store, progress=quiet)
+    calibrate(store.model(one), pictures, labels, things=40, progress=quiet)
+    report = rebuild(NAME, store=store, model=other, labels=labels, progress=quiet)
+    (told,) = [warning for warning in report.warnings if "calibrat" in warning]
+    assert told.startswith(f"model {other} was calibrated by the 36 labelled items that judge it, so that searches")
+    found = manifest.read_model(store.model(other)).calibration
+    again = calibrate(store.model(other), pictures, labels, things=40, progress=quiet).fitted.calibration
+    assert (found["things"], found["ece_pairs"]) == (40, pytest.approx(again.ece_pairs))
+    assert found["probabilities"] == pytest.approx(again.probabilities)
 
 
 def test_what_is_upserted_during_a_rebuild_is_found_after_it(
