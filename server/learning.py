@@ -60,6 +60,17 @@ def passes(epochs: int) -> Sequence[str]:
     return ["--epochs", str(epochs)] if epochs else []
 
 
+def bounded(memory_bytes: int) -> Sequence[str]:
+    """The words that say how much memory learning may take; none for 0.
+
+    Raises:
+        InvalidLearning: there is less.
+    """
+    if memory_bytes < 0:
+        raise InvalidLearning(f"learn_memory_bytes is {memory_bytes}; it must be 1 or more, or 0 for no limit")
+    return ["--learn-memory", str(memory_bytes)] if memory_bytes else []
+
+
 def seeded(seed: int) -> Sequence[str]:
     """The words that say where the random generators begin.
 

@@ -202,9 +202,10 @@ class IndexService(index_service_pb2_grpc.IndexServiceServicer):
         return Job("rebuild", name, tuple(words))
 
     def _learning(self, request: pb.BuildVersionRequest) -> Sequence[str]:
-        if request.epochs and not (request.learn or request.HasField("fine_tune")):
-            raise InvalidLearning("epochs is of learn and fine_tune; leave it out, or set one of them")
-        words = [*learning.passes(request.epochs)]
+        for name in ("epochs", "learn_memory_bytes"):
+            if getattr(request, name) and not (request.learn or request.HasField("fine_tune")):
+                raise InvalidLearning(f"{name} is of learn and fine_tune; leave it out, or set one of them")
+        words = [*learning.passes(request.epochs), *learning.bounded(request.learn_memory_bytes)]
         if request.HasField("fine_tune"):
             words += learning.named("--method", request.fine_tune.method, learning.LEARNING_METHODS)
             words += learning.doubting(request.fine_tune.keep_doubted)

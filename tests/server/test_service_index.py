@@ -39,7 +39,7 @@ from kinsight.v1.search_service_pb2 import SearchRequest
 from indexer import pixels, version
 from indexer.encoder import Encoder
 from indexer.locks import hold, turn
-from indexer.operations import queue
+from indexer.operations import find, queue
 from indexer.rebuild import rebuild
 from indexer.store import Store
 from indexer.version import delete_version, list_versions
@@ -358,6 +358,8 @@ def test_a_record_of_another_release_hides_no_other_operation(stubs: Stubs, stor
         ({"model": "0123"}, ("NOT_FOUND", "MODEL_NOT_FOUND")),
         ({"min_recall": 1.5}, ("INVALID_ARGUMENT", "MIN_RECALL_OUT_OF_RANGE")),
         ({"target_recall": 0}, ("INVALID_ARGUMENT", "TARGET_RECALL_OUT_OF_RANGE")),
+        ({"learn_memory_bytes": 1}, ("INVALID_ARGUMENT", "INVALID_LEARNING")),
+        ({"learn": True, "learn_memory_bytes": -1}, ("INVALID_ARGUMENT", "INVALID_LEARNING")),
         ({"request_id": "x" * 65}, ("INVALID_ARGUMENT", "INVALID_REQUEST_ID")),
     ],
 )
@@ -367,6 +369,15 @@ def test_a_build_that_can_not_be_is_refused_at_once(
     """Without a process."""
     assert _reason(stubs.indexes.BuildVersion, BuildVersionRequest(**fields)) == expected
     assert not stubs.operations.ListOperations(operations_pb2.ListOperationsRequest()).operations
+
+
+def test_what_learns_may_take_as_much_memory_as_was_said(stubs: Stubs, store: Store) -> None:
+    """By the option of the command that does it."""
+    begun = stubs.indexes.BuildVersion(BuildVersionRequest(learn=True, learn_memory_bytes=2**33))
+    words = find(store.operations, begun.name.removeprefix("operations/")).arguments
+    assert words[words.index("--learn-memory") + 1] == str(2**33)
+    stubs.operations.CancelOperation(operations_pb2.CancelOperationRequest(name=begun.name))
+    stubs.ended(begun)
 
 
 def test_a_name_that_no_index_can_have_is_refused(stubs: Stubs, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from kinsight_client.operations import Operation, operation_of
 from kinsight_client.versions import BuildResult, Evaluation, Index, IndexStats, SnapshotResult, Version
 
 PAGE_SIZE = 1000
+_BYTES = "1 or more, less than 2^63, or 0 for no limit"
 
 
 class IndexCalls:
@@ -54,6 +55,7 @@ class IndexCalls:
         method: str = "",
         keep_doubted: bool = False,
         epochs: int = 0,
+        learn_memory_bytes: int = 0,
         target_recall: float | None = None,
         min_recall: float | None = None,
         activate: bool = True,
@@ -73,6 +75,7 @@ class IndexCalls:
             method: of learning from labels; empty for the server's, stml-semi.
             keep_doubted: learn also from labels that are likely wrong; as of `models.finetune`.
             epochs: of learning, passes over the images; 0 for the model's own recipe's.
+            learn_memory_bytes: of learning, the most that it may allocate; 0 for no limit.
             target_recall: the recall@10 of searches that name none, above 0 and at most 1; None for the active
                 version's, or 0.99.
             min_recall: the recall@10 that it must have to be activated, 0 to 1; None for the server's, 0.95, or
@@ -83,7 +86,7 @@ class IndexCalls:
 
         Raises:
             TypeError: more than one of a model, `learn` and `few_labels`.
-            ValueError: epochs is beyond 32 bits.
+            ValueError: epochs is beyond 32 bits, or learn_memory_bytes beyond 64.
         """
         if sum((bool(model), learn, few_labels is not None)) > 1:
             raise TypeError("learning goes on from the index's own model: give one of model, learn and few_labels")
@@ -98,6 +101,7 @@ class IndexCalls:
             learn=learn or None,
             fine_tune=fine_tune,
             epochs=messages.sendable("epochs", epochs, EPOCHS),
+            learn_memory_bytes=messages.sendable("learn_memory_bytes", learn_memory_bytes, _BYTES, 64),
             target_recall=target_recall,
             min_recall=min_recall,
             activate=activate,

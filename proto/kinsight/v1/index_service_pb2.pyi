@@ -187,7 +187,7 @@ class IndexStats(_message.Message):
     def __init__(self, index: _Optional[str] = ..., version: _Optional[int] = ..., model: _Optional[str] = ..., items: _Optional[int] = ..., delta_items: _Optional[int] = ..., hidden_items: _Optional[int] = ..., pending_items: _Optional[int] = ..., sequence: _Optional[int] = ..., recall_at_10: _Optional[float] = ..., list_imbalance: _Optional[float] = ..., memory_bytes: _Optional[_Mapping[str, int]] = ..., disk_bytes: _Optional[_Mapping[str, int]] = ...) -> None: ...
 
 class BuildVersionRequest(_message.Message):
-    __slots__ = ("index", "request_id", "images", "model", "learn", "fine_tune", "min_recall", "activate", "labels", "target_recall", "epochs")
+    __slots__ = ("index", "request_id", "images", "model", "learn", "fine_tune", "min_recall", "activate", "labels", "target_recall", "epochs", "learn_memory_bytes")
     INDEX_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     IMAGES_FIELD_NUMBER: _ClassVar[int]
@@ -199,6 +199,7 @@ class BuildVersionRequest(_message.Message):
     LABELS_FIELD_NUMBER: _ClassVar[int]
     TARGET_RECALL_FIELD_NUMBER: _ClassVar[int]
     EPOCHS_FIELD_NUMBER: _ClassVar[int]
+    LEARN_MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     index: str
     request_id: str
     images: str
@@ -210,7 +211,8 @@ class BuildVersionRequest(_message.Message):
     labels: str
     target_recall: float
     epochs: int
-    def __init__(self, index: _Optional[str] = ..., request_id: _Optional[str] = ..., images: _Optional[str] = ..., model: _Optional[str] = ..., learn: _Optional[bool] = ..., fine_tune: _Optional[_Union[FineTune, _Mapping]] = ..., min_recall: _Optional[float] = ..., activate: _Optional[bool] = ..., labels: _Optional[str] = ..., target_recall: _Optional[float] = ..., epochs: _Optional[int] = ...) -> None: ...
+    learn_memory_bytes: int
+    def __init__(self, index: _Optional[str] = ..., request_id: _Optional[str] = ..., images: _Optional[str] = ..., model: _Optional[str] = ..., learn: _Optional[bool] = ..., fine_tune: _Optional[_Union[FineTune, _Mapping]] = ..., min_recall: _Optional[float] = ..., activate: _Optional[bool] = ..., labels: _Optional[str] = ..., target_recall: _Optional[float] = ..., epochs: _Optional[int] = ..., learn_memory_bytes: _Optional[int] = ...) -> None: ...
 
 class FineTune(_message.Message):
     __slots__ = ("labels", "method", "keep_doubted")
