@@ -26,9 +26,9 @@ MANIFEST = "manifest.json"
 FORMAT = 1  # of both manifests; raised when a reader of the old one could misunderstand the new one
 ID_LENGTH = 16  # hex digits of SHA-256: 64 bits, no collision in any store that fits on earth
 
-_REMEDY = "; restore it from a copy, or remove its directory and make that again"
+REMEDY = "; restore it from a copy, or remove its directory and make that again"
 _CHUNK = 2**20
-_SEAL = "sha256"  # of the other fields: a manifest vouches for every file, and this for the manifest
+SEAL = "sha256"  # of the other fields: a manifest vouches for every file, and this for the manifest
 
 
 class ManifestError(Exception):
@@ -278,12 +278,12 @@ def _read(directory: Path, kind: type[_Kind]) -> _Kind:
     except OSError as error:
         raise ManifestError(f"{directory} has no readable {MANIFEST}: {error.strerror}") from error
     except ValueError as error:
-        raise CorruptFile(f"{path} is not JSON: {error}{_REMEDY}") from error
+        raise CorruptFile(f"{path} is not JSON: {error}{REMEDY}") from error
     if not isinstance(fields, dict) or fields.get("format") != FORMAT:
         found = fields.get("format") if isinstance(fields, dict) else type(fields).__name__
         raise ManifestError(f"{path} has format {found}; this Kinsight reads format {FORMAT}")
-    if fields.pop(_SEAL, None) != _seal(fields):
-        raise CorruptFile(f"{path} was changed: it does not match its own SHA-256{_REMEDY}")
+    if fields.pop(SEAL, None) != seal(fields):
+        raise CorruptFile(f"{path} was changed: it does not match its own SHA-256{REMEDY}")
     try:
         fields["files"] = {name: FileRecord(**entry) for name, entry in fields["files"].items()}
         if "pixels" in fields:
@@ -295,7 +295,7 @@ def _read(directory: Path, kind: type[_Kind]) -> _Kind:
 
 def _write(directory: Path, manifest: Manifest) -> None:
     fields = dataclasses.asdict(manifest)
-    sealed = {**fields, _SEAL: _seal(fields)}
+    sealed = {**fields, SEAL: seal(fields)}
     write_atomically(directory / MANIFEST, json.dumps(sealed, indent=2).encode() + b"\n")
 
 
@@ -314,15 +314,16 @@ def _verify_file(path: Path, expected: FileRecord) -> None:
     try:
         size = path.stat().st_size
         if size != expected.bytes:
-            raise CorruptFile(f"{path} has {size:,} bytes; the manifest says {expected.bytes:,}{_REMEDY}")
+            raise CorruptFile(f"{path} has {size:,} bytes; the manifest says {expected.bytes:,}{REMEDY}")
         found = record(path)
     except OSError as error:
-        raise CorruptFile(f"{path} can't be read: {error.strerror}{_REMEDY}") from error
+        raise CorruptFile(f"{path} can't be read: {error.strerror}{REMEDY}") from error
     if found.sha256 != expected.sha256:
-        raise CorruptFile(f"{path} was changed: SHA-256 {found.sha256[:12]}…, not {expected.sha256[:12]}…{_REMEDY}")
+        raise CorruptFile(f"{path} was changed: SHA-256 {found.sha256[:12]}…, not {expected.sha256[:12]}…{REMEDY}")
 
 
-def _seal(fields: dict[str, Any]) -> str:
+def seal(fields: Mapping[str, Any]) -> str:
+    """The digest of a file's fields, as JSON has them, that the file holds itself: they vouch for what it names."""
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 

@@ -36,6 +36,7 @@ from indexer.store import Store
 RECEIPT = "snapshot.json"
 FORMAT = 1
 _VERSION, _MODEL = "version", "model"
+_REMEDY = "take the snapshot from a copy"
 _RESTORING = ".restoring"  # of a store; held by who restores into it
 
 
@@ -251,13 +252,17 @@ def _copy_catalog(source: Path, target: Path) -> None:
 def _write_receipt(staging: Path, taken: Snapshot, files: Mapping[str, FileRecord]) -> None:
     records = {name: asdict(file) for name, file in files.items()}
     fields = {"format": FORMAT, **asdict(taken), "files": records}
-    manifest.write_atomically(staging / RECEIPT, json.dumps(fields, indent=1).encode() + b"\n")
+    sealed = {**fields, manifest.SEAL: manifest.seal(fields)}
+    manifest.write_atomically(staging / RECEIPT, json.dumps(sealed, indent=1).encode() + b"\n")
 
 
 def _read_receipt(directory: Path) -> tuple[Snapshot, dict[str, FileRecord]]:
     path = directory / RECEIPT
     try:
         fields = json.loads(path.read_bytes())
+        its_seal = fields.pop(manifest.SEAL, None)  # which receipts of older releases lack
+        if its_seal is not None and its_seal != manifest.seal(fields):
+            raise DamagedSnapshot(f"{path} was changed: it does not match its own SHA-256; {_REMEDY}")
         found = fields.pop("format")
         if found != FORMAT:
             raise DamagedSnapshot(f"{path} has format {found}; this Kinsight reads format {FORMAT}")
@@ -266,7 +271,7 @@ def _read_receipt(directory: Path) -> tuple[Snapshot, dict[str, FileRecord]]:
     except OSError as error:
         raise DamagedSnapshot(f"{directory} is not a snapshot: {path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedSnapshot(f"{path} is not the receipt of a snapshot: {error}") from error
+        raise DamagedSnapshot(f"{path} is not the receipt of a snapshot: {error}; {_REMEDY}") from error
     _check_names(directory, files)
     return taken, files
 
@@ -288,11 +293,11 @@ def _verify(path: Path, expected: FileRecord) -> None:
     try:
         found = manifest.record(path)
     except OSError as error:
-        raise DamagedSnapshot(f"{path} can't be read: {error.strerror}; take the snapshot from a copy") from error
+        raise DamagedSnapshot(f"{path} can't be read: {error.strerror}; {_REMEDY}") from error
     if found != expected:
         raise DamagedSnapshot(
             f"{path} was changed: {found.bytes:,} bytes, SHA-256 {found.sha256[:12]}…; the receipt says "
-            f"{expected.bytes:,}, {expected.sha256[:12]}…; take the snapshot from a copy"
+            f"{expected.bytes:,}, {expected.sha256[:12]}…; {_REMEDY}"
         )
 
 

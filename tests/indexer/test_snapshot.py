@@ -1,5 +1,6 @@
 """Copies of an index: whole, verified, and restored only where nothing is."""
 
+import itertools
 import json
 import os
 import threading
@@ -105,6 +106,25 @@ def test_every_damaged_file_is_refused_by_name(copied: Path, tmp_path: Path) -> 
     restore(target, copied, None, quiet)
 
 
+def test_no_flipped_bit_of_a_receipt_restores_another_index(copied: Path, tmp_path: Path) -> None:
+    """Another name, version or model than it had would be as good as any."""
+    target, receipt = Store(tmp_path / "other"), copied / "snapshot.json"
+    whole = receipt.read_bytes()
+    for place, bit in itertools.product(range(len(whole)), range(8)):
+        receipt.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << bit]) + whole[place + 1 :])
+        with pytest.raises(DamagedSnapshot, match=str(receipt)):
+            restore(target, copied, None, quiet)
+    assert not target.root.exists()
+
+
+def test_a_receipt_of_an_older_release_is_read(copied: Path, tmp_path: Path) -> None:
+    """It has no checksum of its own."""
+    receipt = json.loads((copied / "snapshot.json").read_text())
+    del receipt["sha256"]
+    (copied / "snapshot.json").write_text(json.dumps(receipt))
+    assert restore(Store(tmp_path / "other"), copied, None, quiet).items == 60
+
+
 def test_nothing_is_overwritten(store: Store, copied: Path, tmp_path: Path) -> None:
     """Neither a folder with files by a snapshot, nor an index by a restore; an empty folder is fine."""
     with pytest.raises(NotEmpty, match="is there already and not empty"):
@@ -184,6 +204,7 @@ def test_what_was_made_meanwhile_is_not_replaced(
 def test_a_receipt_names_no_file_elsewhere(copied: Path, tmp_path: Path, name: str) -> None:
     """A receipt that leads out of its directory is refused."""
     receipt = json.loads((copied / "snapshot.json").read_text())
+    del receipt["sha256"]
     receipt["files"][name] = {"bytes": 0, "sha256": ""}
     (copied / "snapshot.json").write_text(json.dumps(receipt))
     with pytest.raises(DamagedSnapshot, match="which is no file of a snapshot"):
