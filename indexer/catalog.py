@@ -9,7 +9,6 @@ CatalogError             (of `indexer.catalog_file`, with CatalogCorrupt, Catalo
 └── Refused              (of `indexer.records`) one item of a batch was not taken
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -26,6 +25,8 @@ from indexer.rows import Embeddings
 
 CATALOG = "catalog.sqlite"  # of an index's directory
 _CHUNK = 1_000  # rows read at a time; in between, others may read
+# Queries say which states they don't want: by `state = 'live'` a row whose state was changed on the disk would not be
+# there, and nobody would compare its seal.
 
 __all__ = [
     "Catalog",
@@ -61,6 +62,22 @@ class Catalog:
     def close(self) -> None:
         """Give the file back; nothing can be read or written any more."""
         self._file.close()
+
+    def is_large(self) -> bool:
+        """Whether so large that opening it left most of it unread, for `check_pages` to read."""
+        return self._file.is_large()
+
+    def check_pages(self) -> None:
+        """Read all of the file, and compare SQLite's indexes with the rows; others may read and write meanwhile.
+
+        Raises:
+            CatalogCorrupt: they don't agree: what is looked up could be missed.
+        """
+        self._file.check_pages()
+
+    def check_rows(self) -> None:
+        """Read all rows, and compare each with its checksum; raises CatalogCorrupt."""
+        catalog_rows.check_all(self._file)
 
     @contextmanager
     def transaction(self) -> Iterator[Transaction]:
@@ -123,7 +140,7 @@ class Catalog:
         """A live item; raises UnknownContent."""
         found = []
         if _is_text(item):
-            found = self._file.read("SELECT * FROM items WHERE item = ? AND state = 'live'", item)
+            found = self._file.read("SELECT * FROM items WHERE item = ? AND state NOT IN ('deleted', 'gone')", item)
         if not found:
             raise UnknownContent(f"there is no item {item!r}")
         return self._read_row(found[0]).known
@@ -132,7 +149,7 @@ class Catalog:
         """Those of some items that are live, by their ids."""
         query = (
             "SELECT items.* FROM json_each(?) AS wanted CROSS JOIN items "
-            "ON items.item = wanted.value AND state = 'live'"
+            "ON items.item = wanted.value AND state NOT IN ('deleted', 'gone')"
         )
         return {row[0]: self._read_row(row).known for row in self._file.read(query, json.dumps(items))}
 
@@ -150,19 +167,19 @@ class Catalog:
 
     def page(self, after: str = "", limit: int = 100) -> list[Item]:
         """Live items in the order of their ids' UTF-8 bytes: the first `limit` of those after `after`."""
-        query = "SELECT * FROM items WHERE item > ? AND state = 'live' ORDER BY item LIMIT ?"
+        query = "SELECT * FROM items WHERE item > ? AND state NOT IN ('deleted', 'gone') ORDER BY item LIMIT ?"
         return [self._read_row(row).known for row in self._file.read(query, after, limit)]
 
     def count(self) -> int:
         """How many items are live."""
-        return int(self._file.read("SELECT count(*) FROM items WHERE state = 'live'")[0][0])
+        return int(self._file.read("SELECT count(*) FROM items WHERE state NOT IN ('deleted', 'gone')")[0][0])
 
     def contents(self, model: str | None = None) -> Iterator[Content]:
         """Every live item, in the order of `page`, with its embedding by `model` where the catalogue has one."""
         query = (
             "SELECT items.*, vector, embeddings.seal FROM items LEFT JOIN embeddings "
             "ON embeddings.item = items.item AND model = ? "
-            "WHERE items.item > ? AND state = 'live' ORDER BY items.item LIMIT ?"
+            "WHERE items.item > ? AND state NOT IN ('deleted', 'gone') ORDER BY items.item LIMIT ?"
         )
         after = ""
         while rows := self._file.read(query, model, after, _CHUNK):
@@ -190,7 +207,10 @@ class Catalog:
 
     def payloads(self) -> Iterator[tuple[str, str]]:
         """Item and payload, as JSON text, of every live item that has one."""
-        query = "SELECT * FROM items WHERE item > ? AND state = 'live' AND payload IS NOT NULL ORDER BY item LIMIT ?"
+        query = (
+            "SELECT * FROM items WHERE item > ? AND state NOT IN ('deleted', 'gone') AND payload IS NOT NULL "
+            "ORDER BY item LIMIT ?"
+        )
         after = ""
         while rows := self._file.read(query, after, _CHUNK):
             for row in rows:
@@ -226,18 +246,22 @@ class Catalog:
         """
         # All that is upserted is not quiet: saying so lets SQLite read what changed instead of everything.
         query = (
-            "SELECT * FROM items WHERE quiet = 0 AND sequence > ? AND state = 'live' AND mirrored = 0 "
+            "SELECT * FROM items WHERE quiet = 0 AND sequence > ? AND state NOT IN ('deleted', 'gone') "
             "AND (source IS NOT NULL OR sha256 IN (SELECT sha256 FROM images)) "
             "AND NOT EXISTS (SELECT 1 FROM embeddings WHERE embeddings.item = items.item AND model = ?) "
             "ORDER BY sequence LIMIT ?"
         )
         while rows := self._file.read(query, after, model, _CHUNK):
-            yield from (self._read_row(row).known for row in rows)
+            found = map(self._read_row, rows)
+            yield from (row.known for row in found if not row.mirrored)
             after = rows[-1][1]
 
     def deleted(self) -> set[str]:
         """The ids that users deleted: a build leaves them out."""
-        return {item for (item,) in self._file.read("SELECT item FROM items WHERE state = 'deleted'")}
+        return {
+            self._read_row(row).item
+            for row in self._file.read("SELECT * FROM items WHERE state NOT IN ('live', 'gone')")
+        }
 
     def image(self, sha256: str) -> bytes:
         """The bytes of an upserted image; raises UnknownContent."""
@@ -245,8 +269,7 @@ class Catalog:
         if not found:
             raise UnknownContent(f"the catalogue has no image with SHA-256 {sha256[:12]}…")
         data: bytes = found[0][0]
-        if hashlib.sha256(data).hexdigest() != sha256:
-            raise self._file.corrupt(f"image {sha256[:12]}… does not match its checksum")
+        catalog_rows.check_image(self._file, sha256, data)
         return data
 
     def embed(self, item: Item, model: str, embedding: Embeddings) -> bool:

@@ -13,7 +13,7 @@ import threading
 import weakref
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +173,8 @@ class CatalogFile:
             yield
         except sqlite3.Error as error:
             raise self._ours(error) from error
+        except UnicodeDecodeError as error:  # Python's, of SQLite's own message, which quotes a damaged schema
+            raise self.corrupt("its schema is not text") from error
         except NoteDamaged as error:
             raise self.corrupt(f"{error}, so that nobody knows whether changes are missing") from error
 
@@ -272,10 +274,26 @@ class CatalogFile:
             raise self.corrupt(f"it has format {found}; this Kinsight reads format {FORMAT}")
         if _schema(self._reader) != _expected_schema():
             raise self.corrupt("its tables are not those of a catalogue")
-        if self.path.stat().st_size <= CHECK_BYTES:
-            (verdict,) = self._reader.execute("PRAGMA integrity_check(1)").fetchone()
-            if verdict != "ok":
-                raise self.corrupt(verdict)
+        if not self.is_large():
+            self._compare_pages(self._reader)
+
+    def is_large(self) -> bool:
+        """Whether opening it left its pages unread, for `check_pages` to read."""
+        return self.path.stat().st_size > CHECK_BYTES
+
+    def check_pages(self) -> None:
+        """Read all pages, and compare the indexes with what they are of; others may read and write meanwhile.
+
+        Raises:
+            CatalogCorrupt: they don't agree: what is looked up could be missed.
+        """
+        with self.translated(), closing(connect(self.path)) as connection:
+            self._compare_pages(connection)
+
+    def _compare_pages(self, connection: sqlite3.Connection) -> None:
+        (verdict,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
+        if verdict != "ok":
+            raise self.corrupt(verdict)
 
     def _ours(self, error: sqlite3.Error) -> CatalogError:
         code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)

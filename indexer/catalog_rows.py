@@ -1,9 +1,10 @@
 """The rows of a catalogue's tables, each with a checksum, as they are read and written inside a transaction."""
 
+import hashlib
 import json
 import os
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from indexer.records import Change, Item
 from indexer.rows import Embeddings
 
 LIVE, DELETED, GONE = "live", "deleted", "gone"
+_CHUNK = 1_000  # rows read at a time
 
 
 class Row(NamedTuple):
@@ -101,3 +103,32 @@ def remove_contents(connection: sqlite3.Connection, *replaced: Row) -> None:
 def count(connection: sqlite3.Connection, sequence: int) -> None:
     """Write the number of the last change."""
     connection.execute("UPDATE counter SET sequence = ?, seal = ?", (sequence, seal(sequence)))
+
+
+def check_all(file: CatalogFile) -> None:
+    """Compare every row with its checksum; raises CatalogCorrupt."""
+    for columns in _all(file, "SELECT rowid, * FROM items WHERE rowid > ? ORDER BY rowid LIMIT ?"):
+        read_row(file, columns)
+    for item, model, vector, its_seal in _all(
+        file, "SELECT rowid, * FROM embeddings WHERE rowid > ? ORDER BY rowid LIMIT ?"
+    ):
+        read_vector(file, item, model, vector, its_seal)
+    for sha256, data in _all(file, "SELECT rowid, * FROM images WHERE rowid > ? ORDER BY rowid LIMIT ?"):
+        check_image(file, sha256, data)
+    for request, *told, its_seal in file.read("SELECT * FROM requests"):
+        if its_seal != seal(request, *told):
+            raise file.unsealed(f"request {request!r}")
+
+
+def check_image(file: CatalogFile, sha256: str, data: bytes) -> None:
+    """Compare the bytes of an image with what they are known by; raises CatalogCorrupt."""
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise file.unsealed(f"image {sha256[:12]}…")
+
+
+def _all(file: CatalogFile, query: str) -> Iterator[tuple[Any, ...]]:
+    after = 0
+    while rows := file.read(query, after, _CHUNK):
+        for _, *columns in rows:
+            yield tuple(columns)
+        after = rows[-1][0]

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import random
+import re
 import resource
 import shutil
 import sqlite3
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,44 @@ def test_a_flipped_bit_of_stored_bytes_is_found(tmp_path: Path) -> None:
         _replace(path, damaged)
         with pytest.raises(CatalogCorrupt, match="is damaged"):
             everything(tmp_path)
+
+
+@pytest.mark.parametrize("state", [b"live", b"deleted"])
+def test_a_row_of_no_known_state_is_refused(tmp_path: Path, state: bytes) -> None:
+    """It is not passed over: an item would be gone, or one that was deleted be built in again."""
+    fill(tmp_path, 6)
+    path = tmp_path / CATALOG
+    whole = path.read_bytes()
+    item = b"item 3" if state == b"deleted" else b"item 2"
+    damaged = bytearray(whole)
+    (places,) = [match.start(1) for match in re.finditer(item + b".{0,4}(" + state + b")", whole, re.DOTALL)]
+    damaged[places] ^= 1
+    _replace(path, damaged)
+    with contextlib.closing(Catalog(tmp_path)) as catalog:
+        live: list[Callable[[], object]] = [
+            catalog.page,
+            lambda: catalog.get("item 2"),
+            lambda: catalog.known(["item 2"]),
+            lambda: [*catalog.contents()],
+            lambda: [*catalog.payloads()],
+        ]
+        for read in live if state == b"live" else (catalog.deleted, catalog.page):
+            with pytest.raises(CatalogCorrupt, match="does not match its checksum"):
+                read()
+
+
+def test_a_schema_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    """SQLite's own message quotes it, and Python can't read that."""
+    fill(tmp_path, 6)
+    path = tmp_path / CATALOG
+    whole = path.read_bytes()
+    for name in (b"CREATE TABLE items", b"CREATE INDEX changed", b"CREATE TABLE counter"):
+        for place in (0, 3, 8, len(name) - 1):
+            damaged = bytearray(whole)
+            damaged[whole.index(name) + place] ^= 0x80
+            _replace(path, damaged)
+            with pytest.raises(CatalogCorrupt, match=str(path)):
+                Catalog(tmp_path)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.6, 0.99])
