@@ -15,9 +15,10 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 from indexer import manifest, version
-from indexer.catalog import Catalog, CatalogBusy, CatalogWriteFailed
+from indexer.acknowledged import note_of
+from indexer.catalog import CATALOG, Catalog, CatalogBusy, CatalogWriteFailed
 from indexer.store import Store
-from indexer.version import Version
+from indexer.version import Version, VersionError
 
 # The number of the version that the catalogue learns of, and that lets go of what it lacks once it is active.
 _SWITCHING = ".switching-to"
@@ -44,6 +45,19 @@ def open_catalog(index_dir: Path) -> Catalog:
         if (noted := _switching_to(index_dir)) in map(str, version.pointed(index_dir)[:1]):
             _agree(index_dir, catalog, noted)
     return catalog
+
+
+def activated(index_dir: Path) -> int | None:
+    """The number of the version that is to be searched, or None where none was ever activated.
+
+    Raises:
+        VersionError: as of `indexer.version.active_version`, or the pointer is gone.
+    """
+    number = version.active_version(index_dir)
+    # What was acknowledged was searched: this is no new index that waits for its first version.
+    if number is None and note_of(index_dir / CATALOG).exists():
+        raise VersionError(f"{index_dir / version.ACTIVE} is gone; activate a version again")
+    return number
 
 
 def adopt(catalog: Catalog, adopted: Version) -> None:

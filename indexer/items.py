@@ -1,6 +1,6 @@
 """Which item is in which row of a version: one SQLite file, which is also the record of progress while it is built.
 
-SQLite's own errors pass through while building; a finished table is only read.
+SQLite's own errors pass through while building; a finished table is only read, and damage is a CorruptFile.
 """
 
 import json
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from indexer.duplicates import MAX_GROUPS, MAX_NAMED, Duplicates
+from indexer.manifest import REMEDY, CorruptFile
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS items (
@@ -109,6 +110,7 @@ class ItemTable:
     """The items of a published version; safe to read from several threads at once."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         # `immutable` needs no locks and no journal, so a read-only file system serves too.
         uri = f"{path.resolve().as_uri()}?mode=ro&immutable=1"
         self._connection = sqlite3.connect(uri, uri=True, check_same_thread=False)
@@ -196,5 +198,10 @@ class ItemTable:
         return self._read("SELECT item, reason FROM skipped ORDER BY item")
 
     def _read(self, query: str, *values: object) -> list[Any]:
-        with self._lock:
-            return self._connection.execute(query, values).fetchall()
+        try:
+            with self._lock:
+                return self._connection.execute(query, values).fetchall()
+        except sqlite3.ProgrammingError:  # it is closed
+            raise
+        except sqlite3.DatabaseError as error:  # it was whole when it was opened
+            raise CorruptFile(f"{self._path} was damaged since it was opened: {error}{REMEDY}") from error

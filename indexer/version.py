@@ -6,18 +6,20 @@ UnknownItem             (of `indexer.items`) a version has no such item
 ManifestError           (of `indexer.manifest`) a version's directory or file is damaged
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from indexer import ivfpq, manifest
+from indexer import ivfpq, manifest, pointing
 from indexer.items import Image, ItemTable, UnknownItem
 from indexer.ivfpq import Index, Neighbours, Rows
 from indexer.manifest import MANIFEST, CorruptFile, VersionManifest
 from indexer.rows import Embeddings
 
 CODES, ROWS, ITEMS = "index.faiss", "rows.faiss", "items.sqlite"
+ACTIVE = "active"
+Stamp = tuple[tuple[int, int], tuple[int, int]]
 _CONDEMNED = ".removed-"  # and the number of a version that is being removed
 
 __all__ = [
@@ -54,11 +56,19 @@ class Version:
         directory: that it was opened from.
     """
 
-    def __init__(self, directory: Path, version: VersionManifest, index: Index, items: ItemTable) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        version: VersionManifest,
+        index: Index,
+        items: ItemTable,
+        stamps: Mapping[str, Stamp | None] | None = None,
+    ) -> None:
         self.manifest = version
         self.directory = directory
         self._index = index
         self._items = items
+        self._stamps = stamps or {}
 
     @property
     def index(self) -> Index:
@@ -155,6 +165,17 @@ class Version:
         """The images left out of this version: item and reason."""
         return self._items.skipped()
 
+    def overwritten(self) -> Path | None:
+        """A file that is read while this is open, and that somebody wrote into; None as a rule.
+
+        One that was removed, or has another one in its place, is read as it was.
+        """
+        for name, stamp in self._stamps.items():
+            now = _stamp(self.directory / name)
+            if now and stamp and now[0] == stamp[0] and now != stamp:
+                return self.directory / name
+        return None
+
     def check_search(self, embeddings: Embeddings, top_k: int, nprobe: int | None) -> None:
         """Raise ValueError where the arguments of a search are not as `search` says."""
         if embeddings.dtype != np.float32 or embeddings.ndim != 2 or embeddings.shape[1] != self.manifest.dim:
@@ -182,13 +203,15 @@ def open_version(directory: Path, *, verify: bool = True) -> Version:
             before FAISS or SQLite reads the file.
     """
     version = manifest.read_version(directory)
+    stamps = {name: _stamp(directory / name) for name in (ROWS, ITEMS)}
     if verify:
         manifest.verify(directory, version)
     codes = ivfpq.load(directory / CODES, mapped=False) if version.plan["kind"] == "ivfpq" else None
-    index = Index(ivfpq.load(directory / ROWS, mapped=True), codes)
+    # The rows of a flat index are in the memory that its plan counts, where no later damage of the file reaches them.
+    index = Index(ivfpq.load(directory / ROWS, mapped=codes is not None), codes)
     items = ItemTable(directory / ITEMS)
     _check_sizes(directory, version, index, items)
-    return Version(directory, version, index, items)
+    return Version(directory, version, index, items, stamps)
 
 
 def next_number(index_dir: Path) -> int:
@@ -261,7 +284,7 @@ def activate(index_dir: Path, version: int) -> None:
     old = pointed(index_dir)
     new = (version, *(number for number in old if number != version))[:2]
     try:
-        manifest.write_atomically(index_dir / "active", "".join(f"{number}\n" for number in new).encode())
+        pointing.write(index_dir / ACTIVE, new)
     except OSError as error:
         if pointed(index_dir) == old:
             raise
@@ -306,18 +329,10 @@ def pointed(index_dir: Path) -> tuple[int, ...]:
 
 
 def _pointed(index_dir: Path) -> tuple[int, ...]:
-    pointer = index_dir / "active"
     try:
-        words = pointer.read_text("ascii").split()
-    except FileNotFoundError:
-        return ()
-    except (OSError, UnicodeDecodeError) as error:
-        raise VersionError(f"{pointer} can't be read: {error}") from error
-    if 1 <= len(words) <= 2 and all(word.isdecimal() for word in words):
-        return tuple(map(int, words))
-    raise VersionError(
-        f"{pointer} says {' '.join(words)[:40]!r}; expected the number of a version: activate one again"
-    )
+        return pointing.read(index_dir / ACTIVE)
+    except pointing.PointerDamaged as error:
+        raise VersionError(f"{error}; activate a version again") from error
 
 
 def _existing(index_dir: Path, version: int) -> int:
@@ -325,6 +340,15 @@ def _existing(index_dir: Path, version: int) -> int:
     if version not in known:
         raise NoSuchVersion(f"{index_dir} has no version {version}; it has: {', '.join(map(str, known)) or 'none'}")
     return version
+
+
+def _stamp(path: Path) -> Stamp | None:
+    """What differs once somebody wrote into a file, after what tells it from others; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return (found.st_dev, found.st_ino), (found.st_size, found.st_mtime_ns)
 
 
 def _check_sizes(directory: Path, version: VersionManifest, index: Index, items: ItemTable) -> None:

@@ -34,6 +34,7 @@ def index(store: Store, indexes: Indexes, name: str) -> pb.Index:
         model=served.model if served else "",
         items=served.latest().count if served else 0,
         etag=f"{active}-{previous}",
+        problem=indexes.problem(name),
     )
 
 

@@ -11,19 +11,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
-from pathlib import Path
 from types import MappingProxyType
 
-from indexer.adopt import open_catalog
+from indexer.adopt import activated
 from indexer.calibration import Calibration
 from indexer.catalog import Catalog
 from indexer.embedding import embed_item, embed_pending
 from indexer.encoder import Encoder
 from indexer.live import LiveIndex
 from indexer.live_snapshot import Snapshot
+from indexer.manifest import CorruptFile
 from indexer.store import Store
-from indexer.version import Version, active_version, open_version
-from server.answers import foreseen
+from indexer.version import Version, open_version, previous_version
+from server.answers import foreseen, status_of
+from server.catalogs import Catalogs
 from server.curves import Curves
 from server.errors import IndexNotFound, NoIndex
 from server.item_ids import ItemIds
@@ -126,7 +127,7 @@ class Indexes:
         self._failures: Mapping[str, Failure] = {}
         self._encoders: dict[str, Encoder] = {}  # by model id: two indexes of one model share it
         self._curves = Curves(store)
-        self._catalogs: dict[str, tuple[int, Catalog]] = {}  # by index, with the file's inode
+        self._catalogs = Catalogs(store)
         self._behind: dict[str, Behind] = {}  # indexes whose model may not have embedded all that was upserted
         self._refreshing = threading.Lock()  # one thread at a time opens and swaps
         self._swapping = threading.Lock()  # held also by who commits: neither happens within the other
@@ -158,6 +159,11 @@ class Indexes:
     def served(self, name: str) -> ActiveIndex | None:
         """The index of exactly this name, if a version of it is open."""
         return self._active.get(name)
+
+    def problem(self, name: str) -> str:
+        """What keeps the activated version of an index from being searched; empty where it is."""
+        failure = self._failures.get(name)
+        return "" if failure is None else str(status_of(failure.error).message)
 
     def resolve(self, name: str) -> str:
         """The name of an index of the store, served or not; the only one there is where none is given.
@@ -199,8 +205,7 @@ class Indexes:
         """Give the catalogues back; call after the last request."""
         with self._refreshing, self._swapping:
             self._active = MappingProxyType({})
-            for _, catalog in self._catalogs.values():
-                catalog.close()
+            self._catalogs.close()
 
     def _refresh(self) -> None:
         names = self.names()
@@ -221,8 +226,7 @@ class Indexes:
             self._active = MappingProxyType({key: one for key, one in self._active.items() if key not in names})
         self._failures = {key: known for key, known in self._failures.items() if key not in names}
         self._behind = {key: known for key, known in self._behind.items() if key not in names}
-        # Not closed: searches that are in progress may still read them.
-        self._catalogs = {key: one for key, one in self._catalogs.items() if key not in names}
+        self._catalogs.forget(names)
 
     def names(self) -> list[str]:
         """The names of all indexes that may be served, with a version or more; reads the disk."""
@@ -232,29 +236,61 @@ class Indexes:
     def _follow(self, name: str) -> Failure | None:
         """Serve what is to be served of an index now; what is wrong, if that can't be."""
         index, failure, number = self._active.get(name), self._failures.get(name), None
+        is_due = failure is None or time.monotonic() >= failure.retry_at_s
         try:
-            number = active_version(self._store.index(name))
+            if index is not None and (damage := self._damage(index)) is not None:
+                self._let_go(index, damage)
+                index, is_due = None, True
+            number = activated(self._store.index(name))
             if index is not None:
                 index.live.refresh()
-            if number is None or (index is not None and index.number == number and self._is_current(index)):
+            if number is None or (
+                index is not None and index.number == number and self._catalogs.is_current(name, index.catalog)
+            ):
                 self._catch_up_behind(index)
                 self._recalibrate(index)
                 return None
-            if failure is not None and failure.number == number and time.monotonic() < failure.retry_at_s:
+            if failure is not None and failure.number == number and not is_due:
                 return failure
             self._swap_in(self._open(name, number))
             return None
         except Exception as error:  # whatever is wrong with one version, everything else is served on
+            kept = "nothing is served of it" if index is None else f"version {index.number} is served on"
+            if index is None and is_due and (before := self._go_back(name, number)) is not None:
+                kept = f"version {before} is served, which was active before"
             if failure is None or str(failure.error) != str(error):
-                kept = f"version {index.number} is served on" if index is not None else "nothing is served of it"
                 stack = None if foreseen(error) else error
                 what = "the activated version" if number is None else f"the activated version {number}"
                 log.error("index %s: %s can't be opened; %s: %s", name, what, kept, error, exc_info=stack)
-            return Failure(number, error, time.monotonic() + RETRY_S)
+            retry_at_s = failure.retry_at_s if failure is not None and not is_due else time.monotonic() + RETRY_S
+            return Failure(number, error, retry_at_s)
+
+    def _damage(self, index: ActiveIndex) -> Exception | None:
+        """What was found wrong since with what is served: it could answer wrongly, or end the process."""
+        if (file := index.version.overwritten()) is not None:
+            return CorruptFile(f"{file} was written into while it was served; what it holds now is being verified")
+        return self._catalogs.damage(index.name)
+
+    def _let_go(self, index: ActiveIndex, damage: Exception) -> None:
+        log.error("index %s: %s", index.name, damage)
+        self._failures = {**self._failures, index.name: Failure(None, damage, 0.0)}
+        with self._swapping:
+            self._active = MappingProxyType({key: one for key, one in self._active.items() if one is not index})
+
+    def _go_back(self, name: str, damaged: int | None) -> int | None:
+        """Serve the version that was active before one that can't be opened; its number, None where that can't be."""
+        try:
+            before = previous_version(self._store.index(name))
+            if before is None or before == damaged:
+                return None
+            self._swap_in(self._open(name, before))
+        except Exception:  # what is told is why the version that is active can't be opened
+            return None
+        return before
 
     def _open(self, name: str, number: int) -> ActiveIndex:
         version = open_version(self._store.index(name) / "versions" / str(number))
-        encoder, catalog = self._encoder(version.manifest.model), self._catalog(name)
+        encoder, catalog = self._encoder(version.manifest.model), self._catalogs.of(name)
         live, inbox = LiveIndex(version, catalog), Inbox(self.news)
         curve = self._curves.of(encoder.model)
         opened = ActiveIndex(name, number, live, catalog, ItemIds(version), encoder, inbox, curve)
@@ -297,20 +333,6 @@ class Indexes:
             self._active = MappingProxyType({**self._active, index.name: replace(index, calibration=curve)})
         log.info("index %s: model %s was calibrated", index.name, index.model)
 
-    def _catalog(self, name: str) -> Catalog:
-        directory = self._store.index(name)
-        if name in self._catalogs:
-            inode, catalog = self._catalogs[name]
-            if inode == _inode(catalog.path):
-                return catalog  # else the index was removed and made anew
-        catalog = open_catalog(directory)
-        self._catalogs[name] = _inode(catalog.path), catalog
-        return catalog
-
-    def _is_current(self, index: ActiveIndex) -> bool:
-        inode, catalog = self._catalogs[index.name]
-        return catalog is index.catalog and inode == _inode(catalog.path)
-
     def _encoder(self, model: str) -> Encoder:
         if model not in self._encoders:
             self._encoders[model] = Encoder.open(self._store.model(model))
@@ -338,7 +360,3 @@ def _catch_up_some(index: ActiveIndex, after: int) -> int | None:
         if time.monotonic() >= give_up_s:
             break
     return last
-
-
-def _inode(path: Path) -> int:
-    return path.stat().st_ino

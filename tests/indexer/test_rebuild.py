@@ -552,7 +552,7 @@ def test_a_switch_leaves_what_another_one_has_noted_meanwhile(
         with other.transaction():
             first = threading.Thread(target=adopt.switch, args=(index, one, 1))
             first.start()
-            until(lambda: (index / "active").read_text() == "1\n" and (index / ".switching-to").exists())
+            until(lambda: version.pointed(index) == (1,) and (index / ".switching-to").exists())
             time.sleep(0.1)
             adopt._begin(index, number)  # as `take_in` does, which then waits for the first one to have written
         first.join()

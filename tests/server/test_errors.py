@@ -128,6 +128,7 @@ def _of_another_model(gallery: Gallery, root: Path, change: Callable[[Path], Non
         description = dataclasses.replace(manifest.read_model(good), id=identity)
         manifest.publish(staging, copy.store.models / identity, description)
         make_version(copy.store, "photos", 2, identity, gallery.items, gallery.embeddings)
+        shutil.rmtree(copy.store.index("photos") / "versions" / "1")  # which would be served instead
         with serving(copy.store) as served:
             yield served
 

@@ -18,6 +18,7 @@ class Index:
         model: id of the active version's model; empty for none.
         items: how many items a search can find now.
         etag: changes whenever one of the two versions does.
+        problem: what keeps the version that was activated last from being searched; empty as a rule.
     """
 
     index: str
@@ -26,6 +27,7 @@ class Index:
     model: str
     items: int
     etag: str
+    problem: str
 
 
 @dataclass(frozen=True)
@@ -204,6 +206,7 @@ def index_of(message: pb.Index) -> Index:
         message.model,
         message.items,
         message.etag,
+        message.problem,
     )
 
 

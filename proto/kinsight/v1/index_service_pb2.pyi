@@ -15,20 +15,22 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Index(_message.Message):
-    __slots__ = ("index", "active_version", "previous_version", "model", "items", "etag")
+    __slots__ = ("index", "active_version", "previous_version", "model", "items", "etag", "problem")
     INDEX_FIELD_NUMBER: _ClassVar[int]
     ACTIVE_VERSION_FIELD_NUMBER: _ClassVar[int]
     PREVIOUS_VERSION_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     ITEMS_FIELD_NUMBER: _ClassVar[int]
     ETAG_FIELD_NUMBER: _ClassVar[int]
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
     index: str
     active_version: int
     previous_version: int
     model: str
     items: int
     etag: str
-    def __init__(self, index: _Optional[str] = ..., active_version: _Optional[int] = ..., previous_version: _Optional[int] = ..., model: _Optional[str] = ..., items: _Optional[int] = ..., etag: _Optional[str] = ...) -> None: ...
+    problem: str
+    def __init__(self, index: _Optional[str] = ..., active_version: _Optional[int] = ..., previous_version: _Optional[int] = ..., model: _Optional[str] = ..., items: _Optional[int] = ..., etag: _Optional[str] = ..., problem: _Optional[str] = ...) -> None: ...
 
 class Version(_message.Message):
     __slots__ = ("index", "version", "state", "model", "dimension", "items", "sequence", "factory", "bytes", "recall_at_10", "create_time", "refusal")
