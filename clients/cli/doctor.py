@@ -69,19 +69,27 @@ class Report:
 
 
 @click.command()
+@click.option(
+    "--store",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    metavar="DIR",
+    help="Also read every byte of the models, versions and catalogues of this store; a server may have it open.",
+)
 @json_option
 @click.pass_context
-def doctor(ctx: click.Context, as_json: bool) -> None:
+def doctor(ctx: click.Context, store: Path | None, as_json: bool) -> None:
     """Say what is installed, what works, and what is wrong with its remedy.
 
     Exits with 1 if something is broken. An extra that is not installed at all is a note, not a problem.
 
     \b
     JSON keys: ok, python, platform, packages{}, faiss{package, version, simd, gpus},
-    onnxruntime{package, version, providers[]}, torch{version, torchvision, cuda, devices[]},
+    onnxruntime{package, version, providers[]}, torch{version, torchvision, cuda, devices[]}, store{models, indexes},
     problems[].problem, problems[].remedy, notes[]
     """
     report = examine()
+    if store is not None:
+        _check_store(report, store)
     if as_json:
         found = {**report.facts, "problems": report.problems, "notes": report.notes}
         print_json({"ok": not report.problems, **found})
@@ -107,6 +115,17 @@ def examine(installed: Callable[[str], str | None] | None = None) -> Report:
     _check_onnxruntime(report, [name for name in ONNXRUNTIME_PACKAGES if installed(name)])
     _check_torch(report, installed)
     return report
+
+
+def _check_store(report: Report, root: Path) -> None:
+    from indexer.damage import damages
+    from indexer.store import Store
+
+    place = Store(root)
+    report.facts["store"] = {"models": len(place.model_ids()), "indexes": len(place.index_names())}
+    for error in damages(place):
+        problem, _, remedy = str(error).rpartition("; ")
+        report.problem(problem or remedy, remedy if problem else "restore it from a copy, or build it again")
 
 
 def installed_version(package: str) -> str | None:
@@ -268,7 +287,7 @@ def _print(report: Report) -> None:
     for found in report.problems:
         click.echo(f"problem: {found['problem']}\n  remedy: {found['remedy']}")
     if not report.problems:
-        click.echo("all that is installed works")
+        click.echo("all that is installed works" + (", and the store is whole" if "store" in report.facts else ""))
 
 
 def _plain(value: object) -> str:

@@ -35,6 +35,7 @@ from indexer.duplicates import Duplicates
 from indexer.operations import queue
 from indexer.sources import FileSource
 from indexer.store import Store
+from tests.serving import build_photos
 
 
 class Clock:
@@ -282,6 +283,21 @@ def test_doctor_names_two_builds_of_one_library_and_the_remedy(extra: str, said:
 
     (found,) = [entry for entry in report.problems if said in entry["problem"]]
     assert found["remedy"].startswith("pip uninstall -y")
+
+
+def test_doctor_reads_a_store(tmp_path: Path) -> None:
+    """Every byte of it: what is damaged is a problem, with what to do about it."""
+    store = build_photos(tmp_path, 3)
+    rows = store.index("photos") / "versions" / "1" / "rows.faiss"
+    words = ["doctor", "--store", str(store.root)]
+    assert "the store is whole" in CliRunner().invoke(kinsight, words, catch_exceptions=False).output
+    rows.write_bytes(rows.read_bytes()[:-1])
+    result = CliRunner().invoke(kinsight, [*words, "--json"], catch_exceptions=False)
+    told = json.loads(result.output)
+    assert (result.exit_code, told["ok"], told["store"]) == (1, False, {"models": 1, "indexes": 1})
+    (found,) = told["problems"]
+    assert found["problem"].startswith(f"{rows} has ")
+    assert found["remedy"].startswith("restore it from a copy")
 
 
 def test_doctor_tells_a_broken_extra_from_one_that_is_not_there() -> None:
