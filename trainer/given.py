@@ -17,7 +17,7 @@ from trainer.label_noise import LabelNoise, label_noise
 from trainer.labels import Labels, read_labels
 from trainer.recipe import Recipe
 from trainer.start import Start
-from trainer.suspects import Suspect, find_suspects
+from trainer.suspects import Suspect, copies_at_odds, find_suspects
 
 _LEFT_OUT = "left_out.json"
 _MANY = 0.5  # share of labels that disagree from which they are doubted as a whole, where no share can be estimated
@@ -33,6 +33,7 @@ class Doubts:
         noise: how many labels are wrong, as far as what the run starts from can tell.
         left_out: items whose labels are not learned from, the surest to be wrong first.
         listed: the file that has these.
+        at_odds: labelled images whose files are those of others labelled as something else, each with one of these.
     """
 
     suspects: tuple[Suspect, ...] = ()
@@ -40,10 +41,26 @@ class Doubts:
     noise: LabelNoise = field(default_factory=LabelNoise)
     left_out: tuple[str, ...] = ()
     listed: Path | None = None
+    at_odds: tuple[tuple[str, str], ...] = ()
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """What to tell of the labels as a whole."""
+        return (*self._of_copies, *self._of_all)
+
+    @property
+    def _of_copies(self) -> tuple[str, ...]:
+        if not self.at_odds:
+            return ()
+        copy, first = self.at_odds[0]
+        warning = (
+            f"{len(self.at_odds):,} of the labelled images are byte for byte copies of others that are labelled as "
+            f"something else, for example {copy} = {first}: give both one label"
+        )
+        return (warning,)
+
+    @property
+    def _of_all(self) -> tuple[str, ...]:
         if self.noise.wrong_share is None and len(self.suspects) > _MANY * self.compared:
             disagreement = (
                 f"the labels disagree with the model for {len(self.suspects) / self.compared:.0%} of the "
@@ -134,7 +151,12 @@ class Given:
         noise = label_noise(embeddings, cache.items, known.label)
         left_out = _settled(run / _LEFT_OUT, () if self.keep_doubted else noise.doubted)
         return Doubts(
-            suspects=tuple(suspects), compared=compared, noise=noise, left_out=left_out, listed=run / _LEFT_OUT
+            suspects=tuple(suspects),
+            compared=compared,
+            noise=noise,
+            left_out=left_out,
+            listed=run / _LEFT_OUT,
+            at_odds=tuple(copies_at_odds(cache.items, cache.sha256, known)),
         )
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from indexer.duplicates import Digests
 from trainer.known import Known
 
 _ROWS = 1024  # of the matrix of all pairs at a time
@@ -61,3 +62,21 @@ def find_suspects(embeddings: Tensor, items: Sequence[str], known: Known) -> tup
             for row in (comparable & (other > own)).nonzero().flatten().tolist()
         ]
     return sorted(suspects, key=lambda suspect: suspect.own_similarity - suspect.similarity), compared
+
+
+def copies_at_odds(items: Sequence[str], digests: Digests, known: Known) -> list[tuple[str, str]]:
+    """Labelled images whose files are those of others that are known to be different, each with the first of these.
+
+    Args:
+        items: the N item ids.
+        digests: (N,) bytes of 32, of each item's file.
+        known: what is known of the N images.
+    """
+    rows_of: dict[bytes, list[int]] = {}
+    found = []
+    for row, digest in enumerate(digests.tolist()):
+        same_file = rows_of.setdefault(digest, [])
+        _, different = known.relations(known.label[[row]], known.label[same_file])
+        found += [(items[row], items[same_file[at]]) for at in different[0].nonzero().flatten().tolist()[:1]]
+        same_file.append(row)
+    return found

@@ -1,6 +1,7 @@
 """`kinsight finetune`: a few labels and many images, from the model that learned without any."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -162,19 +163,21 @@ def test_pairs_are_refused_before_any_work_where_classes_are_needed(
 
 @pytest.mark.slow
 def test_unknown_and_damaged_labelled_images_are_told(finetune: Run, work: tuple[Path, Store, str]) -> None:
-    """The rest teaches all the same; where no labelled image can be decoded, that is the error."""
+    """The rest teaches all the same, and a copy labelled otherwise; where none can be decoded, that is the error."""
     pictures, _, _ = work
     for name in ("yy.png", "zz.png"):
         (pictures / name).write_bytes(b"no image")
+    shutil.copy(pictures / "00.png", pictures / "xx.png")
     try:
-        done = finetune(few_classes() + "gone.png,1,train\nzz.png,2,train\n", "--epochs", 1, "--json")
+        labels = few_classes() + "gone.png,1,train\nzz.png,2,train\nxx.png,3,train\n"
+        done = finetune(labels, "--epochs", 1, "--json")
         alone = finetune("path,class_id\nyy.png,1\nzz.png,2\ngone.png,1\n")
     finally:
-        for name in ("yy.png", "zz.png"):
+        for name in ("xx.png", "yy.png", "zz.png"):
             (pictures / name).unlink()
 
     lines = done.stderr.splitlines()
-    for name, before in (("gone.png", "decode "), ("yy.png", "train ")):
+    for name, before in (("gone.png", "decode "), ("yy.png", "train "), ("for example xx.png = 00.png", "train ")):
         (line,) = [number for number, line in enumerate(lines) if name in line]
         assert line < next(number for number, line in enumerate(lines) if line.startswith(before))
     told = json.loads(done.stdout)

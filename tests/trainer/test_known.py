@@ -3,6 +3,7 @@
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -10,7 +11,7 @@ from torch.nn import functional as F
 from indexer.sources import Collection, FileSource, SourceError
 from trainer.known import Known, Taught, read_taught
 from trainer.labels import LabelsError
-from trainer.suspects import Suspect, find_suspects
+from trainer.suspects import Suspect, copies_at_odds, find_suspects
 
 NAMES = ("a.png", "b.png", "c.png", "d.png", "e.png", "f.png")
 
@@ -165,6 +166,18 @@ def test_suspects_are_what_plain_comparison_finds(monkeypatch: pytest.MonkeyPatc
     assert [(suspect.item, suspect.like) for suspect in found] == [(item, like) for _, item, like in sorted(expected)]
     gaps = [suspect.own_similarity - suspect.similarity for suspect in found]
     assert gaps == pytest.approx([gap for gap, _, _ in sorted(expected)], abs=1e-6)
+
+
+def test_copies_that_are_labelled_as_different_things_are_found() -> None:
+    """Of classes, and of pairs where one says so: the same image with two labels, under two names."""
+    digests = np.array([b"a", b"b", b"a", b"a", b"b", b"a"], "S32")
+    items = [f"{row}.png" for row in range(6)]
+    label = torch.tensor([0, 1, 0, 2, -1, 1])
+    assert copies_at_odds(items, digests, Known(label)) == [("3.png", "0.png"), ("5.png", "0.png")]
+    apart = torch.zeros(3, 3, dtype=torch.bool)
+    apart[1, 2] = apart[2, 1] = True
+    assert copies_at_odds(items, digests, Known(label, apart)) == [("5.png", "3.png")]
+    assert copies_at_odds(items, np.empty(0, "S32"), Known(label)) == []
 
 
 def test_labels_that_the_metric_agrees_with_are_not_suspected() -> None:
