@@ -355,6 +355,7 @@ def test_too_low_a_recall_is_refused(store: Store, make_model: Callable[..., str
     assert (report.plan.kind, report.count, report.activated) == ("ivfpq", 4_200, False)
     assert report.recall.recall_at_10 < 1
     assert "recall@10 is 0.9" in report.refused
+    assert "the 64 lists were trained on 50 rows each, not 64" in report.warnings[0]
     kept = version.open_version(version.version_dir(index_dir, 2)).manifest
     assert (version.active_version(index_dir), kept.refused) == (1, report.refused)
     adopt.activate(store, NAME, 2)
