@@ -234,7 +234,7 @@ class _Training:
         with part("after step"):
             self.objective.after_step(done / total_steps)
             if self.averaged:
-                self.averaged.update_parameters(self.objective.encoder)
+                self.averaged.update()
         self.position = dataclasses.replace(self.position, step=self.position.step + 1, total_steps=done)
         self.unread.append(losses)
 

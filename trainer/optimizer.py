@@ -1,15 +1,15 @@
 """What moves the weights: the optimiser and the schedule of its rate; and what follows them: averages, statistics."""
 
+import copy
 import math
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from trainer.encoders import Encoder
 from trainer.objective import Objective
 from trainer.parts.adamp import AdamP
-from trainer.parts.ema import update_teacher
+from trainer.parts.ema import MovingAverage
 from trainer.recipe import Optimizer
 
 
@@ -21,16 +21,27 @@ def make_optimizer(objective: Objective, part: Optimizer) -> torch.optim.Optimiz
     return torch.optim.AdamW(groups, lr=part.lr, weight_decay=part.weight_decay, fused=True)
 
 
-class Average(AveragedModel):
-    """The moving average of an encoder's weights and statistics, from those after the first step."""
+class Average(nn.Module):
+    """The moving average of an encoder's weights and statistics, from those after the first step.
+
+    As `torch.optim.swa_utils.AveragedModel`, whose counter a step on a GPU would wait for.
+
+    Attributes:
+        module: the average.
+    """
+
+    n_averaged: Tensor
 
     def __init__(self, encoder: Encoder, decay: float):
-        super().__init__(encoder)
+        super().__init__()
         self.decay = decay
+        self.module = copy.deepcopy(encoder)
+        self.register_buffer("n_averaged", torch.tensor(0))
+        self._following = MovingAverage((self.module, encoder))
 
-    def update_parameters(self, model: nn.Module) -> None:
-        """Move toward a model; torch's own way waits for a GPU at each step, as it copies its counter there."""
-        update_teacher(self.module, model, self.decay if self.n_averaged else 0)
+    def update(self) -> None:
+        """Move toward the encoder as it is now."""
+        self._following.update(self.decay if self.n_averaged else 0)
         self.n_averaged += 1
 
 

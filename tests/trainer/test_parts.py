@@ -1,9 +1,13 @@
 """Neighbours, heads and moving averages against plain arithmetic."""
 
+import copy
+
 import pytest
 import torch
+from torch import nn
 
 from trainer.parts import neighbours
+from trainer.parts.ema import MovingAverage
 from trainer.parts.heads import orthogonal_head, set_to_principal_axes
 from trainer.parts.neighbours import nearest
 
@@ -64,3 +68,21 @@ def test_whitening_evens_out_the_spread_along_principal_axes(whitening: float, e
     with torch.no_grad():
         spread = head(features).std(0)
     assert spread[0] / spread[1] == pytest.approx(expected, rel=0.05)
+
+
+def test_a_moving_average_follows_wherever_its_networks_go() -> None:
+    """Weights and statistics are averaged and counts copied, of copies and of networks that were moved, too."""
+    networks = nn.ModuleList(nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), nn.BatchNorm2d(4)) for _ in range(2))
+    following = MovingAverage((networks[0], networks[1]))
+    for moved, average in ((networks, following), copy.deepcopy((networks, following))):
+        teacher, student = moved.double()  # gives modules other tensors, as another device does
+        student(torch.randn(8, 3, 2, 2, dtype=torch.float64))
+        before = {name: value.clone() for name, value in teacher.state_dict().items()}
+        average.update(0.75)
+        for name, value in teacher.state_dict().items():
+            current = student.state_dict()[name]
+            expected = 0.75 * before[name] + 0.25 * current if value.is_floating_point() else current
+            torch.testing.assert_close(value, expected)
+        assert teacher.state_dict()["1.num_batches_tracked"] == 1
+        average.update(0)
+        assert all(torch.equal(value, student.state_dict()[name]) for name, value in teacher.state_dict().items())

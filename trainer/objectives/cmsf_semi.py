@@ -10,7 +10,7 @@ from trainer.distributed import gather
 from trainer.encoders import Encoder
 from trainer.known import Known
 from trainer.objective import Batch, EmbedAll, Objective, View
-from trainer.parts.ema import update_teacher
+from trainer.parts.ema import MovingAverage
 
 _UNSURE = -1  # the class of an image in the bank that has no label and no sure pseudo-label
 _CLASSIFIER_LR, _CLASSIFIER_BATCH = 0.01, 256  # the authors' code's
@@ -141,6 +141,7 @@ class CMSFSemi(Objective):
         for parameter in self.predictor[3].parameters():
             nn.init.zeros_(parameter)
         self.teacher = copy.deepcopy(encoder).requires_grad_(False)
+        self._following = MovingAverage((self.teacher, encoder))
         self.k, self.bank_size, self.momentum = k, bank_size, momentum
         self.confidence, self.classifier_steps, self.dim = confidence, classifier_steps, dim
         self.train()
@@ -206,7 +207,7 @@ class CMSFSemi(Objective):
 
     def after_step(self, progress: float) -> None:  # noqa: ARG002
         """The teacher follows the student."""
-        update_teacher(self.teacher, self.encoder, self.momentum)
+        self._following.update(self.momentum)
 
     def before_epoch(self, embed_all: EmbedAll, batch_size: int, steps: int) -> None:  # noqa: ARG002
         """Teach the classifier the labelled images as the teacher now embeds them; batches are drawn at random."""

@@ -15,7 +15,7 @@ from trainer.encoders import Encoder
 from trainer.memory import images_at_once
 from trainer.objective import Batch, EmbedAll, Objective
 from trainer.parts.distances import relative_distances, squared_distances
-from trainer.parts.ema import update_teacher
+from trainer.parts.ema import MovingAverage
 from trainer.parts.heads import orthogonal_head, principal_axes, set_to_principal_axes
 from trainer.parts.neighbours import nearest
 from trainer.profiling import part
@@ -195,6 +195,7 @@ class STML(Objective):
             head.bias.requires_grad_(False)
         self.teacher = nn.Sequential(copy.deepcopy(encoder.backbone), copy.deepcopy(self.background))
         self.teacher.requires_grad_(False)
+        self._following = MovingAverage((self.teacher[0], encoder.backbone), (self.teacher[1], self.background))
         self.register_buffer("heads_are_set", torch.tensor(head_init == "orthogonal"))
         self.epochs_begun = 0
         self.distillation_size = distillation_size
@@ -302,7 +303,7 @@ class STML(Objective):
     def after_step(self, progress: float) -> None:  # noqa: ARG002
         """The teacher follows the student."""
         if not self.large_size:
-            self._move_teacher(self.momentum)
+            self._following.update(self.momentum)
 
     def before_epoch(self, embed_all: EmbedAll, batch_size: int, steps: int) -> Tensor | None:
         """Find each image's neighbours by head g of the student and draw batches of such lists.
@@ -329,7 +330,7 @@ class STML(Objective):
         if not self.heads_are_set:
             self._set_heads(features)
         if self.epochs_begun == self.first_epochs + 1:
-            self._move_teacher(0)  # equal to the student when STML begins
+            self._following.update(0)  # equal to the student when STML begins
         return self._batches(features, batch_size, steps)
 
     def resume_epoch(self, embed_all: EmbedAll) -> None:
@@ -377,9 +378,5 @@ class STML(Objective):
         for head in (self.background,) if self.encoder.head_is_trained else (self.encoder.head, self.background):
             assert isinstance(head, nn.Linear)  # noqa: S101  # checked in __init__
             set_to_principal_axes(head, features, self.whitening)
-        self._move_teacher(0)
+        self._following.update(0)
         self.heads_are_set.fill_(True)
-
-    def _move_teacher(self, momentum: float) -> None:
-        update_teacher(self.teacher[0], self.encoder.backbone, momentum)
-        update_teacher(self.teacher[1], self.background, momentum)
