@@ -103,6 +103,28 @@ def from_all(value: T) -> list[T]:
     return values
 
 
+def check_shares(sizes: Callable[[int], set[int]], batch_size: int) -> None:
+    """Make sure that all processes can have as many images of each step.
+
+    Args:
+        sizes: from a `run.batch_size` to how many images steps have.
+        batch_size: the run's.
+
+    Raises:
+        DistributedError: a step can't be shared equally; the message has a `run.batch_size` whose steps can.
+    """
+    uneven = sorted(size for size in sizes(batch_size) if size % world_size())
+    if not uneven:
+        return
+    larger = range(batch_size + 1, batch_size * (1 + world_size()) + 1)
+    even = next((size for size in larger if not any(images % world_size() for images in sizes(size))), None)
+    remedy = f"set run.batch_size={even}, or start" if even else "start"
+    raise DistributedError(
+        f"a step has {uneven[0]} images, which {world_size()} processes can't share equally; {remedy} another number "
+        f"of processes"
+    )
+
+
 def own_share(rows: Tensor) -> Tensor:
     """This process's part of the rows of a whole batch, of equal size in all where that divides their number."""
     return rows.tensor_split(world_size())[rank()]

@@ -98,8 +98,8 @@ def train(
 
     Raises:
         TrainingError: fewer than two images, a loss that is not finite, images that changed since the run began,
-            processes that see different checkpoints, a batch that they can't share equally, or one that the GPU has
-            no memory for.
+            processes that see different checkpoints, or a batch that the GPU has no memory for.
+        DistributedError: a step that the processes can't share equally.
         CheckpointError: the run has checkpoints, and none can be read.
         ValueError: the objective can't learn from what is known.
         OSError: the disk is full; the earlier checkpoints stay.
@@ -157,6 +157,8 @@ class _Training:
 
     def run(self, on_epoch: OnEpoch | None) -> Outcome:
         started, first, drawn = time.perf_counter(), self.position.total_steps, 0
+        if not first and self.count >= self.recipe.run.batch_size:  # else epochs to come tell what they have
+            distributed.check_shares(self.objective.step_sizes, self.recipe.run.batch_size)
         with self.log, self.profiler or nullcontext():
             while self.position.epoch < self.epochs:
                 with deterministic(self.recipe.run.deterministic):
@@ -187,8 +189,8 @@ class _Training:
             self.order = self._draw_order()
         else:  # of a checkpoint from within the epoch
             self.objective.resume_epoch(self._embed_all)
-        _check_shares(self.order.shape[1])
-        steps = len(self.order)
+        steps, images = self.order.shape
+        distributed.check_shares(lambda _: {images}, images)
         self.objective.train()
         statistics = running_statistics(self.objective)
         self.log.restart()
@@ -363,15 +365,6 @@ class _Training:
         torch.set_rng_state(own["cpu"])
         if "device" in own and self.device.type == "cuda":
             torch.cuda.set_rng_state(own["device"], self.device)
-
-
-def _check_shares(batch: int) -> None:
-    processes = distributed.world_size()
-    if batch % processes:
-        raise TrainingError(
-            f"a step has {batch} images, which {processes} processes can't share equally; choose a "
-            f"run.batch_size for steps of a multiple of {processes}, or another number of processes"
-        )
 
 
 def _digest(images: ImageCache, known: Known) -> str:

@@ -125,6 +125,14 @@ class Objective(nn.Module):
     def check_batch(self, batch_size: int) -> None:
         """Called before anything is decoded; raises ValueError where it can't learn from batches of this size."""
 
+    def step_sizes(self, batch_size: int) -> set[int]:
+        """How many images the steps of its epochs have, where the training set has that many.
+
+        Args:
+            batch_size: about how many a step should have. Asked for after `know`, or where nothing is known.
+        """
+        return {batch_size}
+
     def know(self, known: Known) -> None:
         """Called once before training with what people have told of the training set; most methods need nothing."""
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from trainer import report
 from trainer.choice import Choice
-from trainer.distributed import from_main, is_main, joined, wait_for_main
+from trainer.distributed import check_shares, from_main, is_main, joined, wait_for_main
 from trainer.environment import choose_device, peak_memory, record_environment
 from trainer.given import Given, read_given
 from trainer.images import Progress, all_the_same
@@ -108,7 +108,7 @@ def train(
         StartError, ManifestError: the recipe's model can't be started from.
         TrainingError, CheckpointError: training can't go on.
         ParityError: the exported model does not reproduce the trained one.
-        DistributedError: there are more processes than GPUs.
+        DistributedError: there are more processes than GPUs, or they can't share the steps equally.
         RunStopped: the disk is full or fails.
         ValueError: there is no such backbone; a keyword of the objective is out of its range, or it can't learn from
             batches of this size or from these labels; or no image to judge on has another of its class to find.
@@ -128,6 +128,8 @@ def train(
         start = begin(recipe, models, chosen)
         objective = objective_of(recipe, start.encoder)
         _check_classes(recipe, objective, given)
+        if given.taught is None and not begun:  # else the loop can tell, when it knows labels and position
+            check_shares(objective.step_sizes, recipe.run.batch_size)
         run = begun or from_main(lambda: new_run(runs, recipe, name, teach=teach, keep_doubted=keep_doubted))
         if not is_main():
             progress, warn = lambda *_: None, lambda _: None

@@ -30,7 +30,6 @@ from tests.trainer.small import (
 )
 from trainer import distributed, loop
 from trainer.feed import Feed
-from trainer.loop import TrainingError
 from trainer.objective import Objective, View
 
 ROOT = Path(__file__).parents[2]
@@ -97,9 +96,18 @@ def train_interrupted(directory: Path) -> dict[str, Any]:
 
 
 def train_in_unequal_shares(directory: Path) -> dict[str, Any]:
-    with pytest.raises(TrainingError) as raised:
+    with pytest.raises(distributed.DistributedError) as raised:
         train(directory, recipe("run.batch_size=5"), Queue(encoder()))
     return {"error": str(raised.value)}
+
+
+def train_in_shares_that_turn_unequal(directory: Path) -> dict[str, Any]:
+    """Eight images in distillation, and one list of five neighbours in what follows."""
+    objective = distilling(directory / str(distributed.rank()), distillation_epochs=1)
+    steps: list[int] = []
+    with pytest.raises(distributed.DistributedError) as raised:
+        train(directory, recipe("run.batch_size=8"), objective, progress=lambda _, done, __: steps.append(done))
+    return {"error": str(raised.value), "steps": steps}
 
 
 def begin_alone(directory: Path) -> None:
@@ -109,7 +117,7 @@ def begin_alone(directory: Path) -> None:
 
 
 def go_on_in_unequal_shares(directory: Path) -> dict[str, Any]:
-    with pytest.raises(TrainingError) as raised:
+    with pytest.raises(distributed.DistributedError) as raised:
         train(directory, recipe("run.batch_size=5"), Queue(encoder()))
     return {"error": str(raised.value)}
 
@@ -143,6 +151,7 @@ JOBS: list[Callable[[Path], dict[str, Any]]] = [
     train_uninterrupted,
     train_interrupted,
     train_in_unequal_shares,
+    train_in_shares_that_turn_unequal,
     go_on_in_unequal_shares,
     gather_and_go_back,
     embed_seven,
@@ -243,6 +252,15 @@ def test_unequal_shares_are_an_error_naming_both_numbers(found: Any, job: str) -
         assert "5 images, which 2 processes can't share equally" in process[job]["error"]
 
 
+def test_shares_that_turn_unequal_are_an_error_before_the_first_step(found: Any) -> None:
+    """And it names the next batch size whose steps are equal throughout."""
+    for process in found:
+        job = process["train_in_shares_that_turn_unequal"]
+        assert job["error"].startswith("a step has 5 images, which 2 processes can't share equally; ")
+        assert "set run.batch_size=10, or start another number" in job["error"]
+        assert job["steps"] == []
+
+
 def test_gathered_rows_are_in_the_order_of_one_process_and_gradients_flow_to_all(found: Any) -> None:
     """Views stay together; a row's gradient is the sum of what every process's loss says about it."""
     for rank, process in enumerate(found):
@@ -329,6 +347,17 @@ def test_the_command_killed_under_torchrun_resumes_to_the_same_model(photos: Pat
     resume = [*command, "--json", "--store", str(tmp_path / "killed"), "--resume"]
     resumed = result_of(torchrun(*resume, run.name))
     assert (resumed["run"], resumed["model"]) == (run.name, whole["model"])
+
+
+@pytest.mark.slow
+def test_shares_that_are_not_equal_cost_no_decoding(photos: Path, tmp_path: Path) -> None:
+    """Of the whole command: nothing of a run is begun where all that its steps depend on is the recipe."""
+    command = ["-m", "clients.cli", "train", str(photos), *TINY.split(), "--set", "run.batch_size=15"]
+    process = torchrun(*command, "--store", str(tmp_path / "store"))
+    _, told = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "a step has 15 images, which 2 processes can't share equally; set run.batch_size=20, or start" in told
+    assert not (tmp_path / "store" / "runs").exists()
 
 
 def workers_of(process: subprocess.Popen[str]) -> list[int]:

@@ -233,6 +233,14 @@ class STML(Objective):
                 f"a batch is made of lists of so many images; raise the one or lower the other"
             )
 
+    def step_sizes(self, batch_size: int) -> set[int]:
+        """Those of distillation, where it is done, and those of as many lists of neighbours as a batch holds."""
+        return ({batch_size} if self.first_epochs else set()) | {self._listed_images(batch_size)}
+
+    def _listed_images(self, batch_size: int) -> int:
+        """How many images steps of lists of neighbours have."""
+        return batch_size // self.neighbours * self.neighbours
+
     @property
     def large_size(self) -> int:  # type: ignore[override] # it depends on the epoch
         """Side of `Batch.large`: that of the images which teach while the backbone is distilled."""

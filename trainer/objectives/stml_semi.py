@@ -109,6 +109,9 @@ class STMLSemi(STML):
         count = len(self.joining.classes)
         self.joined = self.images * min(self.classes, count) if count > 1 else 0
 
+    def _listed_images(self, batch_size: int) -> int:
+        return super()._listed_images(batch_size) + self.joined
+
     def _place_proxies(self, known: Known) -> None:
         if known.apart is not None:
             raise ValueError(

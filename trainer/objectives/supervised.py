@@ -70,6 +70,13 @@ class Supervised(Objective):
         if self.classes < 2:
             raise ValueError("the objective supervised learns from labels alone; give some, or use another recipe")
 
+    def step_sizes(self, batch_size: int) -> set[int]:
+        """As many images of each class as there are."""
+        return {self.images * self._classes_of_step(batch_size)}
+
+    def _classes_of_step(self, batch_size: int) -> int:
+        return min(self.classes, max(2, batch_size // self.images))
+
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """The one term."""
         views = len(batch.views)
@@ -90,5 +97,4 @@ class Supervised(Objective):
             set_to_principal_axes(self.encoder.head, embed_all(self.encoder.backbone), self.whitening)
             self.head_is_set.fill_(True)
         draw = random.Random(int(torch.randint(2**62, ())))  # noqa: S311  # of the loop's seeded generator
-        classes = min(self.classes, max(2, batch_size // self.images))
-        return balanced_batches(self.known, steps, classes, self.images, draw)
+        return balanced_batches(self.known, steps, self._classes_of_step(batch_size), self.images, draw)
