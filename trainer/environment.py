@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from indexer.manifest import write_atomically
+from trainer.numerics import multiply_in_float32
 from trainer.run_directory import RunError
 
 ENVIRONMENT = "environment.json"
@@ -121,10 +122,13 @@ def _git(*words: str) -> str | None:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of this name; `auto` is CUDA where it is live. Raises RunError where it is not to be had."""
+    """The device of this name, ready; `auto` is CUDA where it is live. Raises RunError where it is not to be had."""
     if name not in ("auto", "cpu", "cuda"):
         raise RunError(f"device is {name!r}; it must be auto, cpu or cuda")
     live = torch.cuda.is_available()
     if name == "cuda" and not live:
         raise RunError("device is cuda, but torch sees no GPU; use --device cpu, or run `kinsight doctor`")
-    return torch.device("cuda" if live and name != "cpu" else "cpu")
+    if name == "cpu" or not live:
+        return torch.device("cpu")
+    multiply_in_float32()
+    return torch.device("cuda")

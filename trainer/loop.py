@@ -23,7 +23,7 @@ from trainer.feed import Feed
 from trainer.images import ImageCache, Progress
 from trainer.known import Known
 from trainer.log import Log
-from trainer.numerics import deterministic, training_dtype
+from trainer.numerics import convolving_in, deterministic, training_dtype
 from trainer.objective import Batch, Objective
 from trainer.optimizer import Average, make_optimizer, rate_share, running_statistics
 from trainer.profiling import Profile, Profiler, part
@@ -161,7 +161,7 @@ class _Training:
             distributed.check_shares(self.objective.step_sizes, self.recipe.run.batch_size)
         with self.log, self.profiler or nullcontext():
             while self.position.epoch < self.epochs:
-                with deterministic(self.recipe.run.deterministic):
+                with deterministic(self.recipe.run.deterministic), convolving_in(self.dtype):
                     drawn += self._epoch()
                 self._finish_epoch(on_epoch)
         self.objective.eval()

@@ -21,6 +21,25 @@ def training_dtype(precision: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
+def multiply_in_float32() -> None:
+    """Let products of float32 matrices on a GPU be float32, as torch has them unless its environment says otherwise.
+
+    NVIDIA's containers say TF32, of whose ten bits nothing is left in |a|² + |b|² - 2ab where a and b are near.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+
+@contextmanager
+def convolving_in(dtype: torch.dtype) -> Iterator[None]:
+    """Where passes are float32, a GPU's convolutions are too: by default torch rounds what they multiply to TF32."""
+    allowed = cudnn.allow_tf32
+    cudnn.allow_tf32 = allowed and dtype != torch.float32
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32 = allowed
+
+
 @contextmanager
 def deterministic(wanted: bool) -> Iterator[None]:
     """Where wanted, only algorithms that give the same bits at each run on the same machine; an error for the rest.

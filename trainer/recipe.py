@@ -113,7 +113,8 @@ class Run:
         least_steps: of an epoch: a smaller set is gone through more than once in each.
         batch_size: images of a step; each is seen in as many views as the objective has.
         seed: of everything random.
-        precision: of the backbone's passes; `auto` is bfloat16 or float16 on a GPU and float32 on a CPU.
+        precision: of the backbone's passes; `auto` is bfloat16 or float16 on a GPU and float32 on a CPU. `float32` is
+            so on a GPU too, without TF32, and slower there.
         schedule: of the learning rates, by epoch: `cosine` to 0, or `constant`.
         averaging: what is judged and exported is the moving average of the encoder's weights, each step moving it by
             1 minus this toward the current ones (0.98: about the last 50 steps); 0 takes the current ones.

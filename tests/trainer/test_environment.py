@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from trainer import environment
-from trainer.environment import ENVIRONMENT, peak_memory, record_environment
+from trainer.environment import ENVIRONMENT, choose_device, peak_memory, record_environment
 
 CPU = torch.device("cpu")
 COMMON = ["-c", "user.name=x", "-c", "user.email=x@localhost", "-c", "commit.gpgsign=false"]
@@ -65,6 +65,17 @@ def test_the_commit_is_that_of_the_code(checkout: Path, tmp_path: Path) -> None:
     assert head == record_environment(checkout / "run", CPU, seed=0)["commit"]
     (checkout / "venv" / "environment.py").write_text("changed")
     assert f"{head}-dirty" == record_environment(checkout / "run", CPU, seed=0)["commit"]
+
+
+def test_a_gpu_multiplies_in_float32_whatever_its_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1, which NVIDIA's containers set."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        assert choose_device("auto") == torch.device("cuda")
+        assert not torch.backends.cuda.matmul.allow_tf32
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def test_a_machine_without_git_has_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -297,6 +297,16 @@ def test_determinism_is_of_the_steps_alone(tmp_path: Path, monkeypatch: pytest.M
     assert within == [(stage, *state) for state in (on, off) for stage in ("embed", "train", "train")]
 
 
+def test_float32_is_not_tf32(tmp_path: Path) -> None:
+    """Steps in float32 do without it, those in bfloat16 don't care, and what was set before comes back."""
+    within = []
+    for precision in ("float32", "bfloat16"):
+        chosen = recipe("run.epochs=1", f"run.precision={precision}")
+        train(tmp_path / precision, chosen, progress=lambda *_: within.append(torch.backends.cudnn.allow_tf32))
+        assert torch.backends.cudnn.allow_tf32
+    assert within == [False] * 3 + [True] * 3
+
+
 def test_determinism_ends_with_an_error(tmp_path: Path) -> None:
     """A training that fails leaves torch as it was."""
     with pytest.raises(Stopped):
