@@ -130,6 +130,15 @@ def own_share(rows: Tensor) -> Tensor:
     return rows.tensor_split(world_size())[rank()]
 
 
+def equal_share(count: int) -> Tensor:
+    """This process's part of so many rows, (b,) int64, of one size in all, as `gather` needs it.
+
+    The last ones repeat the last row, and are cut off again by `gather(...)[:count]`.
+    """
+    equal = -(-count // world_size())
+    return own_share(torch.arange(equal * world_size()).clamp_max(count - 1))
+
+
 def gather(rows: Tensor, views: int = 1) -> Tensor:
     """The rows of the whole batch, of every process's rows of its share; gradients flow back to all of them.
 

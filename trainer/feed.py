@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trainer.distributed import gather, own_share, world_size
+from trainer.distributed import equal_share, gather, own_share, world_size
 from trainer.images import ImageCache, Progress
 from trainer.memory import images_at_once
 from trainer.objective import Batch, View
@@ -87,9 +87,7 @@ class Feed:
             (N, C) float32.
         """
         count, done, side = len(self._images), 0, size or self._size
-        equal = -(-count // world_size())
-        # Equal parts, as `gather` needs them: the last ones repeat the last image, and are cut off again.
-        rows = own_share(torch.arange(equal * world_size()).clamp_max(count - 1))
+        rows = equal_share(count)
         found = torch.empty(0)
         for batch in torch.split(rows, images_at_once(side, self._device)):
             embedded = embed(self._squashed(batch, side)).float()

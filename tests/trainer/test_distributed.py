@@ -31,6 +31,7 @@ from tests.trainer.small import (
 from trainer import distributed, loop
 from trainer.feed import Feed
 from trainer.objective import Objective, View
+from trainer.parts import neighbours
 
 ROOT = Path(__file__).parents[2]
 PROCESSES = 2
@@ -139,6 +140,24 @@ def embed_seven(_: Path) -> dict[str, Any]:
     return {"embeddings": found, "last": done[-1]}
 
 
+def list_neighbours(_: Path) -> dict[str, Any]:
+    """Of 41 images, which two processes can't halve; counts the rows that this one searched for."""
+    searched: list[int] = []
+    search = neighbours.most_similar
+
+    def counted(queries: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+        searched.append(len(queries))
+        return search(queries, *rest)
+
+    objective = build(recipe())
+    features = torch.randn(41, objective.encoder.backbone.channels, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(neighbours, "most_similar", counted)
+        order = objective.before_epoch(lambda *_: features, 20, 2)
+    return {"order": order, "searched": sum(searched)}
+
+
 def values(_: Path) -> dict[str, Any]:
     number = distributed.rank()
     return {"main": distributed.from_main(lambda: number + 5), "all": distributed.from_all(number)}
@@ -155,6 +174,7 @@ JOBS: list[Callable[[Path], dict[str, Any]]] = [
     go_on_in_unequal_shares,
     gather_and_go_back,
     embed_seven,
+    list_neighbours,
     values,
 ]
 
@@ -277,6 +297,15 @@ def test_the_set_is_embedded_in_parts(found: Any, alone: Any) -> None:
     for process in found:
         torch.testing.assert_close(process["embed_seven"]["embeddings"], expected["embeddings"])
         assert process["embed_seven"]["last"] == ("embed", 7, 7)
+
+
+def test_each_process_searches_for_the_neighbours_of_its_share(found: Any, alone: Any) -> None:
+    """Of 41 images, 21 each; all have the batches that one process makes."""
+    expected = alone(list_neighbours)
+    assert expected["searched"] == 41
+    for process in found:
+        assert process["list_neighbours"]["searched"] == 21
+        assert torch.equal(process["list_neighbours"]["order"], expected["order"])
 
 
 def test_values_pass_between_processes(found: Any, alone: Any) -> None:

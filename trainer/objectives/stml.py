@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainer.distributed import gather
+from trainer.distributed import equal_share, gather
 from trainer.encoders import Encoder
 from trainer.memory import images_at_once
 from trainer.objective import Batch, EmbedAll, Objective
@@ -376,7 +376,9 @@ class STML(Objective):
     def _batches(self, features: Tensor, batch_size: int, steps: int) -> Tensor:
         """An epoch's sampling order, of the backbone's (N, C) features of the training set."""
         with torch.no_grad():
-            lists = nearest(self._listed(features), self.neighbours).cpu()
+            own = equal_share(len(features)).to(features.device)
+            found = nearest(self._listed(features), self.neighbours, own)
+            lists = gather(found)[: len(features)].cpu()
         draw = random.Random(int(torch.randint(2**62, ())))  # noqa: S311  # of the loop's seeded generator
         queries = min(batch_size // self.neighbours, len(lists))
         drawn = torch.tensor([draw.sample(range(len(lists)), queries) for _ in range(steps)])

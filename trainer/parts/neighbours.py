@@ -10,8 +10,8 @@ _LAST_ROW = 2**31 - 1
 
 
 @torch.no_grad()
-def nearest(rows: Tensor, k: int) -> Tensor:
-    """The k nearest rows of each row by Euclidean distance, itself always first.
+def nearest(rows: Tensor, k: int, of: Tensor | None = None) -> Tensor:
+    """The k nearest rows of each row, or of some, by Euclidean distance, itself always first.
 
     Beside a copy of the rows, and another while that is made, it takes the memory of a tile of pairs, however many
     rows there are. Among equal distances the lower row is nearer.
@@ -19,20 +19,22 @@ def nearest(rows: Tensor, k: int) -> Tensor:
     Args:
         rows: (N, C) float32, N below 2³¹.
         k: at least 1; at most N are found.
+        of: (M,) int64, the rows whose nearest are wanted; None for all.
 
     Returns:
-        (N, min(k, N)) int64, nearest first, on the device of `rows`.
+        (M, min(k, N)) int64, nearest first, on the device of `rows`; M is N for all.
     """
-    everyone, k = torch.arange(len(rows), device=rows.device), min(k, len(rows))
+    of, k = torch.arange(len(rows), device=rows.device) if of is None else of, min(k, len(rows))
     if k == 1:
-        return everyone[:, None]
+        return of[:, None]
     augmented = _augmented(rows)
-    lists = torch.empty(len(rows), k, dtype=torch.int64, device=rows.device)
-    lists[:, 0] = everyone
-    for own in torch.split(everyone, queries_at_once(k, rows.device)):
+    lists = torch.empty(len(of), k, dtype=torch.int64, device=rows.device)
+    lists[:, 0] = of
+    at_once = queries_at_once(k, rows.device)
+    for own, found in zip(torch.split(of, at_once), torch.split(lists, at_once), strict=True):
         queries = augmented[own]
         queries[:, -1] = 1
-        _, lists[own, 1:] = most_similar(queries, augmented, k - 1, own)
+        _, found[:, 1:] = most_similar(queries, augmented, k - 1, own)
     return lists
 
 
