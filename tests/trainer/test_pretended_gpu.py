@@ -29,6 +29,7 @@ from trainer.judging import evaluate
 from trainer.known import Known
 from trainer.objective import Objective
 from trainer.objectives import make_objective
+from trainer.objectives.cmsf_semi import CMSFSemi
 from trainer.parts.coverage import in_order
 from trainer.suggest import METHODS as METHODS_OF_CHOICE
 from trainer.suggest import suggest
@@ -106,6 +107,13 @@ def test_steps_neither_mix_devices_nor_wait(gpu: PretendedGpu, tmp_path: Path, n
     assert {parameter.device for parameter in outcome.encoder.parameters()} == {GPU}
     assert gpu.waits_within(*IN_STEPS) == []
     assert gpu.waits_within(loop._Training._read_losses)
+
+
+def test_nor_does_what_learns_between_epochs(gpu: PretendedGpu, tmp_path: Path) -> None:
+    """The classifier of mean shift takes hundreds of steps of its own before each."""
+    make, known = METHODS["mean shift"]
+    train(tmp_path, recipe("run.epochs=1"), make(tmp_path).to(GPU), device=GPU, known=known)
+    assert gpu.waits_within(CMSFSemi._teach_classifier) == []
 
 
 def test_nor_with_the_papers_optimiser(gpu: PretendedGpu, tmp_path: Path) -> None:

@@ -221,7 +221,7 @@ class CMSFSemi(Objective):
         self.classifier.requires_grad_(True).train()
         optimizer = torch.optim.SGD(self.classifier.parameters(), lr=_CLASSIFIER_LR, momentum=0.9, weight_decay=1e-4)
         for _ in range(self.classifier_steps):
-            drawn = torch.randperm(len(rows))[:_CLASSIFIER_BATCH].to(rows.device)
+            drawn = torch.randperm(len(rows))[:_CLASSIFIER_BATCH].to(rows.device, non_blocking=True)
             loss = F.cross_entropy(self.classifier(rows[drawn]), label[drawn])
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
