@@ -64,6 +64,25 @@ def test_cuda_is_refused_where_it_is_not(store: Store, tiny_model: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Specified provider")  # by the CPU's build
+def test_a_gpu_is_not_asked_to_try_all_algorithms_for_each_size_of_batch(
+    store: Store, tiny_model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which takes so long that the first search of each size would wait for it."""
+    asked = []
+    opened = onnxruntime.InferenceSession
+
+    def opening(*of: Any, providers: Any) -> Any:
+        asked.append(providers)
+        return opened(*of, providers=providers)
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", opening)
+    Encoder.open(store.model(tiny_model))
+    assert asked == [[("CUDAExecutionProvider", {"cudnn_conv_algo_search": "HEURISTIC"}), "CPUExecutionProvider"]]
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider")  # by the CPU's build
 def test_what_onnx_runtime_says_of_a_gpu_s_libraries_is_no_part_of_an_answer(
     store: Store, tiny_model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
