@@ -1,0 +1,45 @@
+"""What works behind others is behind them, however the system shares its processor."""
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from indexer.priority import NICENESS, OOM_SCORE, put_behind
+
+
+@contextmanager
+def sleeping(*, session: bool) -> Iterator[int]:
+    """A process of its own, in a session of its own if so wanted."""
+    with subprocess.Popen(["sleep", "60"], start_new_session=session) as process:
+        try:
+            yield process.pid
+        finally:
+            process.kill()
+
+
+def test_niceness_and_memory() -> None:
+    with sleeping(session=False) as pid:
+        put_behind(pid)
+        assert Path(f"/proc/{pid}/stat").read_text().rsplit(")")[-1].split()[16] == str(NICENESS)
+        assert int(Path(f"/proc/{pid}/oom_score_adj").read_text()) >= OOM_SCORE
+
+
+@pytest.mark.skipif(not Path("/proc/self/autogroup").exists(), reason="sessions don't share the processor here")
+def test_a_session_of_its_own_is_put_behind_as_a_whole() -> None:
+    """Niceness counts only within a session: a training took half of a core from the server beside it."""
+    own = Path("/proc/self/autogroup").read_text()
+    with sleeping(session=True) as pid:
+        put_behind(pid)
+        assert Path(f"/proc/{pid}/autogroup").read_text().split()[1:] == ["nice", str(NICENESS)]
+    with sleeping(session=False) as pid:
+        put_behind(pid)
+    assert Path("/proc/self/autogroup").read_text() == own  # where it is shared, it is left alone
+
+
+def test_a_process_that_has_ended_is_nothing_to_put_behind() -> None:
+    with sleeping(session=True) as pid:
+        pass
+    put_behind(pid)
