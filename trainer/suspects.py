@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from indexer.duplicates import Digests
+from indexer.sources import Digests
 from trainer.known import Known
 
 _ROWS = 1024  # of the matrix of all pairs at a time
