@@ -140,6 +140,18 @@ def centre(encoder: Encoder, sample: ImageCache, device: torch.device, progress:
         head.bias.sub_(mean.to(head.bias))
 
 
+def collapsed(before: Tensor, after: Tensor) -> tuple[str, ...]:
+    """A warning where images that were told apart before training, (N, C), are all one embedding after it, (N, D)."""
+    apart = ((rows - rows.mean(0)).norm(dim=1).mean() > _LEAST_SPREAD for rows in (before, after))
+    if [*apart] != [True, False]:
+        return ()
+    warning = (
+        f"the model gives all {len(after):,} images that it was tried on the same embedding: training has collapsed; "
+        f"lower optimizer.lr"
+    )
+    return (warning,)
+
+
 def runtime_embed(runtime: RuntimeEncoder) -> Embed:
     """How an exported model embeds."""
     return lambda pixels: torch.from_numpy(runtime.embed(pixels.numpy()))

@@ -299,9 +299,11 @@ class _Training:
             back, term = bad[0].tolist()
             step = self.position.step - len(self.unread) + back
             total = self.position.total_steps - len(self.unread) + back + 1
+            precision = "" if self.dtype == torch.float32 else ", or with run.precision=float32"
             raise TrainingError(
                 f"step {total} (epoch {self.position.epoch + 1}): {names[term]} is {losses[back, term].item()}, on "
-                f"the images in rows {self.order[step].tolist()}; lower optimizer.lr, or use run.precision=float32"
+                f"the images in rows {self.order[step].tolist()}; start a run with a lower optimizer.lr than "
+                f"{self.recipe.optimizer.lr:g}{precision}"
             )
         values: dict[str, Any] = dict(zip(names, losses.mean(0).tolist(), strict=True))
         values = {"epoch": self.position.epoch + 1, "loss": sum(values.values()), **values}

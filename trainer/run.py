@@ -16,7 +16,7 @@ from trainer.distributed import check_shares, from_main, is_main, joined, wait_f
 from trainer.environment import choose_device, peak_memory, record_environment
 from trainer.given import Given, read_given
 from trainer.images import Progress, all_the_same
-from trainer.judging import Score, judge_rest, judge_start, measured
+from trainer.judging import Score, collapsed, judge_rest, judge_start, measured
 from trainer.labels import LabelsError
 from trainer.log import Clock, read_log
 from trainer.loop import train as run_loop
@@ -196,6 +196,7 @@ def _lead(
     clock.lap("train")
     score = Score(decoded.shown, decoded.judge, before, progress)
     model = export_scored(setting, given, decoded, start, outcome.encoder, score)
+    warnings += setting.told(*collapsed(before.embeddings, score.embeddings))
     clock.lap("export")
     supervised = learn_from_labels_alone(setting, given, decoded) if baseline and setting.has_other_images else None
     clock.lap("baseline")

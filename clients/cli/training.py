@@ -203,7 +203,8 @@ def print_training(done: "TrainReport") -> None:
             "This training does not beat the model that it started from: keep that one, or try a lower optimizer.lr."
         )
     elif done.beats_frozen is False:
-        click.echo("This training does not beat the frozen backbone: try more epochs, other views, another backbone.")
+        advice = "its report says what to try next" if done.report else "try more epochs, or another backbone"
+        click.echo(f"This training does not beat the frozen backbone: {advice}.")
 
 
 def _print_metrics(judged: "Mapping[str, Metrics]") -> None:

@@ -248,13 +248,19 @@ class _Bursts(Objective):
 def test_loss_that_is_no_number_names_step_term_and_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, at: int
 ) -> None:
-    """Losses are read every five steps, and still the right step is named; no checkpoint holds the damage."""
+    """Losses are read every five steps, and still the right step is named; no checkpoint holds the damage.
+
+    The remedy is one that is left: float32 is none for what was float32.
+    """
     monkeypatch.setattr(loop, "LOG_EVERY", 5)
     monkeypatch.setattr(loop, "SAVE_EVERY_S", 0.0)
     objective = _Bursts(encoder(), at)
     with pytest.raises(TrainingError) as raised:
         train(tmp_path, recipe("run.batch_size=4", f"run.precision={precision}"), objective)
     assert f"step {at} (epoch 1): odd is nan, on the images in rows {objective.images.tolist()};" in str(raised.value)
+    remedy = "start a run with a lower optimizer.lr than 0.0003"
+    more = "" if precision == "float32" else ", or with run.precision=float32"
+    assert str(raised.value).endswith(f"; {remedy}{more}")
     saved = [path.name for path in (tmp_path / "checkpoints").glob("*")]
     assert saved == ([] if at < 5 else ["step-000000005-00000"])
 

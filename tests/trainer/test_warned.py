@@ -4,9 +4,12 @@ import csv
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 from tests.trainer import small
 from trainer.images import Progress
+from trainer.objectives.stml import STML
 from trainer.report import REPORT
 from trainer.run import train
 from trainer.run_directory import SKIPPED, list_skipped
@@ -68,6 +71,27 @@ def test_what_is_wrong_is_told_before_what_takes_long(faulty: Path) -> None:
     assert done.warnings == (repeated,)
     # Once, though they are to be learned from and judged on.
     assert [item for item, _ in done.skipped] == ["broken.jpg", "empty.jpg"]
+
+
+def test_a_model_that_tells_nothing_apart_is_told(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Features that became all the same make embeddings that are, whatever the loss is; of others nothing is told."""
+
+    @torch.no_grad()
+    def flatten(objective: STML, _: float) -> None:
+        norms = [part for part in objective.encoder.backbone.modules() if isinstance(part, nn.BatchNorm2d)]
+        norms[-1].weight.zero_()
+        norms[-1].bias.fill_(1)
+
+    heard: list[str] = []
+    (photos / "labels.csv").write_text(
+        "path,class_id\n" + "".join(f"{path.relative_to(photos)},{path.stem[-1]}\n" for path in photos.rglob("*.png"))
+    )
+    assert learned(photos, heard.append, small.silent).warnings == ()
+    monkeypatch.setattr(STML, "after_step", flatten)
+    done = learned(photos, heard.append, small.silent)
+
+    assert done.warnings == (heard[-1],)
+    assert heard[-1].endswith("the same embedding: training has collapsed; lower optimizer.lr")
 
 
 def test_a_run_that_goes_on_tells_again(faulty: Path) -> None:
