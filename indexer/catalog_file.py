@@ -102,9 +102,13 @@ class CatalogFile:
                 # removed would be free only after some late garbage collection.
                 weakref.finalize(self, connection.close)
             self._identity = path.stat()
-            self._check()
-            if (last := self.counted(self._reader)) < noted:
-                raise self._behind(f"it ends at change {last:,}", noted)
+            try:
+                self._check()
+                if (last := self.counted(self._reader)) < noted:
+                    raise self._behind(f"it ends at change {last:,}", noted)
+            except BaseException:  # held open by the error's traceback, it would meddle with a copy put in its place
+                self.close()
+                raise
 
     def read(self, query: str, *values: object) -> list[Any]:
         """All rows of a query, as of the last commit."""
@@ -356,7 +360,11 @@ def connect(path: Path) -> sqlite3.Connection:
     if is_read_only(path.parent):  # nobody can write there, so that it needs no locks
         uri = f"{path.resolve().as_uri()}?{'immutable=1' if _is_settled(path) else 'mode=ro'}"
     connection = sqlite3.connect(uri, uri=True, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
-    connection.execute("PRAGMA synchronous=FULL")
+    try:
+        connection.execute("PRAGMA synchronous=FULL")
+    except BaseException:
+        connection.close()
+        raise
     return connection
 
 

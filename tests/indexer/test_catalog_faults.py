@@ -107,6 +107,17 @@ def test_a_flipped_bit_of_stored_bytes_is_found(tmp_path: Path) -> None:
             everything(tmp_path)
 
 
+def test_a_refused_file_is_not_kept_open(tmp_path: Path) -> None:
+    """Not by the error either: who restores it puts other files in the place of what SQLite has open."""
+    fill(tmp_path)
+    path = tmp_path / CATALOG
+    _replace(path, path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(CatalogCorrupt):
+        Catalog(tmp_path)
+    opened = [str(one.resolve()) for one in Path("/proc/self/fd").iterdir()]
+    assert not [one for one in opened if one.startswith(str(path))]
+
+
 @pytest.mark.parametrize("state", [b"live", b"deleted"])
 def test_a_row_of_no_known_state_is_refused(tmp_path: Path, state: bytes) -> None:
     """It is not passed over: an item would be gone, or one that was deleted be built in again."""
