@@ -123,3 +123,13 @@ def test_what_is_exported_multiplies_no_weights(tmp_path: Path) -> None:
     assert found["Conv"] == sum(isinstance(module, nn.Conv2d) for module in own.modules())
     assert found["BatchNormalization"] == found["Sqrt"] == 0
     assert norms(graph)[0] in folded(graph)
+
+
+def test_what_is_exported_does_not_say_where_it_was_made(tmp_path: Path) -> None:
+    """The exporter notes in which file of this machine each node came from, and ids of models would depend on it."""
+    own = backbone("test_efficientnet").eval()
+    graph = ServingGraph(Encoder(own, nn.Linear(own.channels, 8)))
+    _write_graph(graph, PixelSpec(size=SIZE), tmp_path / "model.onnx")
+    written = (tmp_path / "model.onnx").read_bytes()
+    assert b".py" not in written
+    assert b"stack_trace" not in written
