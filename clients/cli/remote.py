@@ -92,13 +92,16 @@ def list_(server: str, as_json: bool) -> None:
 
     \b
     JSON keys: indexes[].index, indexes[].active_version, indexes[].previous_version, indexes[].model,
-    indexes[].items, indexes[].etag
+    indexes[].items, indexes[].etag, indexes[].problem
     """
     from kinsight_client import Client
 
     with Client(server) as client:
         found = [plain(index) for index in client.indexes.list()]
     tell_all("indexes", found, ["index", "active_version", "previous_version", "model", "items"], as_json)
+    for index in found:
+        if index["problem"]:
+            warn(f"index {index['index']}: {index['problem']}")
 
 
 @remote.command()
@@ -149,7 +152,7 @@ def activate(name: str, version: int, server: str, as_json: bool) -> None:
     The server verifies every byte of it first; it is waited for up to an hour.
 
     \b
-    JSON keys: index, active_version, previous_version, model, items, etag
+    JSON keys: index, active_version, previous_version, model, items, etag, problem
     """
     from kinsight_client import Client
 
@@ -165,7 +168,7 @@ def rollback(name: str, server: str, as_json: bool) -> None:
     """Make the version of index NAME that was active before the present one active again; once more undoes that.
 
     \b
-    JSON keys: index, active_version, previous_version, model, items, etag
+    JSON keys: index, active_version, previous_version, model, items, etag, problem
     """
     from kinsight_client import Client
 
@@ -236,7 +239,7 @@ def restore(directory: str, name: str, server: str, as_json: bool) -> None:
     """Make the index NAME of a snapshot in DIRECTORY; an index of that name must not be there.
 
     \b
-    JSON keys: index, active_version, previous_version, model, items, etag
+    JSON keys: index, active_version, previous_version, model, items, etag, problem
     """
     from kinsight_client import Client
 

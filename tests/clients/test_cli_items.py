@@ -285,6 +285,17 @@ def test_a_rebuild_that_is_refused_exits_with_1_and_says_why(run: Run, tmp_path:
     assert json.loads(run("remote", "list", "--json").stdout)["indexes"][0]["active_version"] == 1
 
 
+def test_what_keeps_a_version_from_being_served_is_told_where_indexes_are_listed(tmp_path: Path) -> None:
+    """On stderr, beside the table."""
+    store = build_photos(tmp_path)
+    rows = store.index("photos") / "versions" / "1" / "rows.faiss"
+    rows.write_bytes(b"")
+    with serving(store) as served:
+        listed = CliRunner().invoke(kinsight, ["remote", "list", "--server", served.target])
+    assert (listed.exit_code, "photos" in listed.stdout) == (0, True)
+    assert f"warning: index photos: {rows} has " in listed.stderr
+
+
 class Slow(IndexServiceServicer):
     """A server that says how long it would have had to activate a version."""
 

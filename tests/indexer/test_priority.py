@@ -7,7 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from indexer.priority import NICENESS, OOM_SCORE, put_behind
+from indexer import priority
+from indexer.priority import OOM_SCORE, put_behind
+
+NICENESS = 7
+
+
+@pytest.fixture(autouse=True)
+def known_niceness(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers that other tests keep running in this process have set it to none, for speed."""
+    monkeypatch.setattr(priority, "NICENESS", NICENESS)
 
 
 @contextmanager
