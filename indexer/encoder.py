@@ -150,8 +150,7 @@ def _providers(device: Device) -> list[str | tuple[str, dict[str, str]]]:
     if device == "cpu" or _CUDA not in onnxruntime.get_available_providers():
         return [_CPU]
     onnxruntime.preload_dlls()  # finds the CUDA libraries that pip installed beside it
-    # By default it searches for algorithms whenever a batch has a new size, and a server's have all sizes: 634 ms for
-    # a network of six convolutions, 1.9 ms so, which then run as fast (PaddlePaddle/PaddleX#5057, measured there).
+    # By default it tries all algorithms whenever a batch has a new size, and a server's have all sizes.
     return [(_CUDA, {"cudnn_conv_algo_search": "HEURISTIC"}), _CPU]
 
 

@@ -244,8 +244,8 @@ class _Gate:
         rows, numbers = labelled_rows(candidate, classes)
         try:
             fitted = calibrate_like(model, before, candidate.embeddings(rows), numbers)
-        except (CalibrationError, OSError):  # the report tells what ends without one
-            return ()
+        except (CalibrationError, OSError) as error:
+            return (f"model {self.model} could not be calibrated by the labels that judge it: {error}",)
         told = (
             f"model {self.model} was calibrated by the {fitted.images:,} labelled items that judge it, so that "
             f"searches by probability go on: the error is {fitted.ece_pairs:.3f} over pairs; `kinsight calibrate` "

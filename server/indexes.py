@@ -284,7 +284,8 @@ class Indexes:
             if before is None or before == damaged:
                 return None
             self._swap_in(self._open(name, before))
-        except Exception:  # what is told is why the version that is active can't be opened
+        except Exception as error:  # who asks is told why the version that is active can't be opened
+            log.warning("index %s: nor can the version be opened that was active before: %s", name, error)
             return None
         return before
 

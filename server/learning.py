@@ -55,9 +55,7 @@ def passes(epochs: int) -> Sequence[str]:
     Raises:
         InvalidLearning: there are fewer.
     """
-    if epochs < 0:
-        raise InvalidLearning(f"epochs is {epochs}; it must be 1 or more, or 0 for the recipe's own")
-    return ["--epochs", str(epochs)] if epochs else []
+    return _count("--epochs", "epochs", epochs, "the recipe's own")
 
 
 def bounded(memory_bytes: int) -> Sequence[str]:
@@ -66,9 +64,13 @@ def bounded(memory_bytes: int) -> Sequence[str]:
     Raises:
         InvalidLearning: there is less.
     """
-    if memory_bytes < 0:
-        raise InvalidLearning(f"learn_memory_bytes is {memory_bytes}; it must be 1 or more, or 0 for no limit")
-    return ["--learn-memory", str(memory_bytes)] if memory_bytes else []
+    return _count("--learn-memory", "learn_memory_bytes", memory_bytes, "no limit")
+
+
+def _count(option: str, field: str, count: int, otherwise: str) -> Sequence[str]:
+    if count < 0:
+        raise InvalidLearning(f"{field} is {count}; it must be 1 or more, or 0 for {otherwise}")
+    return [option, str(count)] if count else []
 
 
 def seeded(seed: int) -> Sequence[str]:

@@ -8,11 +8,11 @@ import click
 
 from clients.cli.options import (
     PATH,
-    ByteCount,
     Device,
     device_option,
     index_labels_help,
     json_option,
+    memory_budget_option,
     store_option,
     target_recall_option,
 )
@@ -36,9 +36,7 @@ def index() -> None:
 @click.option("--model", required=True, help="Id of the model that embeds, or how it begins.")
 @store_option
 @target_recall_option
-@click.option(
-    "--memory-budget", type=ByteCount(), metavar="BYTES", help="Most memory that the served index may take, say 2G."
-)
+@memory_budget_option
 @device_option
 @operation_option
 @json_option
@@ -117,8 +115,7 @@ def list_(store: Path, as_json: bool) -> None:
     if as_json:
         print_json({"indexes": found})
     elif found:
-        rows = [tuple(map(cell, entry.values())) for entry in found]
-        print_table(["index", "versions", "active"], rows)
+        print_table(["index", "versions", "active"], [tuple(map(cell, entry.values())) for entry in found])
     else:
         click.echo(f"no index in {store}")
 
@@ -355,10 +352,9 @@ def _known(place: "Store", name: str) -> list[int]:
     from indexer.store import NotFound
     from indexer.version import list_versions
 
-    known = list_versions(place.index(name))
-    if not known:
-        raise NotFound(f"no index {name!r} in {place.indexes}; it has: {', '.join(place.index_names()) or 'none'}")
-    return known
+    if known := list_versions(place.index(name)):
+        return known
+    raise NotFound(f"no index {name!r} in {place.indexes}; it has: {', '.join(place.index_names()) or 'none'}")
 
 
 def _number(place: "Store", name: str, version: int | None) -> int:

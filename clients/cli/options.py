@@ -59,6 +59,14 @@ target_recall_option = click.option(
     help="recall@10 of searches that name none.  [that of the active version, or 0.99]",
 )
 
+memory_budget_option = click.option(
+    "--memory-budget", type=ByteCount(), metavar="BYTES", help="Most memory that the served index may take, say 2G."
+)
+
+learn_memory_option = click.option(
+    "--learn-memory", type=ByteCount(), metavar="BYTES", help="Most that training may allocate, say 8G."
+)
+
 server_option = click.option(
     "--server", default="127.0.0.1:50051", show_default=True, metavar="HOST:PORT", help="A running server."
 )

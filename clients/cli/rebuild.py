@@ -14,11 +14,12 @@ from clients.cli.expected import expected_message
 from clients.cli.finetune import METHODS
 from clients.cli.options import (
     PATH,
-    ByteCount,
     Device,
     device_option,
     index_labels_help,
     json_option,
+    learn_memory_option,
+    memory_budget_option,
     progress_option,
     store_option,
     target_recall_option,
@@ -76,7 +77,7 @@ class Wanted:
 @click.option(
     "--epochs", type=click.IntRange(1), metavar="N", help="Of learning; otherwise the model's own recipe's."
 )
-@click.option("--learn-memory", type=ByteCount(), metavar="BYTES", help="Most that training may allocate, say 8G.")
+@learn_memory_option
 @target_recall_option
 @click.option("--min-recall", type=click.FloatRange(0, 1), help="recall@10 that it needs to be activated.  [0.95]")
 @click.option("--labels", type=PATH, help=f"Only to judge with. {index_labels_help}")
@@ -84,7 +85,7 @@ class Wanted:
 @click.option("--follow", is_flag=True, help="Go on: rebuild whenever --images has changed, until Ctrl-C.")
 @click.option("--interval", type=click.FloatRange(0.1), default=10.0, show_default=True, help="Of --follow, seconds.")
 @click.option("--keep", type=click.IntRange(0), metavar="N", help="Remove all but N old versions.  [3 with --follow]")
-@click.option("--memory-budget", type=ByteCount(), metavar="BYTES", help="Most that the served index may take.")
+@memory_budget_option
 @store_option
 @device_option
 @progress_option

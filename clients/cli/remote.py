@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from clients.cli.options import ByteCount, index_labels_help, json_option, server_option, target_recall_option
+from clients.cli.options import (
+    index_labels_help,
+    json_option,
+    learn_memory_option,
+    server_option,
+    target_recall_option,
+)
 from clients.cli.output import cell, print_json, print_table, progress, tell_facts, warn
 
 if TYPE_CHECKING:
@@ -37,7 +43,7 @@ def remote() -> None:
 @click.option("--method", default="", help="Of --finetune; see `kinsight finetune --help`.")
 @click.option("--keep-doubted", is_flag=True, help="Of --finetune: learn from labels too that are likely wrong.")
 @click.option("--epochs", type=click.IntRange(1), default=None, metavar="N", help="Of --learn and --finetune.")
-@click.option("--learn-memory", type=ByteCount(), metavar="BYTES", help="Most that training may allocate, say 8G.")
+@learn_memory_option
 @target_recall_option
 @click.option("--min-recall", type=click.FloatRange(0, 1), help="recall@10 that it needs to be activated.  [0.95]")
 @click.option("--labels", default="", metavar="PATH", help=f"Only to judge with. {index_labels_help}")
