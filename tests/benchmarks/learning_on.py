@@ -28,7 +28,6 @@ from kinsight_client import Client, KinsightError
 from tests.benchmarks.ladder import commit
 
 INDEX, CLIENTS, QUERIES, PAUSE_S = "photos", 2, 64, 0.1
-Row = tuple[Path, str]
 
 
 def main(argv: Sequence[str]) -> None:
@@ -128,7 +127,7 @@ def searches(target: str, table: Path) -> Iterator[Counter[str]]:
     """Clients that search by image all the while; how many answers there were, by what they were."""
     with table.open(newline="", encoding="utf-8") as opened:
         paths = [row["path"] for row in csv.DictReader(opened)]
-    images = [Path(path).read_bytes() for path in paths[:: len(paths) // QUERIES][:QUERIES]]
+    images = [Path(path).read_bytes() for path in paths[:: max(1, len(paths) // QUERIES)][:QUERIES]]
     found: defaultdict[tuple[int, int], set[tuple[str, ...]]] = defaultdict(set)
     answers: Counter[str] = Counter()
     stop = threading.Event()
