@@ -1,5 +1,6 @@
 """What works behind others is behind them, however the system shares its processor."""
 
+import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,7 +37,13 @@ def test_niceness_and_memory() -> None:
         assert int(Path(f"/proc/{pid}/oom_score_adj").read_text()) >= OOM_SCORE
 
 
-@pytest.mark.skipif(not Path("/proc/self/autogroup").exists(), reason="sessions don't share the processor here")
+def shares_among_sessions() -> bool:
+    with sleeping(session=True) as pid:
+        group = Path(f"/proc/{pid}/autogroup")
+        return group.exists() and group.read_text() != ""
+
+
+@pytest.mark.skipif(not shares_among_sessions(), reason="sessions don't share the processor here")
 def test_a_session_of_its_own_is_put_behind_as_a_whole() -> None:
     """Niceness counts only within a session: a training took half of a core from the server beside it."""
     own = Path("/proc/self/autogroup").read_text()
@@ -52,3 +59,27 @@ def test_a_process_that_has_ended_is_nothing_to_put_behind() -> None:
     with sleeping(session=True) as pid:
         pass
     put_behind(pid)
+
+
+@pytest.mark.parametrize(("theirs", "own"), [("", ""), ("", "/autogroup-7 nice 0\n"), ("/autogroup-8 nice 0\n", "")])
+def test_the_session_that_the_system_began_with_is_no_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, theirs: str, own: str
+) -> None:
+    """Linux has an empty line for it: what a container's first process started could not rebuild an index."""
+    monkeypatch.setattr(priority, "PROC", tmp_path)
+    with sleeping(session=True) as pid:
+        for of, group in ((str(pid), theirs), ("self", own)):
+            (tmp_path / of).mkdir()
+            (tmp_path / of / "autogroup").write_text(group)
+        put_behind(pid)
+        assert os.getpriority(os.PRIO_PROCESS, pid) == NICENESS
+    assert (tmp_path / str(pid) / "autogroup").read_text() == (str(NICENESS) if theirs else "")
+
+
+def test_a_system_that_refuses_ends_no_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(priority, "PROC", tmp_path)
+    with sleeping(session=True) as pid:
+        for of in (str(pid), "self"):
+            (tmp_path / of / "autogroup").mkdir(parents=True)  # what can be neither read nor written
+        put_behind(pid)
+        assert os.getpriority(os.PRIO_PROCESS, pid) == NICENESS
