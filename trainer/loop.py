@@ -139,6 +139,8 @@ class _Training:
         self.feed = Feed(images, views, backbone.size, backbone.view_size, device, recipe.run.seed, known.label)
         self.checkpoints = directory / "checkpoints"
         objective.know(known)
+        learns_on = objective.encoder.head_is_trained and not known.classes
+        self.rate = recipe.optimizer.learning_on_share if learns_on else 1.0
         self.epochs = objective.first_epochs + recipe.run.epochs
         self.objective = objective.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.dtype = training_dtype(recipe.run.precision, device)
@@ -257,7 +259,8 @@ class _Training:
         share = self.objective.first_rate
         if epoch >= 0:
             assert self.order is not None  # noqa: S101  # of the epoch that this step is in
-            share, done = rate_share(run.schedule, epoch / run.epochs), epoch * len(self.order) + self.position.step
+            share = self.rate * rate_share(run.schedule, epoch / run.epochs)
+            done = epoch * len(self.order) + self.position.step
         if warmup:
             share *= min(1, (done + 1) / warmup)
         for group, lr in zip(self.optimizer.param_groups, self.base_lrs, strict=True):

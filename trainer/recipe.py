@@ -89,6 +89,8 @@ class Optimizer:
         weight_decay: decoupled, on all trained parameters.
         warmup_steps: over these first steps the learning rates rise to their values. Adam's first steps are as long
             as any whatever the gradient, which unsettles what a pretrained backbone knows.
+        learning_on_share: of both learning rates, in a run without labels that starts from a model: the less, the
+            more it keeps of what that model knows.
     """
 
     name: Literal["adamp", "adamw"] = "adamw"
@@ -96,12 +98,14 @@ class Optimizer:
     head_lr: float | None = None
     weight_decay: float = 0.01
     warmup_steps: int = 0
+    learning_on_share: float = 1.0
 
     def __post_init__(self) -> None:
         _in_range("optimizer.lr", self.lr, 0, 10)
         _in_range("optimizer.head_lr", self.head_lr or 0, 0, 10)
         _in_range("optimizer.weight_decay", self.weight_decay, 0, 1)
         _in_range("optimizer.warmup_steps", self.warmup_steps, 0, 1_000_000)
+        _in_range("optimizer.learning_on_share", self.learning_on_share, 0, 1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""The averaged encoder, and the warm-up of the learning rates."""
+"""The averaged encoder, and the learning rates: their warm-up, and their share where a learned model goes on."""
 
 import json
 from pathlib import Path
@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.trainer.small import Stopped, build, recipe, stop_at, train
+from tests.trainer.small import Stopped, build, encoder, recipe, stop_at, train
 from trainer.encoders import Encoder
+from trainer.known import Known
+from trainer.objectives import make_objective
 
 
 def _weights(encoder: Encoder) -> dict[str, Tensor]:
@@ -77,5 +79,28 @@ def test_learning_rates_rise_over_the_warm_up(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("trainer.loop.LOG_EVERY", 1)
     changes = ("optimizer.warmup_steps=3", "optimizer.lr=0.03", "run.schedule=constant")
     train(tmp_path, recipe(*changes))
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [line["lr"] for line in lines if "lr" in line] == pytest.approx([0.01, 0.02, 0.03, 0.03])
+    assert _rates(tmp_path) == pytest.approx([0.01, 0.02, 0.03, 0.03])
+
+
+def _rates(directory: Path) -> list[float]:
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return [line["lr"] for line in lines if "lr" in line]
+
+
+@pytest.mark.parametrize(
+    ("learned", "labelled", "rate"), [(True, False, 0.01), (False, False, 0.04), (True, True, 0.04)]
+)
+def test_a_learned_model_goes_on_at_a_share_of_the_rate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, learned: bool, labelled: bool, rate: float
+) -> None:
+    """Unless there are labels to learn from: those it has never seen."""
+    monkeypatch.setattr("trainer.loop.LOG_EVERY", 1)
+    changes = ("optimizer.lr=0.04", "optimizer.learning_on_share=0.25", "run.epochs=1", "run.schedule=constant")
+    start = encoder()
+    start.head_is_trained = learned
+    label = torch.full((40,), -1)
+    if labelled:
+        label[:4] = torch.tensor([0, 0, 1, 1])
+    objective = make_objective("stml_semi", start, background_dim=32, neighbours=5, context=10)
+    train(tmp_path, recipe(*changes), objective, known=Known(label))
+    assert _rates(tmp_path) == pytest.approx([rate] * 2)
