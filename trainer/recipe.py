@@ -15,6 +15,7 @@ from trainer.objectives import objective_keywords
 from trainer.recipe_files import RecipeError, check_known, read, values_of
 
 _LARGEST = 1024  # side of an image, pixels
+_TAUGHT_AVERAGING = 0.97
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,9 +214,12 @@ def with_objective(recipe: Recipe, name: str) -> Recipe:
 def taught(recipe: Recipe, name: str) -> Recipe:
     """The recipe for learning on with a few labels, by the objective of this name; raises RecipeError.
 
-    The last epoch's encoder is exported: the contrast, which needs no labels, falls while labels still teach.
+    The last epoch's encoder is exported: the contrast, which needs no labels, falls while labels still teach. The
+    average is of some thirty steps at most: few labels teach in not many more, and behind a slower one they are seen
+    half learned.
     """
-    return override(with_objective(recipe, name), "run.choose=last")
+    averaging = min(recipe.run.averaging, _TAUGHT_AVERAGING)
+    return override(with_objective(recipe, name), "run.choose=last", f"run.averaging={averaging}")
 
 
 def to_dict(recipe: Recipe) -> dict[str, dict[str, Any]]:
