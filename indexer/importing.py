@@ -93,6 +93,8 @@ def import_items(
     report = ImportReport(warnings=[*collection.warnings, *warnings])
     with closing(adopt.open_catalog(index_dir)) as catalog:
         importer = _Importer(encoder, known, catalog, collection.payloads, since(catalog.sequence()), left_out)
+        for item, reason in collection.unused:
+            importer.leave_out(report, item, reason)
         done = 0
         progress("import", 0, len(collection.sources))
         for batch in _read_ahead(collection.sources, importer):
@@ -155,7 +157,7 @@ class _Importer:
         upserts = []
         for read in batch:
             if read.error:
-                self._leave_out(report, read.item, read.error)
+                self.leave_out(report, read.item, read.error)
             elif read.upsert is None:
                 report.unchanged += 1
             else:
@@ -171,13 +173,14 @@ class _Importer:
             outcomes = self.catalog.upsert([one for one in upserts if one.item not in newer], dim=self.encoder.dim)
         for outcome in outcomes:
             if outcome.reason:
-                self._leave_out(report, outcome.item, outcome.message)
+                self.leave_out(report, outcome.item, outcome.message)
             else:
                 report.imported += 1
         for item in sorted(newer):
-            self._leave_out(report, item, _CHANGED)
+            self.leave_out(report, item, _CHANGED)
 
-    def _leave_out(self, report: ImportReport, item: str, reason: str) -> None:
+    def leave_out(self, report: ImportReport, item: str, reason: str) -> None:
+        """Count and tell what could not be used."""
         report.fail(item, reason)
         self.left_out(item, reason)
 

@@ -17,7 +17,7 @@ from indexer import pixels
 from indexer.duplicates import Digests, Duplicates, find_duplicates
 from indexer.parquet import image_column, list_parquet
 from indexer.pixels import Pixels, PixelsError, PixelSpec
-from indexer.recorded import is_in_archive, recorded
+from indexer.recorded import RecordedSource, is_in_archive, reading_order, recorded
 from indexer.source import FileSource, Listing, Source, SourceError, is_listed, item_of, shown
 from indexer.tables import read_table
 from indexer.tars import is_tar, list_tar
@@ -49,11 +49,13 @@ class Collection:
 
     Attributes:
         root: the folder that item ids are relative to; of a Parquet table of named images, the table.
-        sources: every image, in an order that is always the same: by item in a folder or a table of paths, else as
-            they lie in the archives.
+        sources: every image, in an order that is always the same: by item in a folder or a table of paths, else, and
+            where such a table names images in Parquet tables, as they lie in the archives.
         ignored: how many files were not named like images.
         warnings: what could not be used, each a sentence: folders that could not be listed, damaged archives.
         payloads: of a table of paths with a column `payload`, what it says of an item, if anything.
+        unused: of a table of paths, each row that gives no image, or one that came before: its item, or its place
+            where it names none, and why.
     """
 
     root: Path
@@ -61,6 +63,7 @@ class Collection:
     ignored: int = 0
     warnings: tuple[str, ...] = ()
     payloads: Mapping[str, str] = field(default_factory=dict)
+    unused: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -279,26 +282,35 @@ def _from_table(table: Path) -> Collection:
     sources: dict[str, Source] = {}
     payloads: dict[str, str] = {}
     columns = read_table(table, ["path"], optional=["payload"])
-    empty = [row for row, cell in enumerate(columns["path"]) if not cell]
-    for cell, payload in zip_longest(columns["path"], columns.get("payload", ()), fillvalue=""):
+    empty, again = list[tuple[str, str]](), list[tuple[str, str]]()
+    for row, (cell, payload) in enumerate(zip_longest(columns["path"], columns.get("payload", ()), fillvalue="")):
         if not cell:
+            empty.append((columns.place(row), f"{columns.place(row)} of {shown(table)} has no path"))
             continue
         source = _at(cell, root, str(root))
-        sources.setdefault(source.item, source)
+        if source.item in sources:
+            reason = f"{columns.place(row)} of {shown(table)} names it again; its first row is taken"
+            again.append((source.item, reason))
+            continue
+        sources[source.item] = source
         if payload:
-            payloads.setdefault(source.item, payload)
-    ordered = tuple(sorted(sources.values(), key=lambda source: source.item))
-    warnings = (
-        [f"{len(empty):,} rows of {shown(table)} have no path, the first in {columns.place(empty[0])}"]
-        if empty
-        else []
-    )
-    return Collection(root, ordered, warnings=tuple(warnings), payloads=payloads)
+            payloads[source.item] = payload
+    by_item = sorted(sources.values(), key=lambda source: source.item)
+    ordered = tuple(sorted(by_item, key=reading_order()))
+    warnings = [f"{len(empty):,} rows of {shown(table)} have no path, the first in {empty[0][0]}"] if empty else []
+    if again:
+        warnings.append(
+            f"{len(again):,} rows of {shown(table)} name images that rows before them name, and are left out, for "
+            f"example {again[0][0]!a}"
+        )
+    return Collection(root, ordered, 0, tuple(warnings), payloads, (*empty, *again))
 
 
 def _at(cell: str, folder: Path, root: str) -> Source:
     """The image at a path of a table in a folder, `root` being the folder as text."""
     if is_in_archive(cell):
+        if not _UNUSUAL.search(cell):
+            return RecordedSource(item_of(cell), root, cell)
         path = folder / cell
         return recorded(item_of(str(path.relative_to(folder if path.is_relative_to(folder) else path.anchor))), path)
     if not _UNUSUAL.search(cell):  # a million cells: Path takes five times as long for the same

@@ -99,6 +99,26 @@ def test_rows_without_a_path_are_told_of(tmp_path: Path) -> None:
     assert collection.warnings == (f"2 rows of {table} have no path, the first in line 3",)
 
 
+def test_rows_that_name_an_image_again_are_told_of(tmp_path: Path) -> None:
+    """The first is taken, with its own payload or none, and each of the others is named with its line."""
+    for name in ("a.png", "b.png"):
+        _picture(tmp_path / name)
+    table = tmp_path / "table.csv"
+    table.write_text('path,payload\na.png,\nb.png,\na.png,"{""a"": 1}"\n,\nb.png,"{""a"": 2}"\n,"{""a"": 3}"\n')
+    collection = open_collection(table)
+    assert [source.item for source in collection.sources] == ["a.png", "b.png"]
+    assert collection.payloads == {}
+    assert [(item, reason.replace(str(table), "it")) for item, reason in collection.unused] == [
+        ("line 7", "line 7 of it has no path"),
+        ("a.png", "line 4 of it names it again; its first row is taken"),
+        ("b.png", "line 6 of it names it again; its first row is taken"),
+    ]
+    assert [warning.replace(str(table), "it") for warning in collection.warnings] == [
+        "1 rows of it have no path, the first in line 7",
+        "2 rows of it name images that rows before them name, and are left out, for example 'a.png'",
+    ]
+
+
 def test_an_empty_folder_is_an_error(tmp_path: Path) -> None:
     """A folder without images is refused with what was found and what is accepted."""
     (tmp_path / "notes.txt").write_text("x")
