@@ -27,6 +27,7 @@ CATALOG = "catalog.sqlite"  # of an index's directory
 _CHUNK = 1_000  # rows read at a time; in between, others may read
 # Queries say which states they don't want: by `state = 'live'` a row whose state was changed on the disk would not be
 # there, and nobody would compare its seal.
+_PAGE = "SELECT * FROM items WHERE item > ? AND state NOT IN ('deleted', 'gone') ORDER BY item LIMIT ?"
 
 __all__ = [
     "Catalog",
@@ -121,7 +122,8 @@ class Catalog:
         def change(changes: Changes, place: int) -> int:
             return changes.upsert(upserts[place], dim)
 
-        digest = digest or requests.digest_of_upserts(upserts)
+        if request_id and not digest:
+            digest = requests.digest_of_upserts(upserts)
         return self._once(request_id, digest, [one.item for one in upserts], change)
 
     def delete(self, items: Sequence[str], *, request_id: str = "") -> list[Outcome]:
@@ -167,8 +169,14 @@ class Catalog:
 
     def page(self, after: str = "", limit: int = 100) -> list[Item]:
         """Live items in the order of their ids' UTF-8 bytes: the first `limit` of those after `after`."""
-        query = "SELECT * FROM items WHERE item > ? AND state NOT IN ('deleted', 'gone') ORDER BY item LIMIT ?"
-        return [self._read_row(row).known for row in self._file.read(query, after, limit)]
+        return [self._read_row(row).known for row in self._file.read(_PAGE, after, limit)]
+
+    def rows(self) -> Iterator[Row]:
+        """The row of every live item, in the order of `page`."""
+        after = ""
+        while found := self._file.read(_PAGE, after, _CHUNK):
+            yield from map(self._read_row, found)
+            after = found[-1][0]
 
     def count(self) -> int:
         """How many items are live."""

@@ -1,14 +1,13 @@
 """What a version is to be built from: one entry for each item, from a collection or from the catalogue."""
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from indexer.catalog import Catalog
-from indexer.recorded import recorded
-from indexer.records import Item
+from indexer.catalog_rows import Row
+from indexer.recorded import RecordedSource, reading_order
 from indexer.source import Source
-
-_PAGE = 10_000  # items read from the catalogue at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +39,8 @@ class Listing:
     """The entries of a build, and what the catalogue kept out of it.
 
     Attributes:
-        entries: images of the collection first, in its order, then what only the catalogue has, by item.
+        entries: images of the collection first, in its order, then what only the catalogue has: by item, or as
+            it lies in Parquet tables.
         deleted: how many images of the collection were deleted by a user, and stay so.
         upserted: how many images of the collection gave way to what was upserted under their ids.
     """
@@ -61,29 +61,27 @@ def list_entries(sources: Sequence[Source], catalog: Catalog, *, mirror: bool) -
         mirror: leave out the items that came from a collection and are not in this one.
     """
     deleted = set(catalog.deleted())
-    live = {item.item: item for item in _live(catalog)}
+    live, upserted = dict[str, Entry](), set[str]()
+    for row in catalog.rows():
+        live[row.item] = _catalogued(row)
+        if not row.mirrored:
+            upserted.add(row.item)
     entries = []
     refused = overruled = 0
     for source in sources:
-        known = live.get(source.item)
         if source.item in deleted:
             refused += 1
-        elif known is not None and not known.mirrored:
+        elif source.item in upserted:
             overruled += 1
         else:
             entries.append(Entry(source.item, source))
             live.pop(source.item, None)
-    entries += [_catalogued(item) for item in live.values() if not (mirror and item.mirrored)]
+    order = reading_order()
+    left = [entry for entry in live.values() if not mirror or entry.item in upserted]
+    entries += sorted(left, key=lambda entry: order(entry.source) if entry.source else ("", 0))
     return Listing(tuple(entries), refused, overruled)
 
 
-def _live(catalog: Catalog) -> Iterator[Item]:
-    after = ""
-    while page := catalog.page(after, _PAGE):
-        yield from page
-        after = page[-1].item
-
-
-def _catalogued(item: Item) -> Entry:
-    source = recorded(item.item, item.source) if item.source else None
-    return Entry(item.item, source, item.sha256 or "", item.sequence)
+def _catalogued(row: Row) -> Entry:
+    source = RecordedSource(row.item, "", os.fsdecode(row.source)) if row.source is not None else None
+    return Entry(row.item, source, row.sha256 or "", row.sequence)

@@ -200,9 +200,11 @@ class _Gate:
     few_labels: Path | None
 
     def prepare(self, listing: Listing) -> Judge:
-        classes = self._classes(
-            {entry.item: entry.source.path if entry.source else None for entry in listing.entries}
-        )
+        classes: Mapping[str, str] = {}
+        if self.labels or self.few_labels:
+            classes = self._classes(
+                {entry.item: entry.source.path if entry.source else None for entry in listing.entries}
+            )
         without_image = {entry.item for entry in listing.entries if entry.source is None and not entry.sha256}
         return lambda candidate: self._judge(candidate, classes, without_image)
 

@@ -4,6 +4,8 @@ import io
 import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from indexer import recorded
+from indexer.adopt import open_catalog
+from indexer.entries import list_entries
+from indexer.importing import import_items
 from indexer.pixels import PixelSpec
 from indexer.sources import SourceError, decode_all, open_collection
+from indexer.store import Store
 
 SPEC = PixelSpec(size=8)
 
@@ -172,3 +179,61 @@ def test_memory_holds_pages_not_the_table(tmp_path: Path) -> None:
     whole, grown_kib = done.stdout.split()
     assert whole == "True"
     assert int(grown_kib) < 80_000
+
+
+def shuffled(folder: Path, count: int) -> tuple[Path, list[str]]:
+    """A table of paths into a table of images whose names sort otherwise than they lie, and these as they lie."""
+    names = [f"{number * 7 % count:04d}.png" for number in range(count)]
+    images = [{"bytes": png(number), "path": name} for number, name in enumerate(names)]
+    written(folder / "images.parquet", {"image": images}, count)
+    table = folder / "table.csv"
+    table.write_text("\n".join(["path", *(f"images.parquet/{name}" for name in sorted(names)), "other.png", ""]))
+    return table, names
+
+
+def test_a_table_of_paths_is_read_as_its_images_lie(tmp_path: Path, store: Store, index: Path) -> None:
+    """By name each image would be looked for from the start of its row group, a time that grows by the square.
+
+    So would it when the catalogue lists what was imported, for another model to embed.
+    """
+    table, names = shuffled(tmp_path, 60)
+    (tmp_path / "other.png").write_bytes(png(99))
+    wanted = [f"images.parquet/{name}" for name in names]
+
+    sources = open_collection(table).sources
+
+    assert [source.item for source in sources] == ["other.png", *wanted]
+    assert [source.read() for source in sources[1:]] == [png(number) for number in range(60)]
+    import_items(index.name, table, store=store, progress=lambda *_: None)
+    listed = [entry.item for entry in list_entries((), open_catalog(index), mirror=False).entries]
+    assert [item for item in listed if item in wanted] == wanted
+
+
+def test_a_table_that_is_gone_leaves_the_order_of_names(tmp_path: Path) -> None:
+    """A path into a table that is not there, is damaged or lacks it is one bad image; the others are read."""
+    table, names = shuffled(tmp_path, 30)
+    (tmp_path / "damaged.parquet").write_bytes(b"PAR1")
+    paths = ["gone.parquet/b.png", "gone.parquet/a.png", "damaged.parquet/a.png", "images.parquet/no.png"]
+    table.write_text("\n".join(["path", *paths, *(f"images.parquet/{name}" for name in names), ""]))
+
+    decoded = [*decode_all(open_collection(table).sources, SPEC)]
+
+    assert {one.source.item for one in decoded if one.error} == set(paths)
+    assert len(decoded) == len(paths) + len(names)
+
+
+def test_threads_that_read_at_once_list_a_table_once(tmp_path: Path) -> None:
+    """Each of sixteen would hold a list of its own of the same million images."""
+    (tmp_path / "images.csv").write_text("path\nimages.parquet/0.png\n")
+    (source,) = open_collection(tmp_path / "images.csv").sources  # before there is a table to list
+    images = [{"bytes": png(0), "path": f"{number}.png"} for number in range(20_000)]
+    written(tmp_path / "images.parquet", {"image": images}, 1_000)
+    listed, together = recorded._listed.cache_info().misses, threading.Barrier(4)
+
+    def read(_: int) -> bytes:
+        together.wait()
+        return source.read()
+
+    with ThreadPoolExecutor(4) as pool:
+        assert {*pool.map(read, range(4))} == {png(0)}
+    assert recorded._listed.cache_info().misses == listed + 1
