@@ -174,7 +174,7 @@ def test_what_is_taught_by_labels_keeps_what_its_model_was_learned_with_and_ends
 
 @pytest.mark.parametrize(("own", "taught_with"), [(0.99, 0.97), (0.9, 0.9), (0.0, 0.0)])
 def test_few_labels_are_averaged_over_few_steps(own: float, taught_with: float) -> None:
-    """What some seventy steps have taught is hardly seen behind the average of a hundred; labels alone are left so."""
+    """What seventy steps have taught is hardly seen behind the average of a hundred; labels alone are left so."""
     recipe = override(load("stml"), f"run.averaging={own}")
     assert taught(recipe, "stml_semi").run.averaging == taught_with
     assert taught(recipe, "supervised").run.averaging == own
