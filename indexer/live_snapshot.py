@@ -107,6 +107,8 @@ class Snapshot:
             similarities, rows = self._search_few(queries, k, np.flatnonzero(live))
         elif exact or self.version.index.codes is None:
             similarities, rows = self._search_exact(queries, k, live, among)
+        elif mask is None and (found := self._search_gpu(queries, k, point)):
+            similarities, rows = found
         else:
             similarities, rows = self._search_codes(queries, k, point, live, among)
         # Products of float32 unit vectors exceed 1 by some 1e-7.
@@ -236,6 +238,26 @@ class Snapshot:
         if -np.inf in similarities[:, -1].tolist():  # of one query in a tenth of the time that NumPy's `any` takes
             short = similarities[:, -1] == -np.inf
             similarities[short], rows[short] = self._search_exact(queries[short], k, live, among)
+        return similarities, rows
+
+    def _search_gpu(self, queries: Embeddings, k: int, point: tuple[int, int]) -> Neighbours | None:
+        """As `_search_codes` without a mask, or nearer; None where no GPU searches, or too much changed since."""
+        copy, first = self.version.gpu, self.version.count
+        if copy is None or not k or self.delta.count > FEW_ROWS:
+            return None
+        # What is hidden a GPU can't pass over: for as many hidden rows as are wanted, others are fetched.
+        near = copy.search(queries, min(2 * k if self.hidden else k, first), point[0])
+        if near is None:
+            return None
+        similarities, rows = near
+        live = (rows >= 0) & self.live[rows]
+        similarities[~live] = -np.inf
+        lacking = (live.sum(axis=1) < k) & (rows[:, -1] >= 0)  # although there was more in the lists
+        similarities, rows = self._with_newest(queries, k, (similarities, rows), self.live, 0)
+        lacking |= similarities[:, -1] == -np.inf
+        if lacking.any():
+            searched = self._search_codes(queries[lacking], k, point, self.live, self._among)
+            similarities[lacking], rows[lacking] = searched
         return similarities, rows
 
     def _with_newest(self, queries: Embeddings, k: int, found: Neighbours, live: Mask, start: int) -> Neighbours:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from indexer import ivfpq, manifest, pointing
+from indexer.gpu import GpuCopy
 from indexer.items import Image, ItemTable, UnknownItem
 from indexer.ivfpq import Index, Neighbours, Rows
 from indexer.manifest import MANIFEST, CorruptFile, VersionManifest
@@ -54,6 +55,7 @@ class Version:
     Attributes:
         manifest: of the version.
         directory: that it was opened from.
+        gpu: a copy of it there; None where there is none.
     """
 
     def __init__(
@@ -63,9 +65,11 @@ class Version:
         index: Index,
         items: ItemTable,
         stamps: Mapping[str, Stamp | None] | None = None,
+        gpu: GpuCopy | None = None,
     ) -> None:
         self.manifest = version
         self.directory = directory
+        self.gpu = gpu
         self._index = index
         self._items = items
         self._stamps = stamps or {}
@@ -191,12 +195,13 @@ class Version:
             raise ValueError(f"nprobe is {nprobe}; it must be 1 to {nlist or 'any number (this index is flat)'}")
 
 
-def open_version(directory: Path, *, verify: bool = True) -> Version:
+def open_version(directory: Path, *, verify: bool = True, gpu: bool = False) -> Version:
     """Open a version directory.
 
     Args:
         directory: of the version.
         verify: check every file's SHA-256 first; False where it was just checked.
+        gpu: search it on a GPU, where FAISS sees one and it has codes, as soon as it was copied there.
 
     Raises:
         ManifestError: the directory is not a version, or a file of it is missing or changed. With `verify`, found
@@ -211,7 +216,8 @@ def open_version(directory: Path, *, verify: bool = True) -> Version:
     index = Index(ivfpq.load(directory / ROWS, mapped=codes is not None), codes)
     items = ItemTable(directory / ITEMS)
     _check_sizes(directory, version, index, items)
-    return Version(directory, version, index, items, stamps)
+    copy = _copied_to_gpu(version, index) if gpu and codes is not None and ivfpq.gpu_count() else None
+    return Version(directory, version, index, items, stamps, copy)
 
 
 def next_number(index_dir: Path) -> int:
@@ -349,6 +355,11 @@ def _stamp(path: Path) -> Stamp | None:
     except OSError:
         return None
     return (found.st_dev, found.st_ino), (found.st_size, found.st_mtime_ns)
+
+
+def _copied_to_gpu(version: VersionManifest, index: Index) -> GpuCopy:
+    point = version.plan["nprobe"], version.plan["k_factor"]
+    return GpuCopy(f"{version.index} version {version.version}", index, point)
 
 
 def _check_sizes(directory: Path, version: VersionManifest, index: Index, items: ItemTable) -> None:

@@ -290,7 +290,7 @@ class Indexes:
         return before
 
     def _open(self, name: str, number: int) -> ActiveIndex:
-        version = open_version(self._store.index(name) / "versions" / str(number))
+        version = open_version(self._store.index(name) / "versions" / str(number), gpu=True)
         encoder, catalog = self._encoder(version.manifest.model), self._catalogs.of(name)
         live, inbox = LiveIndex(version, catalog), Inbox(self.news)
         curve = self._curves.of(encoder.model)

@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from indexer import gpu
 from indexer.manifest import CorruptFile
+from indexer.plan import FLAT_BELOW
 from indexer.records import Upsert
 from indexer.store import Store
 from indexer.version import activate
@@ -19,6 +21,7 @@ from server import indexes as module
 from server.errors import IndexNotFound, NoIndex
 from server.indexes import Indexes
 from tests.serving import Gallery, make_gallery, make_model, make_version, photo
+from tests.waiting import PROCESS_S, until
 
 
 @pytest.fixture
@@ -78,6 +81,23 @@ def test_a_version_that_was_swapped_out_is_let_go_of_at_once(own: Gallery) -> No
         assert old() is None
     finally:
         gc.enable()
+
+
+def test_a_version_is_searched_where_there_is_a_gpu_that_does_not_work(
+    own: Gallery, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A server asks for a copy on the GPU that FAISS sees, says what came of it, and the CPU searches."""
+    monkeypatch.setattr("indexer.ivfpq.gpu_count", lambda: 1)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    gpu._tried.cache_clear()
+    drawn = np.random.default_rng(0).standard_normal((FLAT_BELOW, own.embeddings.shape[1]))
+    rows = np.asarray(drawn / np.linalg.norm(drawn, axis=1, keepdims=True), np.float32)
+    make_version(own.store, "photos", 2, own.model, [f"item {row}" for row in range(len(rows))], rows)
+    indexes = Indexes(own.store)
+    indexes.refresh()
+    until(lambda: "photos version 2: the CPU searches, not the GPU: a trial of it failed" in caplog.text, PROCESS_S)
+    _, found = indexes.get("photos").snapshot.search(rows[5:6], 1)
+    assert found.tolist() == [[5]]
 
 
 def test_the_files_of_an_index_that_left_the_store_are_closed_at_once(own: Gallery) -> None:
