@@ -153,28 +153,34 @@ class Jobs:
                 if job.since is not None:
                     operations.Recorder(self.directory, operation).begun_since(job.since)
                 self._spawn(operation)
-            except OSError:  # the same request again would find what nobody works on
+            except BaseException:  # the same request again would find what nobody works on
                 operations.withdraw(self.directory, operation.id)
                 raise
             return operation
 
     def _go_on(self, left: Sequence[Operation]) -> None:
         waiting = list(left)
-        with self._ended:
-            while waiting and not self._ending.is_set():
+        while waiting and not self._ending.is_set():
+            with self._ended:
                 operation = self._next(waiting)
                 if operation is None:
                     self._ended.wait(LOOK_EVERY_S)
                     continue
                 waiting.remove(operation)
                 self._waiting.remove(operation.id)
-                if operation.id in self._cancelled:
-                    continue
-                log.info("going on with %s", operation.id)
-                try:
-                    self._spawn(operation)
-                except OSError as error:
-                    log.error("%s can't be gone on with: %s; cancel it, or restart the server", operation.id, error)
+                problem = "" if operation.id in self._cancelled else self._gone_on_with(operation)
+            if problem:  # told to who waits for it, and not with the lock: the disk may refuse that until later
+                self._settle(operation.id, problem)
+
+    def _gone_on_with(self, operation: Operation) -> str:
+        """Start the process of an operation that an earlier server left; what kept it from that, if anything did."""
+        log.info("going on with %s", operation.id)
+        try:
+            self._spawn(operation)
+        except Exception as error:  # whatever is wrong with one, the others are gone on with
+            log.exception("%s can't be gone on with", operation.id)
+            return f"no process could be started for it: {error}"
+        return ""
 
     def _next(self, waiting: Sequence[Operation]) -> Operation | None:
         """The first that may run beside all that is at work; None where all have to wait."""
@@ -212,6 +218,7 @@ class Jobs:
         return operation.id in self._waiting or operation.state == "interrupted"
 
     def _spawn(self, operation: Operation) -> None:
+        """Start the process of an operation, which is followed to its end; one that can't be is ended at once."""
         # -P: what lies in the folder that the server was started in is not ours, whatever it is called.
         words = [sys.executable, "-P", "-m", "clients.cli", *operation.words(self.store.root)]
         nothing = subprocess.DEVNULL
@@ -221,27 +228,31 @@ class Jobs:
             process = subprocess.Popen(  # noqa: S603  our own command
                 words, stdin=nothing, stdout=nothing, stderr=told, process_group=0
             )
-            stack.pop_all()  # who follows the process closes it
-        put_behind(process.pid)  # searches come first
-        self._processes[operation.id] = process
-        threading.Thread(target=self._follow, args=(operation.id, process, told), daemon=True).start()
+            stack.callback(_kill, process)
+            put_behind(process.pid)  # searches come first
+            self._processes[operation.id] = process
+            stack.callback(self._processes.pop, operation.id)
+            threading.Thread(target=self._follow, args=(operation.id, process, told), daemon=True).start()
+            stack.pop_all()  # all that is up to who follows the process now
 
     def _follow(self, identity: str, process: subprocess.Popen[bytes], told: IO[bytes]) -> None:
-        with told:
-            code = process.wait()
-            if code == -signal.SIGTERM:  # which whoever stops a service sends to all of its processes
-                self._ending.wait(HEARD_TIMEOUT_S)
-            self._settle(identity, code, told)
-        with self._ended:
-            del self._processes[identity]
-            self._ended.notify_all()
+        try:
+            with told:
+                code = process.wait()
+                if code == -signal.SIGTERM:  # which whoever stops a service sends to all of its processes
+                    self._ending.wait(HEARD_TIMEOUT_S)
+                self._settle(identity, _ended(code, told))
+        finally:
+            with self._ended:
+                del self._processes[identity]
+                self._ended.notify_all()
 
-    def _settle(self, identity: str, code: int, told: IO[bytes]) -> None:
+    def _settle(self, identity: str, problem: str) -> None:
         """See to it that the record of an operation says how that ended, also on a disk that is full until later."""
         complained = False
         while not self._ending.is_set():
             try:
-                self._write_end(identity, code, told)
+                self._write_end(identity, problem)
                 if not _is_unfinished(operations.find(self.directory, identity)):
                     return
             except NoSuchOperation:  # removed since
@@ -252,7 +263,7 @@ class Jobs:
                 complained = True
             self._ending.wait(SETTLE_EVERY_S)
 
-    def _write_end(self, identity: str, code: int, told: IO[bytes]) -> None:
+    def _write_end(self, identity: str, problem: str) -> None:
         """Write how an operation ended where its process did not."""
         with suppress(OperationFailed, OperationError):  # the first is ours; the other: it did write it
             if identity in self._cancelled:
@@ -260,7 +271,7 @@ class Jobs:
                 return
             with operations.running(self.directory, identity):
                 raise OperationFailed(
-                    f"{_ended(code, told)}; the same request again, by another request_id, goes on where it was"
+                    f"{problem}; the same request again, by another request_id, goes on where it was"
                 )
 
     def _end(self) -> None:
@@ -273,6 +284,11 @@ class Jobs:
                 process.wait(END_TIMEOUT_S)
             except subprocess.TimeoutExpired:
                 process.kill()
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
 
 
 def _is_unfinished(operation: Operation) -> bool:

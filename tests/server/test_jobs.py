@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -167,7 +168,7 @@ def test_what_no_process_can_be_started_for_is_not_taken_for_work(
         with monkeypatch.context() as patched:
             patched.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
             serving_jobs.resume()
-            until(lambda: len(caplog.records) == len(queued))
+            until(lambda: {operations.find(store.operations, one).state for one in queued} == {"failed"})
             with pytest.raises(FileNotFoundError, match="gone"):
                 await serving_jobs.start(job, "once")
         try:
@@ -177,7 +178,41 @@ def test_what_no_process_can_be_started_for_is_not_taken_for_work(
 
     begun = asyncio.run(start())
     assert [one.id for one in operations.list_operations(store.operations)] == [*queued, begun.id]
-    assert [record.message.split(" can't be gone on with: ")[0] for record in caplog.records] == queued
+    for one, record in zip(queued, caplog.records, strict=True):
+        assert record.message == f"{one} can't be gone on with"
+        told = operations.find(store.operations, one).error
+        assert re.fullmatch("no process could be started for it: .*gone.*; the same request again, .*", told)
+
+
+def test_a_process_that_can_not_be_followed_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It went on behind the server's back; who waited for what was left by an earlier server waited for ever."""
+    store, begun = build_photos(tmp_path), list[int]()
+    words = ("index", "evaluate", "photos")
+    queued = [operations.queue(store.operations, "evaluate", "photos", words, request_id=name).id for name in "ab"]
+    serving_jobs, job = Jobs(store), Job("evaluate", "photos", words)
+
+    def fail(pid: int) -> None:
+        begun.append(pid)
+        raise IndexError("list index out of range")  # where a system's /proc is not as expected
+
+    async def start() -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr(jobs, "put_behind", fail)
+            serving_jobs.resume()
+            until(lambda: {operations.find(store.operations, one).state for one in queued} == {"failed"})
+            with pytest.raises(IndexError):
+                await serving_jobs.start(job, "once")
+        assert [one.id for one in operations.list_operations(store.operations)] == queued
+        assert not serving_jobs._processes
+        try:
+            again = await serving_jobs.start(job, "once")
+            until(lambda: operations.find(store.operations, again.id).state == "done", PROCESS_S)
+        finally:
+            await serving_jobs.close()
+
+    asyncio.run(start())
+    assert len(begun) == 3
+    assert not any(Path(f"/proc/{pid}").exists() for pid in begun)
 
 
 def test_what_an_earlier_server_left_waits_only_for_what_excludes_it(tmp_path: Path) -> None:
