@@ -16,7 +16,7 @@ def put_behind(pid: int) -> None:
     end it.
     """
     for put in (_put_itself_behind, _put_memory_behind, _put_session_behind):
-        with suppress(OSError):
+        with suppress(OSError, ValueError):  # the second where it has such a file, and nothing or else in it
             put(pid)
 
 
