@@ -244,14 +244,14 @@ class Indexes:
             number = activated(self._store.index(name))
             if index is not None:
                 index.live.refresh()
-            if number is None or (
+            is_served = (
                 index is not None and index.number == number and self._catalogs.is_current(name, index.catalog)
-            ):
+            )
+            is_waiting = not is_served and failure is not None and failure.number == number and not is_due
+            if number is None or is_served or is_waiting:
                 self._catch_up_behind(index)
                 self._recalibrate(index)
-                return None
-            if failure is not None and failure.number == number and not is_due:
-                return failure
+                return failure if is_waiting else None
             self._swap_in(self._open(name, number))
             return None
         except Exception as error:  # whatever is wrong with one version, everything else is served on

@@ -16,11 +16,12 @@ from kinsight.v1.search_service_pb2 import Embedding, SearchRequest
 from indexer import catalog_file
 from indexer.acknowledged import note_of
 from indexer.catalog import CATALOG, Catalog, CatalogCorrupt
-from indexer.manifest import CorruptFile
+from indexer.manifest import CorruptFile, amend_model
 from indexer.records import Upsert
 from indexer.version import VersionError, activate, open_version
+from server import indexes as module
 from server.indexes import Indexes
-from tests.serving import Gallery, Stubs, make_gallery, make_model, make_version, serving
+from tests.serving import CURVE, Gallery, Stubs, make_gallery, make_model, make_version, photo, serving
 from tests.waiting import PROCESS_S, until
 
 FILES = ("rows.faiss", "items.sqlite", "manifest.json")
@@ -91,6 +92,28 @@ def test_a_version_whose_model_or_directory_is_lost_gives_way_too(two: Gallery, 
         (tmp_path / "away").rename(gone)
 
 
+def test_what_takes_the_place_of_a_damaged_version_is_kept_up_to_date(
+    two: Gallery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its model was calibrated in vain, and items that it had yet to embed were never found, until a mend."""
+    monkeypatch.setattr(module, "CATCH_UP", 1)
+    monkeypatch.setattr(module, "CATCH_UP_S", 0.0)
+    other = make_model(two.store, seed=1)
+    make_version(two.store, "photos", 3, other, two.items[:3], two.embeddings[:3])
+    indexes = _opened(two)
+    upserts = [Upsert(item, two.embeddings[0], other, image=photo(7)) for item in "abc"]
+    indexes.get("").catalog.upsert(upserts, dim=two.embeddings.shape[1])
+    indexes.close()
+    _flip(_version(two, 3) / "rows.faiss")
+    indexes = _opened(two)
+    assert (indexes.get("").number, indexes.get("").calibration) == (2, None)
+    amend_model(two.store.model(two.model), CURVE.fields())
+    for _ in range(4):
+        indexes.refresh()
+    assert indexes.get("").calibration == CURVE
+    assert indexes.get("").snapshot.count == 6
+
+
 def test_where_the_one_before_is_damaged_too_nothing_is_served(two: Gallery) -> None:
     """What is told is what is wrong with the active one."""
     for number in (1, 2):
@@ -147,7 +170,7 @@ def test_a_version_that_was_only_touched_or_replaced_is_served_on(two: Gallery) 
     """What was touched is opened anew; a copy that was put in the place of a file is read by who opens it next."""
     indexes = _opened(two)
     first, rows = indexes.get(""), _version(two, 2) / "rows.faiss"
-    os.utime(rows)
+    os.utime(rows, (0, 0))  # now may be when it was made, by the clock of some file systems
     indexes.refresh()
     second = indexes.get("")
     assert (second.number, second is first) == (2, False)
