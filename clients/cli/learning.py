@@ -97,6 +97,7 @@ def _train(
             stdout=printed,
             stderr=subprocess.PIPE,
             text=True,
+            errors="replace",  # what libraries print may be in any encoding
             start_new_session=True,  # Ctrl-C reaches it once, from here
         ) as process,
         _ended(process),
@@ -115,7 +116,9 @@ def _restrain(pid: int, memory_bytes: int | None) -> None:
 
     put_behind(pid)
     if memory_bytes is not None:
-        resource.prlimit(pid, resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
+        _, most = resource.prlimit(pid, resource.RLIMIT_DATA)  # as it was started; only root may raise it
+        limit = memory_bytes if most == resource.RLIM_INFINITY else min(memory_bytes, most)
+        resource.prlimit(pid, resource.RLIMIT_DATA, (limit, limit))
 
 
 def _follow(

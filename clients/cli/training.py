@@ -4,7 +4,7 @@ import dataclasses
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -62,8 +62,9 @@ def _told_when_terminated(way_on: Callable[[], str]) -> Iterator[None]:
     def end(number: int, _: object) -> None:
         signal.signal(number, before)
         if told := way_on():
-            # Not by Python's own stream: what was interrupted may be writing to it.
-            os.write(2, f"\n{printable(told)}\n".encode())
+            with suppress(OSError):  # nobody may read any more
+                # Not by Python's own stream: what was interrupted may be writing to it.
+                os.write(2, f"\n{printable(told)}\n".encode())
         os.kill(os.getpid(), number)
 
     before = signal.getsignal(signal.SIGTERM)

@@ -5,6 +5,8 @@ import json
 import os
 import pty
 import re
+import resource
+import signal
 import subprocess
 import sys
 from importlib import metadata
@@ -20,7 +22,7 @@ from clients.cli.demo import _server, _spread
 from clients.cli.digits import SIDE, write_digits
 from clients.cli.doctor import examine, installed_version
 from clients.cli.grid import CELL, RIGHT, WRONG, Cell, draw_grid
-from clients.cli.learning import LearningError, _ended_with, _train
+from clients.cli.learning import LearningError, _ended_with, _restrain, _train
 from clients.cli.output import (
     PLAIN_INTERVAL_S,
     PlainProgress,
@@ -327,6 +329,37 @@ def test_a_signal_without_a_name_is_told_by_its_number() -> None:
     """Python names two of the real-time signals; a training that another of them ended was told by a traceback."""
     told = "its process was killed by signal 36 (Real-time signal 2); the same again goes on where it was"
     assert _ended_with(-36, "a warning") == told
+
+
+@pytest.mark.parametrize(("inherited", "asked", "limit"), [(2**33, 2**34, 2**33), (2**34, 2**33, 2**33)])
+def test_learning_gets_no_more_memory_than_who_starts_it_may_take(inherited: int, asked: int, limit: int) -> None:
+    """More is refused to all but root, and a rebuild failed of it."""
+    with subprocess.Popen(["sleep", "60"]) as process:
+        try:
+            resource.prlimit(process.pid, resource.RLIMIT_DATA, (inherited, inherited))
+            _restrain(process.pid, asked)
+            assert resource.prlimit(process.pid, resource.RLIMIT_DATA) == (limit, limit)
+        finally:
+            process.kill()
+
+
+def test_learning_may_tell_in_another_encoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what a library prints, say: a rebuild ended with a traceback of it, and not with the error of its training."""
+    monkeypatch.setenv("PYTHONIOENCODING", "latin-1")
+    with pytest.raises(LearningError, match="No such command 'caf\N{REPLACEMENT CHARACTER}'"):
+        _train(["café"], tmp_path, {}, None, lambda *_: None, lambda _: None)
+
+
+def test_a_training_that_nobody_hears_ends_of_sigterm_as_others() -> None:
+    """It ended with a traceback of having told nobody how to go on."""
+    script = """if True:
+        import os, signal
+        from clients.cli.training import _told_when_terminated
+        with _told_when_terminated(lambda: "go on"):
+            os.close(2)
+            os.kill(os.getpid(), signal.SIGTERM)
+    """
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -signal.SIGTERM
 
 
 @pytest.fixture
