@@ -133,7 +133,11 @@ def _await_ready(member: _Member) -> None:
 def _replaced(member: _Member) -> _Member:
     log.error("process %d of the server ended (exit code %s): starting another one", *_end_of(member))
     member.tether.close()
-    return _start(replace(member.share, resumes=True))
+    try:
+        return _start(replace(member.share, resumes=True))
+    except OSError as error:  # of memory or processes, which there may be again in a moment; the others answer
+        log.error("process %d of the server can't be started again yet: %s", member.share.number, error)
+        return member
 
 
 def _end_of(member: _Member) -> tuple[int, int | None]:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -325,3 +326,23 @@ def test_news_are_taken_in_once_and_again_after_each_word() -> None:
     inbox.read(lambda: taken.append(1))
     assert len(taken) == 2
     assert mine.latest() == (0, 1)
+
+
+def test_a_process_that_can_not_be_replaced_yet_is_later(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Where memory or processes are short for a moment; the others, which could answer, were ended."""
+    share = fleets.Share(Store(tmp_path), "127.0.0.1:0", None, Folders(), None, 0, resumes=False)
+    member = fleets._start(share)
+    member.process.kill()
+    member.process.join()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        assert fleets._replaced(member) is member
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert "can't be started again yet: [Errno 24] Too many open files" in caplog.messages[-1]
+    again = fleets._replaced(member)
+    assert again.process.is_alive()
+    again.process.kill()
+    again.process.join()
+    again.tether.close()
