@@ -197,6 +197,8 @@ def _check_onnxruntime(report: Report, packages: list[str]) -> None:
             f"{' and '.join(packages)} are installed together; the GPU build loses CUDA that way",
             f"pip uninstall -y {' '.join(packages)}; then pip install the one that you mean",
         )
+    import indexer  # noqa: F401  before it: keeps it from telling Microsoft what it is used for
+
     onnxruntime = _imported(report, "onnxruntime", packages)
     if onnxruntime is None:
         return

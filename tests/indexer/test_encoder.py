@@ -1,7 +1,10 @@
 """Opening and running a model: its probe, its graph, its errors."""
 
 import dataclasses
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,22 @@ def test_embeddings_are_unit_length_and_do_not_depend_on_the_batch(store: Store,
     np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1.0, atol=1e-6)
     np.testing.assert_allclose(together, np.concatenate([encoder.embed(image[None]) for image in images]), atol=1e-6)
     assert (encoder.embed(images[:0]).shape, together.dtype.name) == ((0, encoder.dim), "float32")
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "import indexer.encoder",
+        "from clients.cli.doctor import Report, _check_onnxruntime; _check_onnxruntime(Report(), ['onnxruntime'])",
+    ],
+    ids=["encoder", "doctor"],
+)
+def test_onnx_runtime_tells_nobody_what_it_is_used_for(script: str, tmp_path: Path) -> None:
+    """Its wheels do unless they are told not to, and keep an id of the machine in the user's folder."""
+    kept = {name: value for name, value in os.environ.items() if name in ("PATH", "LD_LIBRARY_PATH")}  # not CI
+    surroundings = {**kept, "HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", script], env=surroundings, check=True)
+    assert not [path for path in tmp_path.rglob("*") if "onnxruntime" in path.name]
 
 
 @pytest.mark.parametrize("shape", [(1, 31, 32, 3), (32, 32, 3), (1, 3, 32, 32)])
