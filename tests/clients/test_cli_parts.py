@@ -344,7 +344,7 @@ def test_learning_gets_no_more_memory_than_who_starts_it_may_take(inherited: int
 
 
 def test_learning_may_tell_in_another_encoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of what a library prints, say: a rebuild ended with a traceback of it, and not with the error of its training."""
+    """Of what a library prints, say: a rebuild ended with a traceback of it, not with the error of its training."""
     monkeypatch.setenv("PYTHONIOENCODING", "latin-1")
     with pytest.raises(LearningError, match="No such command 'caf\N{REPLACEMENT CHARACTER}'"):
         _train(["café"], tmp_path, {}, None, lambda *_: None, lambda _: None)
