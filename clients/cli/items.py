@@ -68,14 +68,15 @@ def upsert(
       {"item": ID, "payload": {...}}    of an item that is there
     with or without a payload; without one, the item keeps the one that it has.
 
-    An item that is not taken is named on stderr; the others are, and the exit code is 1.
+    An item that is not taken is named on stderr; the others are, and the exit code is 1. Where it ends early, it says
+    up to which item all is done.
 
     \b
     JSON keys: index, upserted, errors[].item, errors[].error
     """
     from kinsight_client import Client
 
-    from clients.cli.upserts import upsert_all, wanted
+    from clients.cli.upserts import Upserted, upsert_all, wanted
 
     if item is not None and len(images) != 1:
         raise click.UsageError("--item names the item of one IMAGE")
@@ -83,8 +84,17 @@ def upsert(
         raise click.UsageError("name an IMAGE, or --lines FILE")
     entries = wanted(images, item, None if payload is None else _payload(payload), lines)
     total = len(images) + (_count_lines(lines) if lines else 0)
-    with Client(server) as client, progress() as report:
-        done = upsert_all(client, name, entries, total, report)
+    done = Upserted()
+    try:
+        with Client(server) as client, progress() as report:
+            upsert_all(client, name, entries, total, report, done)
+    except BaseException:  # Ctrl-C too
+        _tell_errors(done.errors)
+        if done.last:
+            click.echo(
+                printable(f"taken so far: {done.count:,} items, up to {done.last}; go on after that"), err=True
+            )
+        raise
     _tell({"index": name, "upserted": done.count}, done.errors, as_json)
 
 
@@ -309,11 +319,15 @@ def _count_lines(path: Path) -> int:
 
 def _tell(result: Mapping[str, object], errors: Sequence[tuple[str, str]], as_json: bool) -> None:
     """Print what became of several items; exits with 1 where one failed."""
-    for item, error in errors:
-        click.echo(f"error: {printable(item)}: {printable(error)}", err=True)
+    _tell_errors(errors)
     if as_json:
         print_json({**result, "errors": [{"item": item, "error": error} for item, error in errors]})
     else:
         print_facts({**result, "failed": len(errors)})
     if errors:
         click.get_current_context().exit(1)
+
+
+def _tell_errors(errors: Sequence[tuple[str, str]]) -> None:
+    for item, error in errors:
+        click.echo(f"error: {printable(item)}: {printable(error)}", err=True)

@@ -37,10 +37,12 @@ class Upserted:
     Attributes:
         count: how many were taken.
         errors: item, or its name, and why it was not.
+        last: what the last of them is called, while its id is not known; empty before the first.
     """
 
     count: int = 0
     errors: list[tuple[str, str]] = field(default_factory=list)
+    last: str = ""
 
 
 def wanted(images: Sequence[Path], item: str | None, payload: object, lines: Path | None) -> Iterator[Wanted]:
@@ -55,22 +57,32 @@ def wanted(images: Sequence[Path], item: str | None, payload: object, lines: Pat
                     yield Wanted(f"{lines}, line {number}", line.strip())
 
 
-def upsert_all(client: "Client", index: str, entries: Iterable[Wanted], total: int, report: Progress) -> Upserted:
+def upsert_all(
+    client: "Client", index: str, entries: Iterable[Wanted], total: int, report: Progress, done: Upserted
+) -> None:
     """Upsert items as they come; one that can't be is told of, and the others go on.
 
+    Args:
+        client: of the server.
+        index: its name.
+        entries: the items.
+        total: how many they are, as far as that is known.
+        report: hears the stage `upsert`.
+        done: what became of them, also where this raises.
+
     Raises:
-        KinsightError: a call failed; the items before it are in the index.
+        KinsightError: a call failed; the items up to the last one that is done are in the index, or named as errors.
     """
-    done, entries = Upserted(), iter(entries)
+    entries = iter(entries)
     sent = 0
     while chunk := [*islice(entries, CHUNK)]:
         upserts = [*_possible(chunk, done)]
         results = client.items.upsert_many(upserts, index=index)
         done.errors += [(result.item, str(result.error)) for result in results if result.error]
         done.count += sum(result.error is None for result in results)
+        done.last = chunk[-1].name
         sent += len(chunk)
         report("upsert", sent, max(sent, total))
-    return done
 
 
 def _possible(chunk: Iterable[Wanted], done: Upserted) -> Iterator["Upsert"]:

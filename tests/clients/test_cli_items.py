@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from concurrent import futures
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 from kinsight.v1.index_service_pb2 import ActivateVersionRequest, Index, RollbackIndexRequest
 from kinsight.v1.index_service_pb2_grpc import IndexServiceServicer, add_IndexServiceServicer_to_server
+from kinsight_client import Client
 
 from clients.cli.command import kinsight
 from clients.cli.output import printable
@@ -20,6 +22,7 @@ from indexer import importing
 from indexer.tables import read_table
 from server.folders import Folders
 from tests.serving import build_photos, photo, serving
+from tests.waiting import until
 
 Run = Callable[..., Result]
 
@@ -105,6 +108,31 @@ def test_lines_may_come_through_a_pipe(run: Run, new: Path) -> None:
         file.close()
         done = found(run("items", "upsert", "photos", "--lines", f"/dev/fd/{reading}", "--json"), "items", "upsert")
     assert (done["upserted"], done["errors"]) == (1, [])
+
+
+def test_a_server_that_goes_leaves_word_how_far_the_lines_came(tmp_path: Path) -> None:
+    """And of what was not taken until then: of a million lines, nobody could go on after those."""
+    reading, writing = os.pipe()
+    with ExitStack() as server, os.fdopen(reading):
+        target = server.enter_context(serving(build_photos(tmp_path))).target
+
+        def feed() -> None:
+            with os.fdopen(writing, "w") as file, Client(target) as client:
+                file.write(json.dumps({"item": "000.png", "payload": {"n": 1}}) + "\n" + '{"item": 5}\n' * 999)
+                file.flush()
+                until(lambda: client.items.get("000.png").payload == {"n": 1})
+                server.close()
+                file.write(json.dumps({"item": "001.png", "payload": {"n": 2}}) + "\n")
+
+        words = ["items", "upsert", "photos", "--lines", f"/dev/fd/{reading}", "--server", target]
+        with futures.ThreadPoolExecutor(1) as feeder:
+            fed = feeder.submit(feed)
+            result = CliRunner().invoke(kinsight, words)
+            fed.result()
+    assert result.exit_code == 1
+    assert f"error: /dev/fd/{reading}, line 1000: is not an object" in result.stderr
+    assert f"taken so far: 1 items, up to /dev/fd/{reading}, line 1000; go on after that\n" in result.stderr
+    assert "UNAVAILABLE" in result.stderr
 
 
 def test_an_empty_item_id_is_refused(run: Run, new: Path) -> None:
