@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -387,3 +388,9 @@ def test_what_fails_elsewhere_is_not_blamed_on_the_catalogue(tmp_path: Path) -> 
         with pytest.raises(OSError, match=r"^another file$"):
             upsert_and_fail()
         assert (catalog.count(), catalog.sequence()) == (0, 0)
+
+
+def test_a_row_is_sealed_as_it_always_was() -> None:
+    """By another checksum every catalogue that there is would be taken for damaged."""
+    assert catalog_file.seal("cat é.jpg", 7, None, 2.5) == zlib.crc32("'cat é.jpg'7None2.5".encode())
+    assert catalog_file.seal("a", b"\xff\0", None, b"") == zlib.crc32(b"'a'\xff\0None")
