@@ -2,9 +2,10 @@
 
 import fcntl
 import os
+import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -81,6 +82,35 @@ def is_held(path: Path) -> bool:
         return False
     except BlockingIOError:
         return True
+    return False
+
+
+def interrupt(pid: int, path: Path) -> bool:
+    """Interrupt the process that holds a lock file, as Ctrl-C would; whether one of that number here does hold it.
+
+    Where containers share a file system, the number that one of their processes goes by in there is another one's, or
+    nobody's, in here.
+    """
+    if not _has_open(pid, path):
+        return False
+    try:
+        os.kill(pid, signal.SIGINT)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _has_open(pid: int, path: Path) -> bool:
+    try:
+        descriptors = [*Path(f"/proc/{pid}/fd").iterdir()]
+    except PermissionError:  # another user's; who signals it is told so
+        return True
+    except OSError:
+        return not Path("/proc/self/fd").exists()  # without any such folder, as on macOS, nothing can be told
+    for descriptor in descriptors:
+        with suppress(OSError):  # it was closed this moment
+            if descriptor.samefile(path):
+                return True
     return False
 
 

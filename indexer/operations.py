@@ -18,7 +18,6 @@ import json
 import os
 import re
 import secrets
-import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -28,13 +27,14 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from indexer.locks import Held, hold, is_held
+from indexer.locks import Held, hold, interrupt, is_held
 from indexer.manifest import listed, write_atomically
 
 State = Literal["queued", "running", "interrupted", "done", "failed", "cancelled"]
 UNFINISHED: tuple[State, ...] = ("queued", "running", "interrupted")
 
 WRITE_EVERY_S = 0.5  # a record is for people to watch; each write of it waits for the disk
+TAKEN_UP_S = 10.0  # in which who took an operation up has written its number, also to a slow disk
 REMEMBERED = timedelta(days=1)  # for which a repeated request finds its operation, however many followed
 KEPT = 200  # of the newest records, however old; others that are not to be remembered go when another begins
 _STAMP = "%Y%m%d-%H%M%S-%f"  # of the time when an operation began, with which its id begins
@@ -262,11 +262,13 @@ def cancel(directory: Path, identity: str) -> Operation:
     Raises:
         NoSuchOperation: there is no record of it.
         OperationEnded: it ended before.
+        OperationRunning: no process of this system works on it.
     """
-    operation = _unfinished(find(directory, identity))
+    operation, lock = _unfinished(find(directory, identity)), _lock(directory, identity)
+    give_up_s = time.monotonic() + TAKEN_UP_S
     while True:
         try:
-            with hold(_lock(directory, identity)):
+            with hold(lock):
                 operation = _unfinished(_read(directory, identity))  # nobody ends it while the lock is ours
                 operation = dataclasses.replace(operation, state="cancelled", eta_s=None, updated=_now())
                 _write(directory, operation)
@@ -274,8 +276,13 @@ def cancel(directory: Path, identity: str) -> Operation:
         except Held as error:
             operation = _unfinished(find(directory, identity))
             # Who has just taken the lock up has not written the record yet: its number is 0, or a dead process's.
-            if error.pid == str(operation.pid) and operation.pid != os.getpid() and _interrupt(operation.pid):
+            if error.pid == str(operation.pid) and operation.pid != os.getpid() and interrupt(operation.pid, lock):
                 return operation
+            if time.monotonic() > give_up_s:
+                raise OperationRunning(
+                    f"process {error.pid} works on {identity}, but none of that number here: cancel it where that "
+                    "runs, in another container or on another machine"
+                ) from error
 
 
 def delete(directory: Path, identity: str) -> None:
@@ -305,15 +312,6 @@ def _unfinished(operation: Operation) -> Operation:
     if operation.state not in UNFINISHED:
         raise OperationEnded(f"{operation.id} is {operation.state} already")
     return operation
-
-
-def _interrupt(pid: int) -> bool:
-    """Whether there was such a process to interrupt."""
-    try:
-        os.kill(pid, signal.SIGINT)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 @contextmanager

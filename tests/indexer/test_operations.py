@@ -299,6 +299,28 @@ def test_cancelling_waits_for_who_is_just_taking_the_operation_up(tmp_path: Path
     assert find(tmp_path, identity).state == "cancelled"
 
 
+@pytest.mark.parametrize("there", [True, False], ids=["another process has its number", "no process has its number"])
+def test_cancelling_interrupts_no_process_of_another_container(
+    tmp_path: Path, there: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What works in one goes by the number that it has there; here it is another's, or a wait for ever."""
+    monkeypatch.setattr(operations, "TAKEN_UP_S", 0.3)
+    identity = queue(tmp_path, "rebuild", "street", ["rebuild", "street"]).id
+    with subprocess.Popen(["sleep", "60"]) as other, running(tmp_path, identity) as recorder:
+        if not there:
+            other.kill()
+            other.wait()
+        recorder.operation = dataclasses.replace(recorder.operation, pid=other.pid)
+        recorder.write()
+        (tmp_path / f"{identity}.lock").write_text(f"{other.pid}\n")
+        try:
+            with pytest.raises(OperationRunning, match=f"process {other.pid} works on {identity}, but none of that"):
+                cancel(tmp_path, identity)
+            assert (other.poll() is None) == there
+        finally:
+            other.kill()
+
+
 def test_an_interrupt_as_soon_as_the_record_is_there_is_a_cancellation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
