@@ -5,6 +5,7 @@ import contextlib
 import errno
 import json
 import logging
+import os
 import re
 import shutil
 import signal
@@ -285,12 +286,19 @@ def _code_of_nothing(channel: grpc.Channel, method: str) -> grpc.StatusCode:
 )
 @pytest.mark.parametrize("reflection", ["grpc-v1", "grpc-v1alpha"])
 def test_buf_curl_calls_the_server_through_reflection(
-    method: str, request_json: object, expected: dict[str, object], reflection: str, served: Served, gallery: Gallery
+    method: str,
+    request_json: object,
+    expected: dict[str, object],
+    reflection: str,
+    served: Served,
+    gallery: Gallery,
+    tmp_path: Path,
 ) -> None:
     """A client that was not written here and has no .proto of ours, by both reflection protocols."""
     command = [str(BUF), "curl", "--protocol", "grpc", "--http2-prior-knowledge", "--reflect-protocol", reflection]
     result = subprocess.run(
         [*command, "--data", json.dumps(request_json), f"http://{served.target}/{method}"],
+        env={**os.environ, "BUF_CACHE_DIR": str(tmp_path)},
         capture_output=True,
         text=True,
         check=False,
@@ -307,11 +315,12 @@ def test_buf_curl_calls_the_server_through_reflection(
 
 @pytest.mark.skipif(not BUF.exists(), reason="buf is not installed; pip install buf-bin")
 @pytest.mark.parametrize("reflection", ["grpc-v1", "grpc-v1alpha"])
-def test_buf_curl_lists_every_method(reflection: str, served: Served) -> None:
+def test_buf_curl_lists_every_method(reflection: str, served: Served, tmp_path: Path) -> None:
     """It needs the description of each service that is listed, reflection's own too."""
     command = [str(BUF), "curl", "--protocol", "grpc", "--http2-prior-knowledge", "--reflect-protocol", reflection]
     result = subprocess.run(
         [*command, "--list-methods", f"http://{served.target}"],
+        env={**os.environ, "BUF_CACHE_DIR": str(tmp_path)},
         capture_output=True,
         text=True,
         check=False,

@@ -1,5 +1,6 @@
 """The wire contract: its style, and that the stubs beside it are its own."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -37,7 +38,10 @@ def test_the_protos_pass_buf_lint(tmp_path: Path) -> None:
     rules = (PROTO / "buf.yaml").read_text()
     assert "- path: ." in rules
     (tmp_path / "buf.yaml").write_text(rules.replace("- path: .", "- path: proto\n  - path: common"))
-    result = subprocess.run([BUF, "lint", "proto"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    cached = {**os.environ, "BUF_CACHE_DIR": str(tmp_path / "cache")}
+    result = subprocess.run(
+        [BUF, "lint", "proto"], cwd=tmp_path, env=cached, capture_output=True, text=True, check=False
+    )
     assert (result.returncode, result.stdout + result.stderr) == (0, "")
 
 

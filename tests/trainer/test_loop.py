@@ -120,8 +120,7 @@ def test_killed_training_resumes_to_the_same_weights(tmp_path: Path) -> None:
     arguments = [sys.executable, "-c", child, str(tmp_path / "killed")]
     process = subprocess.Popen(arguments, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
     log = tmp_path / "killed" / "checkpoints"
-    deadline = time.monotonic() + 60
-    while len(list(log.glob("step-*"))) < 2 and time.monotonic() < deadline:
+    while len(list(log.glob("step-*"))) < 2:
         assert process.poll() is None, "the child ended before it could be killed"
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
