@@ -253,9 +253,10 @@ async def _watch(indexes: Indexes, checks: health.aio.HealthServicer) -> None:
             if told:
                 log.info("the store can be read again")
             told = ""
-        except OSError as error:  # the store itself, a network disk say: what is open is served on
+        except Exception as error:  # the store itself, a network disk say, or there is no thread to be had
             if told != str(error):
-                log.error("the store can't be read; what is open is served on: %s", error)
+                stack = None if isinstance(error, OSError) else error
+                log.error("the store can't be read; what is open is served on: %s", error, exc_info=stack)
             told = str(error)
         await _tell(checks, indexes)
 

@@ -173,6 +173,25 @@ def test_a_store_that_can_not_be_read_is_told_once_and_when_it_is_over(
     assert "Traceback" not in caplog.text
 
 
+def test_whatever_keeps_a_server_from_looking_once_it_looks_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where threads are short for a moment, say: what was activated after that was never served."""
+    monkeypatch.setattr(app, "WATCH_INTERVAL_S", 0.02)
+    own = make_gallery(tmp_path, count=6)
+
+    def fail() -> None:
+        raise RuntimeError("can't start new thread")
+
+    with caplog.at_level(logging.ERROR, "server.app"), serving(own.store) as served:
+        indexes = served.running.indexes
+        with monkeypatch.context() as patched:
+            patched.setattr(indexes, "refresh", fail)
+            until(lambda: "can't start new thread" in caplog.text)
+        make_version(own.store, "photos", 2, own.model, own.items[:3], own.embeddings[:3])
+        until(lambda: indexes.get("photos").number == 2)
+
+
 @pytest.mark.usefixtures("permissions_hold")
 def test_directories_that_can_not_be_read_are_not_taken_for_empty(tmp_path: Path) -> None:
     """Neither by a server, which would let go of all indexes, nor by who lists its long work."""
