@@ -219,23 +219,26 @@ def test_a_signal_lets_requests_in_progress_finish_and_refuses_new_ones(number: 
         for thread in threads:
             thread.join(40)
         assert process.wait(40) == 0
-    in_progress = [call.code for call in calls if call.began < signalled - ON_ITS_WAY_S and call.ended > signalled]
-    assert in_progress
-    assert {None} == {*in_progress, *(call.code for call in calls if call.ended < signalled)}
+    # One that the server itself refused had not reached it before, however long it was on its way on a busy machine.
+    refusal = "the server is shutting down"
+    begun_before = [c for c in calls if c.began < signalled - ON_ITS_WAY_S and not c.told.startswith(refusal)]
+    assert any(call.ended > signalled for call in begun_before)
+    assert [call for call in begun_before if call.code is not None] == []
     assert [call.code for call in calls if call.code is not None] == [grpc.StatusCode.UNAVAILABLE] * 4
 
 
-ON_ITS_WAY_S = 0.4  # a request that began so short ago may not have reached the server yet, on a busy machine
+ON_ITS_WAY_S = 0.4  # a request that began so short ago may find the door closed
 
 
 class Call(NamedTuple):
     began: float
     ended: float
     code: grpc.StatusCode | None
+    told: str
 
 
 def _search_until_refused(target: str, request: SearchRequest, calls: list[Call], begun: dict[int, float]) -> None:
-    code = None
+    code, told = None, ""
     with grpc.insecure_channel(target, [("grpc.enable_retries", 0)]) as channel:
         stub = stub_of(channel)
         while code is None:
@@ -243,8 +246,8 @@ def _search_until_refused(target: str, request: SearchRequest, calls: list[Call]
             try:
                 stub.Search(request, timeout=30)
             except grpc.RpcError as error:
-                code = error.code()
-            calls.append(Call(began, time.monotonic(), code))
+                code, told = error.code(), str(error.details())
+            calls.append(Call(began, time.monotonic(), code, told))
 
 
 def test_every_method_that_reflection_lists_is_described_and_answered(tmp_path: Path) -> None:
