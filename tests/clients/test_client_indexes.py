@@ -158,12 +158,12 @@ def test_an_operation_and_its_id_are_not_taken_for_each_other(client: Any) -> No
 @KINDS
 def test_a_client_of_short_calls_waits_for_long_work_all_the_same(kind: Any, own: Served) -> None:
     """Each look at it fits into a call; and who waits for a moment is told after that moment."""
-    with kind(own.target) as patient, kind(own.target, timeout_s=0.5) as hasty:
+    with kind(own.target) as patient, kind(own.target, timeout_s=1.0) as hasty:
         started = patient.indexes.evaluate()
         began = time.monotonic()
         with pytest.raises(kinsight_client.DeadlineExceeded, match="goes on; wait for it again"):
             hasty.operations.wait(started, timeout_s=0.05)
-        assert time.monotonic() - began < 0.4
+        assert time.monotonic() - began < 0.9
         assert hasty.operations.wait(started).recall_at_10 == 1.0
 
 
