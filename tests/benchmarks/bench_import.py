@@ -348,7 +348,8 @@ def folded(store: Store) -> Figures:
     """A restart beside what was imported and upserted, and the rebuild that folds it in."""
     with serving(store) as server:
         restart_s, restart_bytes = server.cpu_s(), server.own_bytes()
-    cpu_s, peak_bytes, report = spent(["rebuild", NAME, "--store", str(store.root)])
+    cpu_s, peak_bytes, report = spent(["rebuild", NAME, "--store", str(store.root), "--min-recall", "0"])
+    assert report["activated"], report["refused"]
     with serving(store) as server:
         folded_s = server.cpu_s()
     return {
