@@ -15,7 +15,7 @@ from trainer.objectives import objective_keywords
 from trainer.recipe_files import RecipeError, check_known, read, values_of
 
 _LARGEST = 1024  # side of an image, pixels
-_TAUGHT_AVERAGING = 0.97
+_TAUGHT_AVERAGING = 0.98
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,8 +216,8 @@ def taught(recipe: Recipe, name: str) -> Recipe:
 
     The last epoch's encoder is exported: the contrast, which needs no labels, falls while labels still teach.
 
-    Where all images teach beside the labels, the average is of some thirty steps at most: few labels teach in not
-    many more, and behind a slower average they are seen half learned. Labels alone are better half learned.
+    Where all images teach beside the labels, the average is of some fifty steps at most: few labels teach in not many
+    more, and behind a slower average they are seen half learned. Labels alone are better half learned.
     """
     averaging = recipe.run.averaging if name == "supervised" else min(recipe.run.averaging, _TAUGHT_AVERAGING)
     return override(with_objective(recipe, name), "run.choose=last", f"run.averaging={averaging}")
