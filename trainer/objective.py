@@ -107,6 +107,8 @@ class Objective(nn.Module):
         first_epochs: that come before the recipe's own, whose warm-up and schedule begin after them, with a new
             optimiser.
         first_rate: the learning rate in them, times the recipe's.
+        most_averaging: of `run.averaging`, where it learns from a few labels: those teach in few steps, and behind
+            the average of more they are seen half learned.
         large_size: side of `Batch.large` in the epoch that has begun, pixels; 0 for none.
     """
 
@@ -114,6 +116,7 @@ class Objective(nn.Module):
     centred: ClassVar[bool] = False
     needs_labels: ClassVar[bool] = False
     needs_classes: bool = False
+    most_averaging: ClassVar[float] = 1.0
     first_epochs: int = 0
     first_rate: float = 1.0
     large_size = 0

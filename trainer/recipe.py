@@ -11,11 +11,10 @@ from typing import Any, Literal, get_type_hints
 import tomli_w
 
 from trainer.objective import View
-from trainer.objectives import objective_keywords
+from trainer.objectives import objective_class, objective_keywords
 from trainer.recipe_files import RecipeError, check_known, read, values_of
 
 _LARGEST = 1024  # side of an image, pixels
-_TAUGHT_AVERAGING = 0.98
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,12 +214,10 @@ def taught(recipe: Recipe, name: str) -> Recipe:
     """The recipe for learning on with a few labels, by the objective of this name; raises RecipeError.
 
     The last epoch's encoder is exported: the contrast, which needs no labels, falls while labels still teach.
-
-    Where all images teach beside the labels, the average is of some fifty steps at most: few labels teach in not many
-    more, and behind a slower average they are seen half learned. Labels alone are better half learned.
     """
-    averaging = recipe.run.averaging if name == "supervised" else min(recipe.run.averaging, _TAUGHT_AVERAGING)
-    return override(with_objective(recipe, name), "run.choose=last", f"run.averaging={averaging}")
+    chosen = with_objective(recipe, name)
+    averaging = min(recipe.run.averaging, objective_class(name).most_averaging)
+    return override(chosen, "run.choose=last", f"run.averaging={averaging}")
 
 
 def to_dict(recipe: Recipe) -> dict[str, dict[str, Any]]:

@@ -19,7 +19,6 @@ from indexer.catalog import CATALOG, Catalog, CatalogCorrupt
 from indexer.manifest import CorruptFile, amend_model
 from indexer.records import Upsert
 from indexer.version import VersionError, activate, open_version
-from server import indexes as module
 from server.indexes import Indexes
 from tests.serving import CURVE, Gallery, Stubs, make_gallery, make_model, make_version, photo, serving
 from tests.waiting import PROCESS_S, until
@@ -92,12 +91,9 @@ def test_a_version_whose_model_or_directory_is_lost_gives_way_too(two: Gallery, 
         (tmp_path / "away").rename(gone)
 
 
-def test_what_takes_the_place_of_a_damaged_version_is_kept_up_to_date(
-    two: Gallery, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("one_at_a_time")
+def test_what_takes_the_place_of_a_damaged_version_is_kept_up_to_date(two: Gallery) -> None:
     """Its model was calibrated in vain, and items that it had yet to embed were never found, until a mend."""
-    monkeypatch.setattr(module, "CATCH_UP", 1)
-    monkeypatch.setattr(module, "CATCH_UP_S", 0.0)
     other = make_model(two.store, seed=1)
     make_version(two.store, "photos", 3, other, two.items[:3], two.embeddings[:3])
     indexes = _opened(two)

@@ -267,12 +267,9 @@ def test_a_version_of_another_model_brings_its_encoder(own: Gallery) -> None:
     assert [other] == list(indexes._encoders)
 
 
-def test_what_is_activated_is_swapped_in_while_many_items_are_embedded_anew(
-    own: Gallery, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("one_at_a_time")
+def test_what_is_activated_is_swapped_in_while_many_items_are_embedded_anew(own: Gallery) -> None:
     """A refresh embeds as many as it has time for; one that can't be decoded does not keep the others from it."""
-    monkeypatch.setattr(module, "CATCH_UP", 1)
-    monkeypatch.setattr(module, "CATCH_UP_S", 0.0)
     other = make_model(own.store, seed=1)
     indexes = Indexes(own.store)
     indexes.refresh()

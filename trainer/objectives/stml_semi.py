@@ -58,6 +58,8 @@ class STMLSemi(STML):
         Kinsight's own. Three images a class is what a sampler left in their code draws.
     """
 
+    most_averaging = 0.98  # some fifty steps
+
     def __init__(
         self,
         encoder: Encoder,
