@@ -195,6 +195,16 @@ class Catalog:
                 yield Content(self._read_row(row).known, self._vector(row, model))
             after = rows[-1][0]
 
+    def contents_of(self, items: Sequence[str], model: str) -> dict[str, Content]:
+        """Those of some items that are live, by their ids, as of `contents`."""
+        query = (
+            "SELECT items.*, vector, embeddings.seal FROM json_each(?) AS wanted CROSS JOIN items "
+            "ON items.item = wanted.value AND state NOT IN ('deleted', 'gone') "
+            "LEFT JOIN embeddings ON embeddings.item = items.item AND model = ?"
+        )
+        rows = self._file.read(query, json.dumps(items), model)
+        return {row[0]: Content(self._read_row(row).known, self._vector(row, model)) for row in rows}
+
     def embedding(self, item: str, model: str, sha256: str | None) -> Embeddings | None:
         """The embedding of a live item by a model, (D,) float32, unit length.
 

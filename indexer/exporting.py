@@ -12,15 +12,13 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
-
 from indexer import adopt, manifest, version
 from indexer.catalog import Catalog
 from indexer.embedding import Progress
-from indexer.items import Image
+from indexer.embedding_table import EMBEDDING, ITEM, MODEL, PAYLOAD
+from indexer.known import embeddings_of
 from indexer.rebuild import active_number
-from indexer.records import Content, Item
-from indexer.rows import Embeddings
+from indexer.records import Content
 from indexer.store import Store
 from indexer.version import Version
 
@@ -54,7 +52,8 @@ def export_items(name: str, path: Path, *, store: Store, progress: Progress) -> 
     """Write every live item, as of one moment; the file appears whole or not at all.
 
     Columns: `item`, text; `embedding`, list of float32, null where the active version's model has not embedded the
-    item; `payload`, JSON text, null for none.
+    item; `payload`, JSON text, null for none; `model`, the id of the one that made the embedding. An import
+    of the file into an index of this model takes them as they are.
 
     Args:
         name: of the index.
@@ -147,23 +146,23 @@ class _Writer:
 
         self._arrow = pyarrow
         fields = {
-            "item": pyarrow.string(),
-            "embedding": pyarrow.list_(pyarrow.float32()),
-            "payload": pyarrow.string(),
+            ITEM: pyarrow.string(),
+            EMBEDDING: pyarrow.list_(pyarrow.float32()),
+            PAYLOAD: pyarrow.string(),
+            MODEL: pyarrow.string(),
         }
         self._schema = pyarrow.schema(fields)
         self._file = pyarrow.parquet.ParquetWriter(path, self._schema)
 
     def write(self, contents: Sequence[Content], opened: Version) -> None:
         """Add items, with the version's embeddings of those that the catalogue has none of."""
-        lacking = {one.item.item: one.item for one in contents if one.vector is None}
-        held = opened.images_of([*lacking])
-        rows = opened.rows_of([item for item, image in held.items() if _is_of(lacking[item], image)])
-        known = dict(zip(rows, opened.embeddings(np.array([*rows.values()], np.int64)), strict=True))
+        known = embeddings_of(contents, opened)
+        items, model = [one.item.item for one in contents], opened.manifest.model
         columns = {
-            "item": [one.item.item for one in contents],
-            "embedding": [_embedding(one, known) for one in contents],
-            "payload": [json.dumps(one.item.payload) if one.item.payload else None for one in contents],
+            ITEM: items,
+            EMBEDDING: [known.get(item) for item in items],
+            PAYLOAD: [json.dumps(one.item.payload) if one.item.payload else None for one in contents],
+            MODEL: [model if item in known else None for item in items],
         }
         self._file.write_table(self._arrow.table(columns, schema=self._schema))
 
@@ -172,13 +171,3 @@ class _Writer:
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
-
-
-def _embedding(content: Content, known: dict[str, Embeddings]) -> Embeddings | None:
-    return content.vector if content.vector is not None else known.get(content.item.item)
-
-
-def _is_of(item: Item, image: Image) -> bool:
-    """Whether what a version holds is what an item is now, not what was upserted in its place since."""
-    path = None if item.source is None else os.fsencode(item.source)
-    return item.mirrored or image.is_same(Image(path, item.sha256 or ""))

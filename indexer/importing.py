@@ -1,17 +1,18 @@
 """Put every image of a collection into the catalogue of an index, which is searched all the while.
 
+Embeddings that are known already come from a table of their own: `indexer.importing_embeddings`.
+
 What is on the disk after each batch stays: the same import goes on after it, as images that the catalogue has already
 are read and hashed, but neither decoded nor embedded again. What people changed or deleted since the import began is
 newer than it and stays so, whenever the import comes to it.
 """
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,43 +20,18 @@ import numpy as np
 from indexer import adopt, pixels
 from indexer.catalog import Catalog, UnknownContent
 from indexer.embedding import BATCH, Progress, embed_pending
+from indexer.embedding_table import is_embedding_table
 from indexer.encoder import Device, Encoder
+from indexer.import_report import CHANGED, ImportReport
+from indexer.importing_embeddings import import_embeddings
 from indexer.known import KnownRows
 from indexer.pixels import Pixels, PixelsError
 from indexer.rebuild import active_manifest, model_of
-from indexer.records import Item, Payload, Upsert
+from indexer.records import InvalidPayload, Item, Payload, Upsert, read_payload
 from indexer.rows import Embeddings
 from indexer.source import Source
 from indexer.sources import open_collection
 from indexer.store import Store
-
-MAX_FAILURES = 1_000  # that a report lists
-_CHANGED = "it was changed or deleted since the import began, and stays so; import it again to have it as it is here"
-
-
-@dataclass
-class ImportReport:
-    """What became of the images of a collection.
-
-    Attributes:
-        imported: items that are new or changed.
-        unchanged: that were there already, with the same bytes and payload.
-        failed: that could not be used.
-        failures: (item, reason) of the first 1,000 of them.
-        warnings: what could not be used as a whole, each a sentence.
-    """
-
-    imported: int = 0
-    unchanged: int = 0
-    failed: int = 0
-    failures: list[tuple[str, str]] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-
-    def fail(self, item: str, reason: str) -> None:
-        """Count an image that could not be used."""
-        self.failed += 1
-        if len(self.failures) < MAX_FAILURES:
-            self.failures.append((item, reason))
 
 
 def import_items(
@@ -72,7 +48,8 @@ def import_items(
 
     Args:
         name: of the index.
-        images: a collection, see `indexer.sources.open_collection`; payloads come from a table's column.
+        images: a collection, see `indexer.sources.open_collection`; payloads come from a table's column. Or a table
+            of embeddings, see `indexer.embedding_table`: no image is read then.
         store: that holds the index.
         device: for the encoder.
         since: told the last change of the catalogue, says after which one the import began: an earlier one where it
@@ -82,10 +59,13 @@ def import_items(
 
     Raises:
         NoActiveVersion: the index has none, so nothing says which model embeds.
-        SourceError: the collection can't be read, or holds no image.
+        SourceError: the collection can't be read, or holds no image; ModelMismatch where its embeddings are all of
+            another model.
         CatalogError: the catalogue is damaged or can't be written.
         EncoderError: the model can't be opened, or its graph failed.
     """
+    if is_embedding_table(images):
+        return import_embeddings(name, images, store=store, since=since, left_out=left_out, progress=progress)
     model = store.model(model_of(store, name))
     collection = open_collection(images.absolute())
     encoder, index_dir = Encoder.open(model, device=device), store.index(name)
@@ -145,7 +125,7 @@ class _Importer:
                 changed = payload is not None and payload != known.payload
                 return _Read(item, Upsert(item, payload=payload) if changed else None)
             image = pixels.decode(data, self.encoder.pixels) if embedding is None else None
-        except (PixelsError, ValueError) as error:
+        except (PixelsError, InvalidPayload) as error:
             return _Read(item, error=str(error))
         model = self.encoder.model
         return _Read(item, Upsert(item, embedding, model, source=source.path, sha256=sha256, payload=payload), image)
@@ -177,7 +157,7 @@ class _Importer:
             else:
                 report.imported += 1
         for item in sorted(newer):
-            self.leave_out(report, item, _CHANGED)
+            self.leave_out(report, item, CHANGED)
 
     def leave_out(self, report: ImportReport, item: str, reason: str) -> None:
         """Count and tell what could not be used."""
@@ -185,17 +165,9 @@ class _Importer:
         self.left_out(item, reason)
 
     def _payload(self, item: str) -> Payload | None:
-        """What the table says of an item; raises ValueError where that is not a JSON object."""
-        if item not in self.payloads:
-            return None
-        text = self.payloads[item]
-        try:
-            payload = json.loads(text)
-        except (ValueError, RecursionError):
-            payload = None
-        if not isinstance(payload, dict):
-            raise ValueError(f"the payload is not a JSON object: {text[:40]}")
-        return payload
+        """What the table says of an item; raises InvalidPayload."""
+        text = self.payloads.get(item)
+        return None if text is None else read_payload(text)
 
     def _known(self, item: str, sha256: str) -> Item | None:
         """The item, if it is in the catalogue with this very image, and this model finds it by that."""

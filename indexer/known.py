@@ -1,5 +1,6 @@
-"""Embeddings that versions of an index hold already, found by the SHA-256 of the image."""
+"""Embeddings that an index holds already, found by the SHA-256 of the image or by the item."""
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +10,10 @@ import numpy as np
 
 from indexer import manifest, version
 from indexer.duplicates import Digests
-from indexer.items import ItemWriter
+from indexer.items import Image, ItemWriter
 from indexer.ivfpq import Rows
 from indexer.manifest import ManifestError
+from indexer.records import Content, Item
 from indexer.rows import Embeddings, map_rows
 from indexer.version import ITEMS, ROWS, Version, VersionError
 
@@ -78,6 +80,21 @@ class KnownRows:
             if place < len(part.digests) and part.digests[place] == wanted:
                 return part.row(int(part.rows[place]))
         return None
+
+
+def embeddings_of(contents: Sequence[Content], opened: Version) -> dict[str, Embeddings]:
+    """The (D,) embedding of each item that the catalogue, or else a version, has one of."""
+    found = {one.item.item: one.vector for one in contents if one.vector is not None}
+    lacking = {one.item.item: one.item for one in contents if one.vector is None}
+    held = opened.images_of([*lacking]) if lacking else {}
+    rows = opened.rows_of([item for item, image in held.items() if _is_of(lacking[item], image)])
+    return found | dict(zip(rows, opened.embeddings(np.array([*rows.values()], np.int64)), strict=True))
+
+
+def _is_of(item: Item, image: Image) -> bool:
+    """Whether what a version holds is what an item is now, not what was upserted in its place since."""
+    path = None if item.source is None else os.fsencode(item.source)
+    return item.mirrored or image.is_same(Image(path, item.sha256 or ""))
 
 
 def _candidates(index_dir: Path, model: str) -> list[int]:

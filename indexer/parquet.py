@@ -67,7 +67,7 @@ def image_column(table: Path) -> ImageColumn | None:
     Raises:
         SourceError: the table can't be read, or it has several such columns and none is called `image`.
     """
-    schema = _open(table).schema_arrow
+    schema = open_parquet(table).schema_arrow
     columns = {
         field.name: ImageColumn(f"{field.name}.bytes", f"{field.name}.path")
         for field in schema
@@ -107,7 +107,7 @@ def list_parquet(table: Path, root: Path) -> Listing:
     base = table.parent if table == root and not names else root
     prefix = "" if table == base else f"{table.relative_to(base).as_posix()}/"
     sources: list[Source] = []
-    for row in range(_open(table).metadata.num_rows):
+    for row in range(open_parquet(table).metadata.num_rows):
         relative = f"{prefix}{names[row] if names else row}"
         sources.append(ParquetSource(item_of(relative), str(base), relative, str(table), column.data, row))
     return Listing(sources)
@@ -117,7 +117,7 @@ class _Reader:
     """The images of one table, front to back; going back begins at the row group again."""
 
     def __init__(self, table: str, column: str) -> None:
-        self._file = _open(Path(table))
+        self._file = open_parquet(Path(table))
         self._column = column
         groups = self._file.metadata
         self._starts = [0, *accumulate(groups.row_group(i).num_rows for i in range(groups.num_row_groups))]
@@ -171,7 +171,8 @@ def _reader(table: str, column: str, state: str) -> _Reader:  # noqa: ARG001  a 
 
 
 @contextmanager
-def _readable(table: Path) -> Iterator[None]:
+def readable(table: Path) -> Iterator[None]:
+    """Arrow's errors of the block, as SourceError that names the table."""
     import pyarrow
 
     try:
@@ -180,10 +181,11 @@ def _readable(table: Path) -> Iterator[None]:
         raise SourceError(f"{shown(table)} can't be read as a table: {error}") from error
 
 
-def _open(table: Path) -> Any:
+def open_parquet(table: Path) -> Any:
+    """A Parquet table of which a few pages are read at a time; raises SourceError."""
     import pyarrow.parquet
 
-    with _readable(table):
+    with readable(table):
         return pyarrow.parquet.ParquetFile(table, buffer_size=_BUFFER_BYTES, pre_buffer=False)
 
 
@@ -191,8 +193,8 @@ def _names(table: Path, column: ImageColumn) -> list[str] | None:
     """The names of a table's images; None where it has none, one is missing, or two are the same."""
     if column.names is None:
         return None
-    with _readable(table):
-        cells = _open(table).read(columns=[column.names]).column(0)
+    with readable(table):
+        cells = open_parquet(table).read(columns=[column.names]).column(0)
         texts = (cells.flatten()[0] if "." in column.names else cells).to_pylist()
     names = [_below(str(text or "")) for text in texts]
     return names if all(names) and len(set(names)) == len(names) else None

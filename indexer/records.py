@@ -28,6 +28,7 @@ UNIT_TOLERANCE = 1e-3  # of an embedding's length
 
 Payload = Mapping[str, Any]  # a JSON object
 _FLOAT32 = np.dtype("<f4")  # as it is stored
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 _LONG_NUMBER = re.compile(r"\d{300}")  # the largest 64-bit float has 309 digits
 _JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
@@ -176,6 +177,23 @@ def check_item(item: str) -> None:
         raise InvalidItem(
             f"item id {item[:40]!r} has {size:,} bytes; it must have 1 to {MAX_ITEM_BYTES:,}, none of them zero"
         )
+
+
+def check_printable(item: str) -> None:
+    """Raise InvalidItem where `item` would break lines, or do worse to a terminal: ids of collections are escaped."""
+    if _CONTROL.search(item):
+        raise InvalidItem(f"item id {item[:40]!r} holds control characters; leave them out")
+
+
+def read_payload(text: str) -> Payload:
+    """The payload that a table has as text; raises InvalidPayload where that is not a JSON object."""
+    try:
+        payload = json.loads(text)
+    except (ValueError, RecursionError):
+        payload = None
+    if not isinstance(payload, dict):
+        raise InvalidPayload(f"the payload is not a JSON object: {text[:40]}")
+    return payload
 
 
 def payload_text(payload: Payload | None) -> str | None:

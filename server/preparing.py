@@ -1,6 +1,5 @@
 """Upserts as clients send them, checked and translated to what a catalogue takes."""
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,14 +9,12 @@ from google.protobuf import json_format  # type: ignore[import-untyped]
 from google.protobuf.struct_pb2 import Struct  # type: ignore[import-untyped]
 from kinsight.v1.item_service_pb2 import ItemUpsert
 
-from indexer.records import DuplicateItem, InvalidItem, InvalidPayload, Upsert
+from indexer.records import DuplicateItem, InvalidItem, InvalidPayload, Upsert, check_printable
 from server import answers
 from server.embeddings import Floats, units
 from server.indexes import ActiveIndex
 
 MAX_ITEM_BYTES = 1024  # of an item id that a client chooses; those of collections are paths, which may be longer
-
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 
 Prepared = list[Upsert | Exception]
 
@@ -66,8 +63,7 @@ def check_item(item: str) -> None:
     size = len(item.encode())
     if not 0 < size <= MAX_ITEM_BYTES:
         raise InvalidItem(f"item id {item[:40]!r} has {size:,} bytes; it must have 1 to {MAX_ITEM_BYTES:,}")
-    if _CONTROL.search(item):
-        raise InvalidItem(f"item id {item[:40]!r} holds control characters; leave them out")
+    check_printable(item)
 
 
 def payload_of(struct: Struct) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import asyncio
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 from google.longrunning import operations_pb2
@@ -90,8 +90,13 @@ class ItemService(item_service_pb2_grpc.ItemServiceServicer):
 
         def job() -> Job:
             path, index = self._folders.readable(request.path), self._indexes.get(request.index)
-            words, check = ("items", "import", index.name, str(path)), partial(check_there, path)
-            return Job("import", index.name, words, check, since=index.catalog.sequence())
+            words, checks = ["items", "import", index.name, str(path)], [partial(check_there, path)]
+            if request.failures_path:
+                failures = self._folders.to_write(request.failures_path)
+                words += ["--failures", str(failures)]
+                checks.append(partial(check_free, failures))
+            since = index.catalog.sequence()
+            return Job("import", index.name, tuple(words), lambda: _all(checks), since=since)
 
         return await started(self._jobs, self._indexes, job, request.request_id)
 
@@ -135,6 +140,11 @@ class ItemService(item_service_pb2_grpc.ItemServiceServicer):
         except PixelsError as error:
             return error
         return upsert._replace(embedding=embedding)
+
+
+def _all(checks: Iterable[Callable[[], None]]) -> None:
+    for check in checks:
+        check()
 
 
 def _digest(items: Sequence[ItemUpsert]) -> str:

@@ -28,7 +28,7 @@ from clients.cli.remote import awaited
 if TYPE_CHECKING:
     from kinsight_client import ImportResult
 
-    from indexer.importing import ImportReport
+    from indexer.import_report import ImportReport
 
 by_server_option = click.option(
     "--server", metavar="HOST:PORT", help="Have a running server do it, with a path of its machine; no store needed."
@@ -178,7 +178,10 @@ def list_(name: str, condition: str, limit: int, server: str, as_json: bool) -> 
 @click.argument("name")
 @click.argument("images", type=PATH)
 @click.option(
-    "--failures", type=PATH, metavar="FILE", help="List in this CSV every image that is left out; not with --server."
+    "--failures",
+    type=PATH,
+    metavar="FILE",
+    help="List in this CSV all that is left out; with --server, a new file of its machine.",
 )
 @by_server_option
 @store_option
@@ -198,21 +201,21 @@ def import_(
     """Put every image of IMAGES into index NAME, which is searched all the while.
 
     IMAGES is what `kinsight index build` takes; a table's column payload, of JSON objects, becomes the items'
-    payloads. A running server finds the images within seconds, and the next rebuild keeps them. Images that are
-    there already with the same bytes are neither decoded nor embedded again: the same command goes on where an
-    interrupted one ended. What is upserted or deleted while it runs, or before `kinsight operations resume` goes on
-    with it, stays so.
+    payloads. Or it is a Parquet table of embeddings with the columns item, embedding, model and payload, as
+    `kinsight items export` writes it from an index of the same model. A running server finds the items within
+    seconds, and the next rebuild keeps them. Images that are there already with the same bytes are neither decoded
+    nor embedded again: the same command goes on where an interrupted one ended. What is upserted or deleted while it
+    runs, or before `kinsight operations resume` goes on with it, stays so.
 
     \b
     JSON keys: index, imported, unchanged, failed, failures[].item, failures[].reason (the first 1,000), warnings[]
     """
     if server is not None:
-        if failures is not None:
-            raise click.UsageError("--failures is of an import into --store; a server tells the first 1,000")
         from kinsight_client import Client
 
         with Client(server) as client:
-            _tell_imported(name, awaited(client, client.items.import_from(images, index=name)), as_json)
+            begun = client.items.import_from(images, failures=failures or "", index=name)
+            _tell_imported(name, awaited(client, begun), as_json, failures)
         return
     from indexer.importing import import_items
     from indexer.store import Store

@@ -18,7 +18,7 @@ from kinsight_client import Client
 
 from clients.cli.command import kinsight
 from clients.cli.output import printable
-from indexer import importing
+from indexer import import_report
 from indexer.tables import read_table
 from server.folders import Folders
 from tests.serving import build_photos, photo, serving
@@ -289,8 +289,8 @@ def test_a_server_imports_rebuilds_rolls_back_and_exports(run: Run, new: Path, t
 def test_an_import_lists_every_image_that_is_left_out(
     run: Run, new: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a table of their own, however few of them the report has; a server's paths are its own."""
-    monkeypatch.setattr(importing, "MAX_FAILURES", 1)
+    """In a table of their own, however few of them the report has; a server overwrites nothing."""
+    monkeypatch.setattr(import_report, "MAX_FAILURES", 1)
     for number in range(30):
         (new / f"empty {number}.png").touch()
     table = tmp_path / "failures.csv"
@@ -299,7 +299,12 @@ def test_an_import_lists_every_image_that_is_left_out(
     assert done.exit_code == 0, done.stderr
     assert f"skipped 30 more; {table} lists them all" in done.stderr
     assert len(read_table(table, ["item", "reason"])["item"]) == 31
-    assert run(*words).exit_code == 2
+    assert f"{table} is there already" in run(*words).stderr
+    table.rename(tmp_path / "earlier.csv")
+    assert f"skipped 11 more; {table} lists them all" in run(*words).stderr
+    assert table.read_text() == (tmp_path / "earlier.csv").read_text()
+    elsewhere = tmp_path.with_name("elsewhere.csv")
+    assert f"{elsewhere} is in no folder" in run(*words[:-1], str(elsewhere)).stderr
 
 
 def test_a_rebuild_that_is_refused_exits_with_1_and_says_why(run: Run, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import grpc
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from google.protobuf.struct_pb2 import Struct  # type: ignore[import-untyped]
@@ -342,6 +343,24 @@ def test_images_are_imported_and_items_exported(own: Gallery, tmp_path: Path) ->
     by_item = {row["item"]: row for row in table}
     assert by_item["102.png"]["payload"] == '{"number": 102}'
     np.testing.assert_allclose(by_item[own.items[3]]["embedding"], own.embeddings[3], atol=1e-6)
+
+
+def test_embeddings_are_imported_and_those_of_another_model_refused(own: Gallery, tmp_path: Path) -> None:
+    """They are found; the refusal names the model whose embeddings are taken."""
+    near = (own.embeddings[:3] + own.embeddings[3:6]) / 2
+    columns = {"item": ["a", "b", "c"], "embedding": [*near.tolist()], "model": [own.model] * 3}
+    pq.write_table(pa.table(columns), tmp_path / "ours.parquet")
+    pq.write_table(pa.table(columns | {"model": ["another"] * 3}), tmp_path / "theirs.parquet")
+    with serving(own.store, folders=Folders((tmp_path,))) as served, Stubs(served.target) as stubs:
+        told = ImportItemsResponse()
+        request = ImportItemsRequest(path=str(tmp_path / "ours.parquet"))
+        assert stubs.ended(stubs.items.ImportItems(request)).response.Unpack(told)
+        assert (told.imported, told.failed) == (3, 0)
+        assert stubs.found(item="b", top_k=9)
+        request.path = str(tmp_path / "theirs.parquet")
+        refused = stubs.ended(stubs.items.ImportItems(request)).error
+        assert reason_of(refused) == ("FAILED_PRECONDITION", "MODEL_MISMATCH")
+        assert own.model in refused.message
 
 
 def test_what_is_deleted_after_an_import_was_asked_for_stays_so(own: Gallery, tmp_path: Path) -> None:

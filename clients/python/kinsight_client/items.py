@@ -146,19 +146,29 @@ class ItemCalls:
         return Pages(self._stub.ListItems, request, lambda response: map(messages.item_of, response.items))
 
     def import_from(
-        self, path: "str | PathLike[str]", *, index: str = "", request_id: str = ""
+        self,
+        path: "str | PathLike[str]",
+        *,
+        failures: "str | PathLike[str]" = "",
+        index: str = "",
+        request_id: str = "",
     ) -> Call[Operation[ImportResult]]:
-        """Begin to put every image of a collection on the server's machine into an index.
+        """Begin to put every image of a collection on the server's machine into an index, or a table's embeddings.
 
         Args:
-            path: an absolute path there: a folder, a table of paths, tar shards or Parquet tables of images.
+            path: an absolute path there: a folder, a table of paths, tar shards or Parquet tables of images; or a
+                Parquet table of embeddings, as `export_to` writes it.
+            failures: an absolute path there, of a CSV file that is not there yet and is to list everything that is
+                left out; empty for none.
             index: its name; empty for the server's default.
             request_id: marks repetitions, which get the same operation; one of its own if empty.
 
         Raises:
             KinsightError: see `kinsight_client.errors`.
         """
-        request = pb.ImportItemsRequest(index=index, request_id=request_id or unique(), path=fspath(path))
+        request = pb.ImportItemsRequest(
+            index=index, request_id=request_id or unique(), path=fspath(path), failures_path=fspath(failures)
+        )
         return Call(self._stub.ImportItems, request, operation_of)
 
     def export_to(

@@ -119,14 +119,16 @@ class ListItemsResponse(_message.Message):
     def __init__(self, items: _Optional[_Iterable[_Union[Item, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class ImportItemsRequest(_message.Message):
-    __slots__ = ("index", "request_id", "path")
+    __slots__ = ("index", "request_id", "path", "failures_path")
     INDEX_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
+    FAILURES_PATH_FIELD_NUMBER: _ClassVar[int]
     index: str
     request_id: str
     path: str
-    def __init__(self, index: _Optional[str] = ..., request_id: _Optional[str] = ..., path: _Optional[str] = ...) -> None: ...
+    failures_path: str
+    def __init__(self, index: _Optional[str] = ..., request_id: _Optional[str] = ..., path: _Optional[str] = ..., failures_path: _Optional[str] = ...) -> None: ...
 
 class ItemFailure(_message.Message):
     __slots__ = ("item", "reason")

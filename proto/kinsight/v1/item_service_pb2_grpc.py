@@ -115,11 +115,13 @@ class ItemServiceServicer:
 
     def ImportItems(self, request, context):
         """Puts every image of a collection on the server's disks into an index: a folder, a table of paths, tar shards, or
-        Parquet tables of images. Images that can't be used are left out and listed; the others go on.
+        Parquet tables of images. Or every embedding of a table as ExportItems writes it; where all are of other models
+        than the index's, the operation ends with FAILED_PRECONDITION.
+        What can't be used is left out and listed; the others go on.
         The operation may be cancelled; what it imported by then stays. Asked for again, it goes on after what is there:
-        an image whose bytes are unchanged is neither decoded nor embedded again.
+        an image whose bytes are unchanged is neither decoded nor embedded again, nor an embedding written again.
         Items that are upserted or deleted after this was asked for stay so, also where another server goes on with it:
-        their images are among those that are left out.
+        they are among what is left out.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
