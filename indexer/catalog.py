@@ -19,7 +19,7 @@ from indexer import catalog_rows, mirroring, records, requests
 from indexer.catalog_changes import Changes, Transaction
 from indexer.catalog_file import CatalogBusy, CatalogCorrupt, CatalogError, CatalogFile, CatalogWriteFailed
 from indexer.catalog_rows import COLUMNS, Row
-from indexer.records import Change, Content, Item, Outcome, Refused, Upsert
+from indexer.records import Change, Content, Item, Outcome, Payload, Refused, Upsert
 from indexer.requests import RequestReused
 from indexer.rows import Embeddings
 
@@ -205,6 +205,23 @@ class Catalog:
         rows = self._file.read(query, json.dumps(items), model)
         return {row[0]: Content(self._read_row(row).known, self._vector(row, model)) for row in rows}
 
+    def holding(self, upserts: Sequence[Upsert], model: str) -> set[str]:
+        """The items of some upserts that are live with that embedding, by this model, and payload, if one is given.
+
+        No checksums are compared: what is there as it is wanted is not damaged.
+        """
+        query = (
+            "SELECT wanted.key, payload, vector FROM json_each(?) AS wanted CROSS JOIN items "
+            "ON items.item = wanted.value AND state NOT IN ('deleted', 'gone') "
+            "CROSS JOIN embeddings ON embeddings.item = items.item AND model = ?"
+        )
+        held = set()
+        for place, payload, vector in self._file.read(query, json.dumps([one.item for one in upserts]), model):
+            one = upserts[place]
+            if one.embedding is not None and one.embedding.tobytes() == vector and _is_payload(one.payload, payload):
+                held.add(one.item)
+        return held
+
     def embedding(self, item: str, model: str, sha256: str | None) -> Embeddings | None:
         """The embedding of a live item by a model, (D,) float32, unit length.
 
@@ -368,6 +385,11 @@ class Catalog:
         """The embedding that was joined to an item's columns."""
         vector, its_seal = columns[COLUMNS:]
         return None if vector is None else catalog_rows.read_vector(self._file, columns[0], model, vector, its_seal)
+
+
+def _is_payload(wanted: Payload | None, stored: str | None) -> bool:
+    """Whether an upsert with a payload, or without, leaves the stored one as it is."""
+    return wanted is None or wanted == (None if stored is None else json.loads(stored))
 
 
 def _is_text(item: str) -> bool:

@@ -101,11 +101,14 @@ class _Importer:
 
     def _changes(self, usable: dict[str, Upsert]) -> tuple[list[Upsert], list[str]]:
         """What differs from the catalogue; and the items that do, but were changed since the import began."""
-        there = self.catalog.contents_of([*usable], self.opened.manifest.model)
+        model = self.opened.manifest.model
+        same = self.catalog.holding([*usable.values()], model)  # an import that is gone on with meets these alone
+        left = {item: upsert for item, upsert in usable.items() if item not in same}
+        there = self.catalog.contents_of([*left], model)
         held = embeddings_of([*there.values()], self.opened)
-        changed = self.catalog.changed([*usable], self.since)
+        changed = self.catalog.changed([*left], self.since)
         upserts, newer = [], []
-        for item, upsert in usable.items():
+        for item, upsert in left.items():
             change = _change(upsert, there.get(item), held.get(item))
             if change is not None and item in changed:
                 newer.append(item)

@@ -279,7 +279,7 @@ def imported(store: Store, model: str, folder: Path, bad: list[str]) -> Figures:
 
 def wait_for(look: Callable[[], int], wanted: int) -> None:
     """Return once a server holds so many items: what others commit it takes in within seconds."""
-    give_up_s = time.monotonic() + 120
+    give_up_s = time.monotonic() + 1200
     while (found := look()) != wanted:
         assert time.monotonic() < give_up_s, (found, wanted)
         time.sleep(0.2)
