@@ -1,10 +1,13 @@
-"""What a user's searches wait for while another user upserts: `python tests/benchmarks/bench_upserting.py [rows]`.
+"""What users' searches wait for while another user upserts.
 
-A real server process over 100,000 (or so many) clustered rows of 128 dimensions, two clients that search by embedding
-one query after the other, and one that sends 20 batches of 100 embeddings with payloads a second, each waited for
-until it is on the disk and searchable: to the same server, or to another one, which tells what sharing the machine's
-cores costs. Every client is a process of its own. Idle, upserting and upserting elsewhere take turns within one run,
-so that what else the machine does slows all. Prints each turn and one JSON line with the medians; three minutes.
+    python tests/benchmarks/bench_upserting.py [rows [clients]]
+
+A real server process over 100,000 (or so many) clustered rows of 128 dimensions, two clients (or so many) that search
+by embedding one query after the other, and one that sends 20 batches of 100 embeddings with payloads a second, each
+waited for until it is on the disk and searchable: to the same server, or to another one, which tells what sharing the
+machine's cores costs. Every client is a process of its own. Idle, upserting and upserting elsewhere take turns within
+one run, so that what else the machine does slows all. Prints each turn and one JSON line with the medians; three
+minutes.
 """
 
 import json
@@ -22,12 +25,12 @@ from indexer.store import Store
 from tests.benchmarks.bench_live import BATCH, DIM, QUERIES, TOP_K, clustered
 from tests.benchmarks.turns import start
 
-ROUNDS, TURN_S, SEARCHERS, UPSERTS_PER_S = 6, 6.0, 2, 2_000
+ROUNDS, TURN_S, UPSERTS_PER_S = 6, 6.0, 2_000
 
 Figures = dict[str, float]
 
 
-def main(count: int) -> None:
+def main(count: int = 100_000, clients: int = 2) -> None:
     """Build, serve, let both take turns, print."""
     from tests.serving import make_model, make_version, server_process
 
@@ -39,14 +42,15 @@ def main(count: int) -> None:
         shutil.copytree(store.models, other.models)
         shutil.copytree(store.indexes, other.indexes)
         with server_process(store) as (_, target), server_process(other) as (_, elsewhere):
-            searchers = [start(search, target, model, seed) for seed in range(SEARCHERS)]
+            searchers = [start(search, target, model, seed) for seed in range(clients)]
             upserters = {
                 "upserting": start(upsert, target, model),
                 "upserting elsewhere": start(upsert, elsewhere, model),
             }
             turns = take_turns(searchers, upserters)
     ratios = {f"p99_ratio {state}": p99_ratio(turns["idle"], turns[state]) for state in upserters}
-    print(json.dumps({"rows": count, **ratios, **{state: middle(of) for state, of in turns.items()}}))
+    medians = {state: middle(of) for state, of in turns.items()}
+    print(json.dumps({"rows": count, "clients": clients, **ratios, **medians}))
 
 
 def p99_ratio(idle: list[Figures], busy: list[Figures]) -> float:
@@ -68,7 +72,7 @@ def take_turns(searchers: list[Connection], upserters: dict[str, Connection]) ->
             for client in working:
                 client.send("your turn")
             found = [client.recv() for client in working]
-            latencies = np.concatenate(found[:SEARCHERS]) * 1e3
+            latencies = np.concatenate(found[: len(searchers)]) * 1e3
             turn = {name: float(np.percentile(latencies, at)) for name, at in (("p50_ms", 50), ("p99_ms", 99))}
             turn["searches_per_s"] = len(latencies) / TURN_S
             if state in upserters:
@@ -117,4 +121,4 @@ def _is_told(turns: Connection) -> bool:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 100_000)
+    main(*map(int, sys.argv[1:]))
