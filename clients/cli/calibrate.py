@@ -48,11 +48,11 @@ def calibrate(
     operation: str | None,  # noqa: ARG001  recording reads it
     as_json: bool,
 ) -> None:
-    """Fit what a similarity under MODEL means: the probability that two images show the same thing.
+    """Fit what a similarity under MODEL means as a probability.
 
-    The curve is kept with MODEL, in place of an earlier one. Searches can then ask for probabilities and leave out
-    what is too improbable, by thresholds that mean the same under every model. A running server takes a new curve up
-    within seconds.
+    It is the probability that two images show the same thing. The curve is kept with MODEL, in place of an earlier
+    one. Searches can then ask for probabilities and leave out what is too improbable, by thresholds that mean the
+    same under every model. A running server takes a new curve up within seconds.
 
     \b
     --labels is a table of one of two kinds

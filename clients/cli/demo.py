@@ -70,7 +70,7 @@ class Searched:
 @device_option
 @json_option
 def demo(images: Path | None, out: Path, device: Device, as_json: bool) -> None:
-    """Run the whole road: train, export, index, serve, and search over gRPC.
+    """Run the whole road, from training to searches over gRPC.
 
     Without --images on scikit-learn's 1,797 handwritten digits, each put into a small colour picture: learns on the
     digits 0-4 without their labels, and is judged on 5-9, which it never saw. Writes OUT/neighbours.png, queries with

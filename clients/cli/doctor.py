@@ -78,7 +78,7 @@ class Report:
 @json_option
 @click.pass_context
 def doctor(ctx: click.Context, store: Path | None, as_json: bool) -> None:
-    """Say what is installed, what works, and what is wrong with its remedy.
+    """Say what is installed and works, and how to mend the rest.
 
     Exits with 1 if something is broken. An extra that is not installed at all is a note, not a problem.
 

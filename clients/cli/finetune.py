@@ -79,10 +79,10 @@ def finetune(
     operation: str | None,  # noqa: ARG001  recording reads it
     as_json: bool,
 ) -> None:
-    """Learn on from MODEL with labels of a few IMAGES, and register the new model in the store.
+    """Learn on from MODEL with labels of a few IMAGES.
 
-    MODEL is a model's id, or how it begins; its own recipe is learned on with. All IMAGES are learned from, labelled
-    or not.
+    The new model is registered in the store. MODEL is a model's id, or how it begins; its own recipe is learned on
+    with. All IMAGES are learned from, labelled or not.
 
     \b
     --labels is a table of one of two kinds

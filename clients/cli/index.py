@@ -51,7 +51,9 @@ def build(
     operation: str | None,  # noqa: ARG001  `recorded` takes it from the context
     as_json: bool,
 ) -> None:
-    """Index IMAGES with a model as the next version of NAME, and activate it.
+    """Index IMAGES with a model as the next version of NAME.
+
+    That version is activated.
 
     IMAGES is a folder, searched with its subfolders; a CSV or Parquet table with a column path; tar shards; or
     Parquet tables with the images in a column. `kinsight train --help` says more of each. A table's column payload is
@@ -126,7 +128,9 @@ def list_(store: Path, as_json: bool) -> None:
 @store_option
 @json_option
 def inspect(name: str, version: int | None, store: Path, as_json: bool) -> None:
-    """Show what a version of NAME is: model, plan, recall, files. Every file is checked against its SHA-256.
+    """Show what a version of NAME is made of, and check it.
+
+    Shown are model, plan, recall and files. Every file is checked against its SHA-256.
 
     \b
     JSON keys: index, version, model, count, sequence, skipped, recall_at_10, recall{}, plan{}, build{}, candidate{},
@@ -152,9 +156,9 @@ def inspect(name: str, version: int | None, store: Path, as_json: bool) -> None:
 @store_option
 @json_option
 def activate(name: str, version: int, store: Path, as_json: bool) -> None:
-    """Make VERSION the one of NAME that is searched; running servers swap to it within seconds.
+    """Make VERSION the one of NAME that is searched.
 
-    Any version works, also one that was refused when it was built.
+    Running servers swap to it within seconds. Any version works, also one that was refused when it was built.
 
     \b
     JSON keys: index, version
@@ -172,11 +176,10 @@ def activate(name: str, version: int, store: Path, as_json: bool) -> None:
 @store_option
 @json_option
 def rollback(name: str, store: Path, as_json: bool) -> None:
-    """Make the version of NAME that was active before the present one active again; once more undoes that.
+    """Go back to the version of NAME that was active before.
 
-    What a build has let go of since is searched again, and what it took in is
-    not, nor taken in by the next build. What was upserted, imported and deleted
-    since stays so.
+    The same once more undoes that. What a build has let go of since is searched again, and what it took in is not,
+    nor taken in by the next build. What was upserted, imported and deleted since stays so.
 
     \b
     JSON keys: index, version
@@ -195,7 +198,9 @@ def rollback(name: str, store: Path, as_json: bool) -> None:
 @store_option
 @json_option
 def delete_version(name: str, version: int, store: Path, as_json: bool) -> None:
-    """Remove VERSION of NAME from the disk; the active one can't be.
+    """Remove VERSION of NAME from the disk.
+
+    The active one can't be.
 
     \b
     JSON keys: index, version, versions[]
@@ -231,9 +236,10 @@ def evaluate(
     operation: str | None,  # noqa: ARG001  `recorded` takes it from the context
     as_json: bool,
 ) -> None:
-    """Measure a version of NAME: recall@10 against exact search, R@1 by labels, and how it compares with the active.
+    """Measure a version of NAME.
 
-    Contrast needs no labels: how far the ten nearest items stand out from the rest, in standard deviations.
+    Told are recall@10 against exact search, R@1 by labels, and how it compares with the active one. Contrast needs no
+    labels: how far the ten nearest items stand out from the rest, in standard deviations.
 
     \b
     JSON keys: index, version, model, recall_at_10, recall{}, contrast, recall_at_1, labelled, comparison{} (or null)
@@ -255,7 +261,9 @@ def evaluate(
 @store_option
 @json_option
 def stats(name: str, store: Path, as_json: bool) -> None:
-    """Show what NAME is now: items, changes that a rebuild would fold in, recall, and bytes by part.
+    """Show what NAME is now.
+
+    It has items, changes that a rebuild would fold in, recall, and bytes by part.
 
     \b
     JSON keys: index, version, model, items, delta_items, hidden_items, pending_items, sequence, recall_at_10,
@@ -282,9 +290,10 @@ def snapshot(
     operation: str | None,  # noqa: ARG001  `recorded` takes it from the context
     as_json: bool,
 ) -> None:
-    """Copy NAME into DIRECTORY: its catalogue, its active version and that version's model.
+    """Copy NAME with its model into DIRECTORY.
 
-    Searches and upserts go on meanwhile. On the store's own disk, files that never change are linked, not copied.
+    Copied are its catalogue, its active version and that version's model. Searches and upserts go on meanwhile. On
+    the store's own disk, files that never change are linked, not copied.
 
     \b
     JSON keys: index, version, model, items, sequence, bytes, created, directory
@@ -313,9 +322,9 @@ def restore(
     operation: str | None,  # noqa: ARG001  `recorded` takes it from the context
     as_json: bool,
 ) -> None:
-    """Make an index of a snapshot in DIRECTORY, verified before anything is written.
+    """Make an index of a snapshot in DIRECTORY.
 
-    An index of that name must not be there.
+    The snapshot is verified before anything is written. An index of that name must not be there.
 
     \b
     JSON keys: index, version, model, items, sequence, bytes, created

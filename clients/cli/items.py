@@ -57,9 +57,10 @@ def upsert(
     server: str,
     as_json: bool,
 ) -> None:
-    """Put each IMAGE into index NAME of a server, or in the place of the item that has its id.
+    """Put each IMAGE into index NAME of a server.
 
-    The next search finds it, and every later version keeps it, until it is deleted.
+    It takes the place of the item that has its id. The next search finds it, and every later version keeps it, until
+    it is deleted.
 
     \b
     Each line of FILE is one of
@@ -150,7 +151,7 @@ def get(name: str, item: str, server: str, as_json: bool) -> None:
 @server_option
 @json_option
 def list_(name: str, condition: str, limit: int, server: str, as_json: bool) -> None:
-    """List the items of index NAME of a server, in the order of their ids.
+    """List the items of index NAME of a server, by their ids.
 
     \b
     JSON keys: index, items[].item, items[].payload{} (or null), items[].sequence, items[].sha256,
@@ -198,7 +199,9 @@ def import_(
     operation: str | None,  # noqa: ARG001  `recorded` takes it from the context
     as_json: bool,
 ) -> None:
-    """Put every image of IMAGES into index NAME, which is searched all the while.
+    """Put every image of IMAGES into index NAME.
+
+    NAME is searched all the while.
 
     IMAGES is what `kinsight index build` takes; a table's column payload, of JSON objects, becomes the items'
     payloads. Or it is a Parquet table of embeddings with the columns item, embedding, model and payload, as
@@ -249,7 +252,9 @@ def export(
     operation: str | None,  # noqa: ARG001  `recorded` takes it from the context
     as_json: bool,
 ) -> None:
-    """Write the items of index NAME with embeddings and payloads to FILE, a new Parquet file.
+    """Write the items of index NAME to a Parquet file.
+
+    They have their embeddings and payloads. FILE must not be there yet.
 
     \b
     JSON keys: index, path, items, bytes, model, sequence

@@ -70,9 +70,10 @@ def show(operation_id: str, store: Path, as_json: bool) -> None:
 @store_option
 @json_option
 def cancel(operation_id: str, store: Path, as_json: bool) -> None:
-    """Cancel an operation: what it had finished stays for the same command to go on from.
+    """Cancel an operation.
 
-    Its process is interrupted as by Ctrl-C and ends soon after; `kinsight operations show` tells when.
+    What it had finished stays for the same command to go on from. Its process is interrupted as by Ctrl-C and ends
+    soon after; `kinsight operations show` tells when.
 
     \b
     JSON keys: id, kind, index, arguments[], state, stage, done, total, rate, eta_s, warnings[], started, updated,

@@ -93,11 +93,12 @@ class Wanted:
 @json_option
 @click.pass_context
 def rebuild(context: click.Context, /, **words: Any) -> None:
-    """Build the next version of index NAME from all it holds, and activate it if it is good.
+    """Build the next version of index NAME, and swap it in.
 
-    It holds what was upserted, and nothing that was deleted. Images that have not changed are neither decoded nor
-    embedded again under the same model. The active version is searched until the new one takes its place at once, and
-    `kinsight index rollback` goes back. The same command goes on where an interrupted one ended.
+    It is activated if it is good. It holds what was upserted, and nothing that was deleted. Images that have not
+    changed are neither decoded nor embedded again under the same model. The active version is searched until the new
+    one takes its place at once, and `kinsight index rollback` goes back. The same command goes on where an
+    interrupted one ended.
 
     \b
     It is not activated (exit code 1, the version is kept) if

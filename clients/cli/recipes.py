@@ -11,7 +11,7 @@ from clients.cli.output import print_facts, print_json, print_table
 @click.command()
 @json_option
 def recipes(as_json: bool) -> None:
-    """List the recipes that come along, and what each was measured to reach.
+    """List the recipes that come along, and what they reached.
 
     A measured run is one of the recipe with its own values, on the hardware and by the command that --json tells;
     frozen is the backbone before training.

@@ -27,7 +27,7 @@ SWAP_TIMEOUT_S = 3600.0  # the server reads every byte of a version before it se
 
 @click.group()
 def remote() -> None:
-    """Build, measure and choose versions on a running server, and follow its long work.
+    """Have a running server build, learn and measure.
 
     Paths are absolute ones on the server's machine, in folders that it was started with: see serve --allow-read and
     --allow-write. Long work goes on when this command is interrupted; `kinsight remote wait` takes it up again.
@@ -61,9 +61,10 @@ def rebuild(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Build the next version of index NAME, and activate it if it is good; see `kinsight rebuild`.
+    """Build the next version of index NAME, and swap it in.
 
-    One that is not activated because it is not good enough is kept, and the exit code is 1.
+    It is activated if it is good; see `kinsight rebuild`. One that is not activated because it is not good enough is
+    kept, and the exit code is 1.
 
     \b
     JSON keys: version.version, version.state, version.refusal, version.model, version.items, version{},
@@ -135,7 +136,9 @@ def versions(name: str, server: str, as_json: bool) -> None:
 @server_option
 @json_option
 def stats(name: str, server: str, as_json: bool) -> None:
-    """Show what index NAME is now: items, changes that a rebuild would fold in, recall, and bytes by part.
+    """Show what index NAME is now.
+
+    It has items, changes that a rebuild would fold in, recall, and bytes by part.
 
     \b
     JSON keys: index, version, model, items, delta_items, hidden_items, pending_items, sequence, recall_at_10,
@@ -153,9 +156,10 @@ def stats(name: str, server: str, as_json: bool) -> None:
 @server_option
 @json_option
 def activate(name: str, version: int, server: str, as_json: bool) -> None:
-    """Make VERSION the one of index NAME that is searched, also one that was refused when it was built.
+    """Make VERSION the one of index NAME that is searched.
 
-    The server verifies every byte of it first; it is waited for up to an hour.
+    That may be one that was refused when it was built. The server verifies every byte of it first; it is waited for
+    up to an hour.
 
     \b
     JSON keys: index, active_version, previous_version, model, items, etag, problem
@@ -171,7 +175,9 @@ def activate(name: str, version: int, server: str, as_json: bool) -> None:
 @server_option
 @json_option
 def rollback(name: str, server: str, as_json: bool) -> None:
-    """Make the version of index NAME that was active before the present one active again; once more undoes that.
+    """Go back to the version of NAME that was active before.
+
+    The same once more undoes that.
 
     \b
     JSON keys: index, active_version, previous_version, model, items, etag, problem
@@ -188,7 +194,9 @@ def rollback(name: str, server: str, as_json: bool) -> None:
 @server_option
 @json_option
 def delete_version(name: str, version: int, server: str, as_json: bool) -> None:
-    """Remove VERSION of index NAME from the server's disk; neither the active one nor the one before it.
+    """Remove VERSION of index NAME from the server's disk.
+
+    It can't be the active one, nor the one before that.
 
     \b
     JSON keys: index, version
@@ -207,7 +215,9 @@ def delete_version(name: str, version: int, server: str, as_json: bool) -> None:
 @server_option
 @json_option
 def evaluate(name: str, version: int | None, labels: str, server: str, as_json: bool) -> None:
-    """Measure a version of index NAME: recall@10 against exact search, and how it compares with the active one.
+    """Measure a version of index NAME.
+
+    Told are recall@10 against exact search, and how it compares with the active one.
 
     \b
     JSON keys: version, recall_at_10, recall_low, recall_high, recall_queries, comparison{} (or null)
@@ -225,7 +235,7 @@ def evaluate(name: str, version: int | None, labels: str, server: str, as_json: 
 @server_option
 @json_option
 def snapshot(name: str, directory: str, server: str, as_json: bool) -> None:
-    """Copy index NAME with its model into DIRECTORY, which is made.
+    """Copy index NAME with its model into a new DIRECTORY.
 
     \b
     JSON keys: directory, version, sequence, bytes
@@ -242,7 +252,9 @@ def snapshot(name: str, directory: str, server: str, as_json: bool) -> None:
 @server_option
 @json_option
 def restore(directory: str, name: str, server: str, as_json: bool) -> None:
-    """Make the index NAME of a snapshot in DIRECTORY; an index of that name must not be there.
+    """Make the index NAME of a snapshot in DIRECTORY.
+
+    An index of that name must not be there.
 
     \b
     JSON keys: index, active_version, previous_version, model, items, etag, problem
@@ -277,7 +289,9 @@ def operations(filter: str, server: str, as_json: bool) -> None:  # noqa: A002  
 @server_option
 @json_option
 def wait(operation_id: str, server: str, as_json: bool) -> None:
-    """Wait until an operation has ended, showing how far it is; exits with 1 if it failed or was cancelled.
+    """Wait until an operation has ended, showing how far it is.
+
+    The exit code is 1 if it failed or was cancelled.
 
     \b
     JSON keys: id, kind, index, state, stage, done, total, rate, eta_s, warnings[], started, updated, ended, is_done,
@@ -295,9 +309,10 @@ def wait(operation_id: str, server: str, as_json: bool) -> None:
 @server_option
 @json_option
 def cancel(operation_id: str, server: str, as_json: bool) -> None:
-    """Ask an operation to end; what it had finished stays for the same request to go on from.
+    """Ask an operation to end.
 
-    It ends soon after; `kinsight remote wait` tells when.
+    What it had finished stays for the same request to go on from. It ends soon after; `kinsight remote wait` tells
+    when.
 
     \b
     JSON keys: id, kind, index, state, stage, done, total, rate, eta_s, warnings[], started, updated, ended, is_done,

@@ -39,7 +39,9 @@ def models(server: str, as_json: bool) -> None:
 @server_option
 @json_option
 def train(images: tuple[str, ...], epochs: int | None, server: str, as_json: bool, **options: Any) -> None:
-    """Learn a metric from IMAGES on the server; see `kinsight train`.
+    """Learn a metric from IMAGES on the server.
+
+    See `kinsight train`.
 
     \b
     JSON keys: model{}, failed, warnings[], beats_start (or null)
@@ -64,7 +66,9 @@ def train(images: tuple[str, ...], epochs: int | None, server: str, as_json: boo
 def finetune(
     model: str, images: str, labels: str, epochs: int | None, server: str, as_json: bool, **options: Any
 ) -> None:
-    """Learn on from MODEL with labels of a few IMAGES on the server; see `kinsight finetune`.
+    """Learn on from MODEL with labels of a few IMAGES.
+
+    IMAGES are on the server. See `kinsight finetune`.
 
     \b
     JSON keys: model{}, suspects[].item, suspects[].like, suspects[].similarity, suspects[].own_similarity, compared,
@@ -87,7 +91,9 @@ def finetune(
 @server_option
 @json_option
 def suggest(images: str, model: str, budget: int, server: str, as_json: bool, **options: Any) -> None:
-    """Choose which IMAGES on the server to label, as a table to fill in; see `kinsight suggest`.
+    """Choose which IMAGES on the server to label.
+
+    They are printed as a table to fill in. See `kinsight suggest`.
 
     \b
     JSON keys: model, images, labelled, suggested[].path, suggested[].stands_for, suggested[].density_rank,
@@ -111,7 +117,9 @@ def suggest(images: str, model: str, budget: int, server: str, as_json: bool, **
 @server_option
 @json_option
 def calibrate(model: str, images: str, labels: str, things: int | None, server: str, as_json: bool) -> None:
-    """Fit what a similarity under MODEL means with labelled IMAGES on the server; see `kinsight calibrate`.
+    """Fit what a similarity under MODEL means as a probability.
+
+    IMAGES are on the server, and labelled. See `kinsight calibrate`.
 
     \b
     JSON keys: model, calibration.method, calibration.ece_pairs, calibration.ece_hits (or null), calibration.images,

@@ -59,7 +59,9 @@ def search(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Find the images nearest to each QUERY: an image file, or item:ID for an item of the index.
+    """Find the images nearest to each QUERY.
+
+    A QUERY is an image file, or item:ID for an item of the index.
 
     CONDITION is about the items' payloads, such as 'species = "wren" AND year >= 2020 AND NOT tags:blurred'. Fields
     are name or outer.inner, and item is the item's id. There are = != < <= > >=, IN (a, b), field:x for a list that

@@ -50,11 +50,11 @@ def serve(
     processes: int,
     as_json: bool,
 ) -> None:
-    """Serve the indexes of a store over gRPC until Ctrl-C or SIGTERM, then finish what is in progress.
+    """Serve the indexes of a store over gRPC.
 
-    Newly activated versions are swapped in while serving. Rebuilds and other long work that requests ask for run as
-    processes of their own, behind the searches and at most 8 at a time; what an earlier server could not end is gone
-    on with. One server serves a store at a time.
+    Ctrl-C or SIGTERM ends it, once what is in progress is finished. Newly activated versions are swapped in while
+    serving. Rebuilds and other long work that requests ask for run as processes of their own, behind the searches and
+    at most 8 at a time; what an earlier server could not end is gone on with. One server serves a store at a time.
 
     \b
     JSON keys, printed once requests are answered: listen, port

@@ -49,12 +49,12 @@ def suggest(
     operation: str | None,  # noqa: ARG001  recording reads it
     as_json: bool,
 ) -> None:
-    """Choose the IMAGES that are most worth labelling, by Unsupervised Selective Labeling.
+    """Choose the IMAGES that are most worth labelling.
 
-    One of each of as many groups of IMAGES: those that stand for many others, and are not like one another, nor like
-    what --labels has. They are printed as a table whose column class_id is for a person to fill in, for kinsight
-    finetune. The order is for whoever stops early: each image adds most to those before it. The other columns say why
-    it is there.
+    Unsupervised Selective Labeling takes one of each of as many groups of IMAGES: those that stand for many others,
+    and are not like one another, nor like what --labels has. They are printed as a table whose column class_id is for
+    a person to fill in, for kinsight finetune. The order is for whoever stops early: each image adds most to those
+    before it. The other columns say why it is there.
 
     \b
       stands_for    images that are more like it than like any other suggested or

@@ -94,7 +94,9 @@ def train(
     as_json: bool,
     **shortcuts: str | int | None,
 ) -> None:
-    """Learn a metric from IMAGES, and register the model in the store.
+    """Learn a metric from IMAGES, without labels.
+
+    The model is registered in the store.
 
     \b
     IMAGES is one of
@@ -224,10 +226,10 @@ class _Numbers(click.ParamType[tuple[int, ...]]):
 def evaluate(
     model: str, images: Path, labels: Path, recall_at: tuple[int, ...], store: Path, device: Device, as_json: bool
 ) -> None:
-    """Measure how well the neighbours under MODEL share a class, on labelled IMAGES.
+    """Measure how well neighbours under MODEL share a class.
 
-    MODEL is a model's id, or how it begins. Every image is searched among all others. With a column split in the
-    labels, only those of test are, or those of query among those of gallery.
+    IMAGES have labels, and MODEL is a model's id, or how it begins. Every image is searched among all others. With a
+    column split in the labels, only those of test are, or those of query among those of gallery.
 
     \b
     JSON keys: model, recall_at_1, recall_at_2, recall_at_4, recall_at_8 (or those of --recall-at; 1 always),

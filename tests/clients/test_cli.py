@@ -96,6 +96,14 @@ def test_help_of_what_takes_labels_names_every_split(verb: list[str], run: Run) 
     assert "optionally, split (train, rest, test, or query and gallery)" in told
 
 
+@pytest.mark.parametrize("group", [[], ["index"], ["items"], ["operations"], ["remote"]])
+def test_help_of_a_group_tells_of_each_verb_in_a_whole_sentence(group: list[str], run: Run) -> None:
+    """In a terminal of 80 columns no line of the list is cut."""
+    listed = run(*group, "--help", with_store=False).stdout.partition("Commands:")[2]
+    assert listed.strip()
+    assert "..." not in listed
+
+
 def test_help_of_the_command_lists_every_verb(run: Run) -> None:
     """The front page names all verbs."""
     result = run("--help", with_store=False)
