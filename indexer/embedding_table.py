@@ -8,19 +8,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from indexer import records
 from indexer.parquet import image_column, open_parquet, readable
 from indexer.records import Upsert
+from indexer.repeats import Repeats
 from indexer.rows import Embeddings
 from indexer.source import SourceError, shown
 from indexer.tables import is_called
 
 ITEM, EMBEDDING, PAYLOAD, MODEL = "item", "embedding", "payload", "model"  # its columns
 _SURVEYED = 65_536  # rows whose ids are read at a time
-
-Hashes = npt.NDArray[np.int64]
 
 
 class ModelMismatch(SourceError):
@@ -78,22 +76,14 @@ class EmbeddingTable:
         self._file = open_parquet(path)
         self.rows = self._file.metadata.num_rows
         self._check_columns()
-        hashes = np.empty(self.rows, np.int64)
         models = set[str | None]()
-        done = 0
-        for batch in self._batches(_SURVEYED, [ITEM, MODEL]):
-            # Eight bytes an id: ten million ids as text would be a gigabyte.
-            hashes[done : done + len(batch)] = _hashes(_cells(batch.column(ITEM)))
-            models.update(batch.column(MODEL).unique().to_pylist())
-            done += len(batch)
+        self._repeats = Repeats(self._ids(models))
         if model not in models:
             others = ", ".join(sorted(str(one) for one in models if one)) or "none that it names"
             raise ModelMismatch(
                 f"the embeddings of {shown(path)} were made by another model ({others}); the index holds embeddings "
                 f"of model {model!r}: export them from an index of that model, or import the images"
             )
-        hashes.sort()
-        self._repeated = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
 
     def read(self, dim: int, count: int) -> Iterator[list[Given]]:
         """What the rows give, in their order, up to `count` at a time, with embeddings of `dim` values.
@@ -104,17 +94,12 @@ class EmbeddingTable:
         Raises:
             SourceError: the table is damaged; the rows before were given.
         """
-        first = dict[str, int]()  # row of the ids that may come twice
         columns = [name for name in (ITEM, EMBEDDING, PAYLOAD, MODEL) if name in self._file.schema_arrow.names]
         done = 0
         for batch in self._batches(count, columns):
             items, models = _cells(batch.column(ITEM)), _cells(batch.column(MODEL))
             payloads = _cells(batch.column(PAYLOAD)) if PAYLOAD in columns else [None] * len(batch)
             embeddings, errors = _units(batch.column(EMBEDDING), dim, self._model)
-            for place in np.flatnonzero(np.isin(_hashes(items), self._repeated)).tolist():
-                row = first.setdefault(items[place], done + place + 1)
-                if row != done + place + 1:
-                    errors[place] = f"the item comes again; row {row} is the first of it"
             rows = range(done + 1, done + 1 + len(batch))
             yield [*map(self._given, rows, items, models, embeddings, errors, payloads)]
             done += len(batch)
@@ -124,6 +109,8 @@ class EmbeddingTable:
     ) -> Given:
         try:
             _check_item(item)
+            if (first := self._repeats.first(item, row)) != row:
+                error = f"the item comes again; row {first} is the first of it"
             if error is None and model != self._model:
                 error = f"the embedding was made by model {model!r}, not by {self._model!r}"
             if error is not None:
@@ -133,6 +120,12 @@ class EmbeddingTable:
             return Given(f"row {row}", row, error=str(problem))
         except records.InvalidPayload as problem:
             return Given(item, row, error=str(problem))
+
+    def _ids(self, models: set[str | None]) -> Iterator[Any]:
+        """The ids of all rows; adds to the models that their embeddings were made by."""
+        for batch in self._batches(_SURVEYED, [ITEM, MODEL]):
+            models.update(batch.column(MODEL).unique().to_pylist())
+            yield from _cells(batch.column(ITEM))
 
     def _batches(self, count: int, columns: Sequence[str]) -> Iterator[Any]:
         with readable(self.path):
@@ -176,10 +169,6 @@ def _cell(cell: Any) -> Any:
         return cell.as_py()
     except UnicodeDecodeError as error:
         return error.object
-
-
-def _hashes(items: Sequence[Any]) -> Hashes:
-    return np.fromiter(map(hash, items), np.int64, len(items))
 
 
 def _check_item(item: Any) -> None:

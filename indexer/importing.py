@@ -9,10 +9,11 @@ newer than it and stays so, whenever the import comes to it.
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -24,13 +25,13 @@ from indexer.embedding_table import is_embedding_table
 from indexer.encoder import Device, Encoder
 from indexer.import_report import CHANGED, ImportReport
 from indexer.importing_embeddings import import_embeddings
+from indexer.incoming import open_incoming
 from indexer.known import KnownRows
 from indexer.pixels import Pixels, PixelsError
 from indexer.rebuild import active_manifest, model_of
-from indexer.records import InvalidPayload, Item, Payload, Upsert, read_payload
+from indexer.records import InvalidPayload, Item, Upsert, read_payload
 from indexer.rows import Embeddings
-from indexer.source import Source
-from indexer.sources import open_collection
+from indexer.sources import Wanted
 from indexer.store import Store
 
 
@@ -67,20 +68,18 @@ def import_items(
     if is_embedding_table(images):
         return import_embeddings(name, images, store=store, since=since, left_out=left_out, progress=progress)
     model = store.model(model_of(store, name))
-    collection = open_collection(images.absolute())
+    incoming = open_incoming(images.absolute())
     encoder, index_dir = Encoder.open(model, device=device), store.index(name)
     known, warnings = KnownRows.of(index_dir, encoder.model, encoder.dim, ())
-    report = ImportReport(warnings=[*collection.warnings, *warnings])
+    report = ImportReport(warnings=[*incoming.warnings, *warnings])
     with closing(adopt.open_catalog(index_dir)) as catalog:
-        importer = _Importer(encoder, known, catalog, collection.payloads, since(catalog.sequence()), left_out)
-        for item, reason in collection.unused:
-            importer.leave_out(report, item, reason)
+        importer = _Importer(encoder, known, catalog, since(catalog.sequence()), left_out)
         done = 0
-        progress("import", 0, len(collection.sources))
-        for batch in _read_ahead(collection.sources, importer):
+        progress("import", 0, incoming.total)
+        for batch in _read_ahead(incoming.wanted, importer):
             importer.take(batch, report)
             done += len(batch)
-            progress("import", done, len(collection.sources))
+            progress("import", done, incoming.total)
         _catch_up(name, encoder.model, catalog, store, device, progress)
     return report
 
@@ -109,15 +108,16 @@ class _Importer:
     encoder: Encoder
     rows: KnownRows
     catalog: Catalog
-    payloads: Mapping[str, str]
     since: int
     left_out: Callable[[str, str], None]
 
-    def read(self, source: Source) -> _Read:
+    def read(self, wanted: Wanted) -> _Read:
         """Read and hash an image, and decode it if its embedding is not known; called from several threads."""
-        item = source.item
+        item, source = wanted.item, wanted.source
+        if source is None or wanted.error:
+            return _Read(item, error=wanted.error)
         try:
-            payload = self._payload(item)
+            payload = read_payload(wanted.payload) if wanted.payload else None
             data = source.read()
             sha256 = hashlib.sha256(data).hexdigest()
             known, embedding = self._known(item, sha256), self._embedding(item, sha256)
@@ -164,11 +164,6 @@ class _Importer:
         report.fail(item, reason)
         self.left_out(item, reason)
 
-    def _payload(self, item: str) -> Payload | None:
-        """What the table says of an item; raises InvalidPayload."""
-        text = self.payloads.get(item)
-        return None if text is None else read_payload(text)
-
     def _known(self, item: str, sha256: str) -> Item | None:
         """The item, if it is in the catalogue with this very image, and this model finds it by that."""
         try:
@@ -192,12 +187,12 @@ def _is_of(source: Path | None, upsert: Upsert) -> bool:
     return upsert.source is not None and upsert.source == source
 
 
-def _read_ahead(sources: Sequence[Source], importer: _Importer) -> Iterator[list[_Read]]:
+def _read_ahead(wanted: Iterator[Wanted], importer: _Importer) -> Iterator[list[_Read]]:
     """What the images give, in batches; one is read while the one before it is embedded."""
     with ThreadPoolExecutor(len(os.sched_getaffinity(0)), thread_name_prefix="decode") as pool:
         ahead: list[Future[_Read]] = []
-        for first in range(0, len(sources), BATCH):
-            reading, ahead = ahead, [pool.submit(importer.read, one) for one in sources[first : first + BATCH]]
-            if reading:
-                yield [one.result() for one in reading]
+        while coming := [pool.submit(importer.read, one) for one in islice(wanted, BATCH)]:
+            if ahead:
+                yield [one.result() for one in ahead]
+            ahead = coming
         yield [one.result() for one in ahead]

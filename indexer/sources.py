@@ -7,11 +7,11 @@ import hashlib
 import os
 import re
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from itertools import zip_longest
 from pathlib import Path
+from typing import NamedTuple
 
 from indexer import pixels
 from indexer.duplicates import Digests, Duplicates, find_duplicates
@@ -19,7 +19,7 @@ from indexer.parquet import image_column, list_parquet
 from indexer.pixels import Pixels, PixelsError, PixelSpec
 from indexer.recorded import RecordedSource, is_in_archive, reading_order, recorded
 from indexer.source import FileSource, Listing, Source, SourceError, is_listed, item_of, shown
-from indexer.tables import read_table
+from indexer.tables import Rows, read_table
 from indexer.tars import is_tar, list_tar
 
 __all__ = [
@@ -64,6 +64,22 @@ class Collection:
     warnings: tuple[str, ...] = ()
     payloads: Mapping[str, str] = field(default_factory=dict)
     unused: tuple[tuple[str, str], ...] = ()
+
+
+class Wanted(NamedTuple):
+    """What a row of a table of paths names.
+
+    Attributes:
+        item: the image's id; where the row names none, its place.
+        source: None where it names none.
+        payload: what the table says of it; empty for nothing.
+        error: why it is left out; empty where it is not.
+    """
+
+    item: str
+    source: Source | None = None
+    payload: str = ""
+    error: str = ""
 
 
 @dataclass(frozen=True)
@@ -281,20 +297,16 @@ def _from_table(table: Path) -> Collection:
     root = table.parent
     sources: dict[str, Source] = {}
     payloads: dict[str, str] = {}
-    columns = read_table(table, ["path"], optional=["payload"])
     empty, again = list[tuple[str, str]](), list[tuple[str, str]]()
-    for row, (cell, payload) in enumerate(zip_longest(columns["path"], columns.get("payload", ()), fillvalue="")):
-        if not cell:
-            empty.append((columns.place(row), f"{columns.place(row)} of {shown(table)} has no path"))
-            continue
-        source = _at(cell, root, str(root))
-        if source.item in sources:
-            reason = f"{columns.place(row)} of {shown(table)} names it again; its first row is taken"
-            again.append((source.item, reason))
-            continue
-        sources[source.item] = source
-        if payload:
-            payloads[source.item] = payload
+    for one in read_paths(table, lambda item, _: item not in sources):
+        if one.source is None:
+            empty.append((one.item, one.error))
+        elif one.error:
+            again.append((one.item, one.error))
+        else:
+            sources[one.item] = one.source
+            if one.payload:
+                payloads[one.item] = one.payload
     by_item = sorted(sources.values(), key=lambda source: source.item)
     ordered = tuple(sorted(by_item, key=reading_order()))
     warnings = [f"{len(empty):,} rows of {shown(table)} have no path, the first in {empty[0][0]}"] if empty else []
@@ -304,6 +316,28 @@ def _from_table(table: Path) -> Collection:
             f"example {again[0][0]!a}"
         )
     return Collection(root, ordered, 0, tuple(warnings), payloads, (*empty, *again))
+
+
+def read_paths(table: Path, is_first: Callable[[str, int], bool]) -> Iterator[Wanted]:
+    """The images that the rows of a table of paths name, as they are read.
+
+    Args:
+        table: as of `open_collection`.
+        is_first: told an item and where its row is, says whether no row before names it.
+
+    Raises:
+        SourceError: the table can't be read; the rows before were given.
+    """
+    folder, root = table.parent, str(table.parent)
+    rows = Rows(table, ["path"], optional=["payload"])
+    for number, (cell, *payload) in rows:
+        if not cell:
+            yield Wanted(rows.place(number), error=f"{rows.place(number)} of {shown(table)} has no path")
+            continue
+        source, error = _at(cell, folder, root), ""
+        if not is_first(source.item, number):
+            error = f"{rows.place(number)} of {shown(table)} names it again; its first row is taken"
+        yield Wanted(source.item, source, "".join(payload), error)
 
 
 def _at(cell: str, folder: Path, root: str) -> Source:

@@ -4,7 +4,8 @@ import csv
 import re
 import unicodedata
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -14,6 +15,8 @@ from indexer.source import SourceError, shown
 _DELIMITERS = (",", ";", "\t")  # spreadsheets write semicolons where the comma is in numbers
 _TOLD = re.compile(r'"?sep=(.)"?', re.IGNORECASE)  # the first line by which Excel is told what parts cells
 _PATHS = ("path", "path_a", "path_b")  # whose spaces may be those of a file's name
+_BATCH = 4_096  # rows of a Parquet table that are read at a time
+_BUFFER_BYTES = 2**20  # of a column's stream; without it a whole row group, often the whole file, is read at once
 _UNDECODED = re.compile(r".{,20}[\udc80-\udcff].{,20}")  # and what stands around it
 
 
@@ -43,6 +46,46 @@ class Table(Mapping[str, list[str]]):
         return len(self.columns)
 
 
+class Rows:
+    """The rows of a CSV or Parquet table, which are read one after the other whenever they are iterated over.
+
+    Attributes:
+        columns: those of the columns asked for that there are.
+    """
+
+    def __init__(self, path: Path, columns: Iterable[str], optional: Iterable[str] = ()) -> None:
+        """Open a table; arguments and errors as of `read_table`."""
+        self._path = path
+        wanted = (*columns, *optional)
+        self._is_parquet = path.suffix.lower() == ".parquet"
+        with _translated(path):
+            names = _parquet_names(path) if self._is_parquet else _csv_names(path)
+        self._spelled = {name: there for name in wanted if (there := _spelled(path, name, names)) is not None}
+        if missing := [name for name in columns if name not in self._spelled]:
+            raise SourceError(
+                f"{shown(path)} has no column {', '.join(missing)}; its columns are: "
+                f"{', '.join(dict.fromkeys(names)) or 'none, it is empty'}"
+            )
+        self.columns = (*self._spelled,)
+
+    def __iter__(self) -> Iterator[tuple[int, tuple[str, ...]]]:
+        """Where each row is, as `place` takes it, and its cells in the order of `columns`; raises SourceError."""
+        spelled = [*self._spelled.values()]
+        rows = _parquet_rows(self._path, spelled) if self._is_parquet else _csv_rows(self._path, spelled)
+        meant = [_MEANT.get(name, str.strip) for name in self.columns]
+        with _translated(self._path):
+            for number, cells in rows:
+                for name, cell in zip(self.columns, cells, strict=True):
+                    if "\0" in cell:
+                        where = f"{shown(self._path)}, {self.place(number)}"
+                        raise SourceError(f"{where}: {name} {cell!r} holds a NUL; save it as UTF-8 text")
+                yield number, tuple(mean(cell) for mean, cell in zip(meant, cells, strict=True))
+
+    def place(self, number: int) -> str:
+        """Where a row stands in the file, for messages: its line, or its number from 1."""
+        return f"{'row' if self._is_parquet else 'line'} {number}"
+
+
 def read_table(path: Path, columns: Iterable[str], optional: Iterable[str] = ()) -> Table:
     """Columns of a CSV (UTF-8, header line) or Parquet table as text, `optional` ones where they exist.
 
@@ -54,38 +97,34 @@ def read_table(path: Path, columns: Iterable[str], optional: Iterable[str] = ())
     Raises:
         SourceError: the file can't be read, is not such a table, lacks a column of `columns`, or has one twice.
     """
-    wanted = (*columns, *optional)
+    rows = Rows(path, columns, optional)
+    read: dict[str, list[str]] = {name: [] for name in rows.columns}
+    appends = [cells.append for cells in read.values()]
+    numbers = array("q")
+    for number, cells in rows:
+        numbers.append(number)
+        for append, cell in zip(appends, cells, strict=True):
+            append(cell)
+    return Table(read, None if path.suffix.lower() == ".parquet" else numbers)
+
+
+@contextmanager
+def _translated(path: Path) -> Iterator[None]:
     try:
-        names, table = _read_parquet(path, wanted) if path.suffix.lower() == ".parquet" else _read_csv(path)
+        yield
     except UnicodeDecodeError as error:
         raise SourceError(f"{shown(path)}{_undecoded(path)} is not UTF-8 text; save the table as UTF-8") from error
     except (OSError, csv.Error) as error:
         raise unreadable(path, error) from error
-    spelled = {name: there for name in wanted if (there := _spelled(path, name, names)) is not None}
-    missing = [name for name in columns if name not in spelled]
-    if missing:
-        raise SourceError(
-            f"{shown(path)} has no column {', '.join(missing)}; its columns are: "
-            f"{', '.join(dict.fromkeys(names)) or 'none, it is empty'}"
-        )
-    chosen = {name: _meant(name, table[there]) for name, there in spelled.items()}
-    for name, cells in chosen.items():
-        for row, cell in enumerate(cells):
-            if "\0" in cell:
-                where = f"{shown(path)}, {table.place(row)}"
-                raise SourceError(f"{where}: {name} {cell!r} holds a NUL; save it as UTF-8 text")
-    return Table(chosen, table.lines)
-
-
-def _meant(name: str, cells: list[str]) -> list[str]:
-    if name in _PATHS:
-        return cells
-    return [class_name(cell) if name == "class_id" else cell.strip() for cell in cells]
 
 
 def class_name(cell: str) -> str:
     """What a class is called, whatever typed it: without spaces around it, and é as one character, never as two."""
     return unicodedata.normalize("NFC", cell.strip())
+
+
+# What a cell of a column stands for; of others, what is between the spaces around it.
+_MEANT: Mapping[str, Callable[[str], str]] = {"class_id": class_name} | dict.fromkeys(_PATHS, str)
 
 
 def unreadable(path: Path, error: OSError | csv.Error) -> SourceError:
@@ -110,26 +149,34 @@ def is_called(there: str, names: Iterable[str]) -> bool:
     return there.strip().lower() in names
 
 
-def _read_csv(path: Path) -> tuple[list[str], Table]:
+def _csv_names(path: Path) -> list[str]:
+    with _csv(path) as rows:
+        _, header = next(rows, (1, []))
+    return [name.strip() for name in header]
+
+
+def _csv_rows(path: Path, wanted: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
+    """The line of each row, and its cells in some columns."""
+    with _csv(path) as rows:
+        _, header = next(rows, (1, []))
+        names = [name.strip() for name in header]
+        places = [names.index(name) for name in wanted]
+        for line, cells in rows:
+            if cells and len(cells) != len(names):
+                raise csv.Error(f"line {line} has not the header's {len(names)} cells")
+            if any(cells):  # as spreadsheets leave below a table
+                yield line, [cells[place] for place in places]
+
+
+@contextmanager
+def _csv(path: Path) -> Iterator[Iterator[tuple[int, list[str]]]]:
+    """The lines of a CSV file from its header on, each row with the one that it begins in."""
     with path.open(newline="", encoding="utf-8-sig") as file:
         first = file.readline()
         told = _TOLD.fullmatch(first.rstrip("\r\n"))
         if not told:
             file.seek(0)
-        rows = _numbered(file, told[1], 2) if told else _numbered(file, _delimiter(first), 1)
-        _, header = next(rows, (1, []))
-        names = [name.strip() for name in header]
-        columns: dict[str, list[str]] = {name: [] for name in names}
-        lines = array("q")
-        for line, cells in rows:
-            if cells and len(cells) != len(names):
-                raise csv.Error(f"line {line} has not the header's {len(names)} cells")
-            if not any(cells):  # as spreadsheets leave below a table
-                continue
-            lines.append(line)
-            for name, cell in dict(zip(names, cells, strict=True)).items():
-                columns[name].append(cell)
-    return names, Table(columns, lines)
+        yield _numbered(file, told[1], 2) if told else _numbered(file, _delimiter(first), 1)
 
 
 def _undecoded(path: Path) -> str:
@@ -159,26 +206,39 @@ def _numbered(file: TextIO, delimiter: str, first: int) -> Iterator[tuple[int, l
         raise csv.Error(f"line {line}: {error}; is a quote there not closed?") from error
 
 
-def _read_parquet(path: Path, wanted: tuple[str, ...]) -> tuple[list[str], Table]:
+def _parquet_names(path: Path) -> list[str]:
+    with _parquet(path) as file:
+        names: list[str] = file.schema_arrow.names
+    return names
+
+
+def _parquet_rows(path: Path, wanted: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
+    """The number of each row, from 1, and its cells in some columns, as text."""
+    with _parquet(path) as file:
+        first = 1
+        # Only these: a table may hold the images themselves in another column.
+        for batch in file.iter_batches(_BATCH, columns=[*wanted]):
+            columns = [_texts(path, name, first, batch.column(name)) for name in wanted]
+            yield from enumerate(map(list, zip(*columns, strict=True)), first)
+            first += len(batch)
+
+
+@contextmanager
+def _parquet(path: Path) -> Iterator[Any]:
     import pyarrow
     import pyarrow.parquet
 
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            # Only these: a table may hold the images themselves in another column.
-            table = file.read(columns=[name for name in names if is_called(name, wanted)])
+        with pyarrow.parquet.ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False) as file:
+            yield file
     except pyarrow.ArrowException as error:
         raise OSError(str(error)) from error
-    columns = {
-        name: _texts(path, name, column) for name, column in zip(table.column_names, table.columns, strict=True)
-    }
-    return names, Table(columns, None)
 
 
-def _texts(path: Path, name: str, cells: Iterable[Any]) -> list[str]:
+def _texts(path: Path, name: str, first: int, cells: Iterable[Any]) -> list[str]:
+    """The cells of a column from some row on."""
     texts = []
-    for row, cell in enumerate(cells, start=1):
+    for row, cell in enumerate(cells, first):
         try:
             texts.append(_text(cell.as_py()))
         except UnicodeDecodeError as error:

@@ -43,8 +43,13 @@ def main(count: int, within: str | None) -> None:
     with tempfile.TemporaryDirectory(dir=within) as root:
         store, model = prepared(Path(root))
         bad = write_table(Path(root) / "new.parquet", model, count)
-        figures = killed(store, Path(root), count, bad)
-        print(json.dumps({"rows": count, "bad": len(bad), **figures, **restarted(store)}))
+        told({"rows": count, "bad": len(bad), **killed(store, Path(root), count, bad)})
+        told(restarted(store))
+
+
+def told(figures: Row) -> None:
+    """Print what is known by now: ten million rows take a while."""
+    print(json.dumps(figures), flush=True)
 
 
 def prepared(root: Path) -> tuple[Store, str]:
@@ -140,6 +145,7 @@ def killed(store: Store, folder: Path, count: int, bad: list[str]) -> Row:
             with suppress(ProcessLookupError):
                 os.kill(child, signal.SIGKILL)
     first_s, started = time.perf_counter() - started, time.perf_counter()
+    told({"killed_at": done, "until_killed_s": first_s})
     with serving(store, *words) as server, Client(server.target) as client:
         answered_s = time.perf_counter() - started
         while client.operations.get(operation.id).state in ("queued", "running", "interrupted"):
@@ -159,11 +165,9 @@ def killed(store: Store, folder: Path, count: int, bad: list[str]) -> Row:
     assert sorted(listed) == sorted(bad), {*listed} ^ {*bad}
     assert (report.imported + report.unchanged, report.failed) == (count - len(bad), len(bad))
     return {
-        "killed_at": done,
         "then_unchanged": report.unchanged,
         "then_imported": report.imported,
         "listed": len(listed),
-        "until_killed_s": first_s,
         "restart_to_answer_s": answered_s,
         "then_s": second_s,
         "import_cpu_s": [*imports.cpu_s.values()],
