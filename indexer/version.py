@@ -221,11 +221,13 @@ def open_version(directory: Path, *, verify: bool = True, gpu: bool = False) -> 
 
 
 def next_number(index_dir: Path) -> int:
-    """The number of the version that is built next: one that neither a directory nor the pointer has.
+    """The number of the version that is built next: one that neither a directory nor the pointer has, nor ever had.
 
-    Servers take a number that they serve already for the version that they know, also where its directory is lost.
+    Servers take a number that they serve already for the version that they know, also where its directory is lost;
+    and an etag that was read before must not fit another version.
     """
-    return max((*list_versions(index_dir), *pointed(index_dir)), default=0) + 1
+    directories = (int(name) for name in manifest.listed(index_dir / "versions") if name.isdecimal())
+    return max((*directories, *pointed(index_dir)), default=0) + 1
 
 
 def list_versions(index_dir: Path) -> list[int]:
@@ -318,6 +320,9 @@ def delete_version(index_dir: Path, version: int) -> None:
     directory.rename(condemned)
     manifest.sync(directory.parent)
     manifest.discard(condemned)
+    if next_number(index_dir) <= version:
+        directory.mkdir()  # empty, it keeps the number from being given to another version
+        manifest.sync(directory.parent)
 
 
 def pointer(index_dir: Path) -> tuple[int, int]:

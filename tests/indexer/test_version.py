@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from indexer.items import UnknownItem
-from indexer.version import Version, delete_version, list_versions, open_version
+from indexer.version import Version, delete_version, list_versions, next_number, open_version
 
 
 @pytest.fixture
@@ -74,6 +74,17 @@ def test_what_a_killed_removal_left_is_removed_with_the_next_version(built: Path
     delete_version(index_dir, 3)
     assert list_versions(index_dir) == [1]
     assert not [*index_dir.glob(".removed-*")]
+
+
+def test_the_number_of_a_removed_version_is_not_given_to_another(built: Path) -> None:
+    """An etag, or a person, that knows version 3 must not be led to what was built after it was removed."""
+    index_dir = built.parents[1]
+    for number in (2, 3):
+        shutil.copytree(built, built.with_name(str(number)))
+    delete_version(index_dir, 3)
+    assert (next_number(index_dir), list_versions(index_dir)) == (4, [1, 2])
+    delete_version(index_dir, 2)
+    assert (next_number(index_dir), list_versions(index_dir)) == (4, [1])
 
 
 def test_ids_of_a_range_of_rows_are_those_of_its_rows(opened: Version) -> None:
