@@ -347,11 +347,11 @@ def _tell_active(name: str, version: int, as_json: bool) -> None:
 
 def _active(place: "Store", name: str) -> int | None:
     """The version of an index that can be searched; what is wrong is said, as the other indexes are fine."""
-    from indexer.version import VersionError, active_version
+    from indexer import rebuild, version
 
     try:
-        return active_version(place.index(name))
-    except VersionError as error:
+        return rebuild.active_number(place, name)
+    except (rebuild.NoActiveVersion, version.VersionError) as error:
         click.echo(f"{name}: {error}", err=True)
         return None
 

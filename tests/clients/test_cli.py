@@ -242,6 +242,17 @@ def test_versions_are_listed_inspected_and_rolled_back(run: Run, photos: Path, t
     assert inspected["recall_at_10"] == 1.0
 
 
+def test_an_index_whose_pointer_is_gone_is_told(run: Run, store: Store, photos: Path, tiny_model: str) -> None:
+    """An empty cell alone would not say that nothing of it is searched, nor what to do."""
+    run("index", "build", "photos", photos, "--model", tiny_model)
+    (store.index("photos") / "active").unlink()
+    listed = run("index", "list", "--json")
+    assert json.loads(listed.stdout)["indexes"] == [{"index": "photos", "versions": [1], "active": None}]
+    assert "no active version; activate one by `kinsight index activate`: it has 1" in listed.stderr
+    assert run("index", "activate", "photos", 1).exit_code == 0
+    assert run("index", "list").stderr == ""
+
+
 def test_an_index_whose_active_version_is_lost_is_told_and_rolled_back(
     run: Run, store: Store, photos: Path, tiny_model: str
 ) -> None:
