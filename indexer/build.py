@@ -29,7 +29,7 @@ from indexer.codes import Clock, Indexed, index_rows
 from indexer.duplicates import Duplicates
 from indexer.embedding import Embedded, Maker, Progress, embed_entries, embed_pending
 from indexer.encoder import Device, Encoder
-from indexer.entries import Listing, list_entries
+from indexer.entries import Listing, list_entries, warn_of_unfindable
 from indexer.evaluate import Recall
 from indexer.items import ItemTable
 from indexer.known import KnownRows
@@ -131,6 +131,7 @@ class Job:
         memory_budget_bytes, device: as of `build`.
         clock: of the stages.
         warnings: of what came before.
+        warn: as of `build`.
     """
 
     index_dir: Path
@@ -144,6 +145,7 @@ class Job:
     device: Device
     clock: Clock
     warnings: tuple[str, ...] = ()
+    warn: Callable[[str], None]
 
 
 def build(
@@ -156,6 +158,7 @@ def build(
     memory_budget_bytes: int | None = None,
     device: Device = "auto",
     activate: bool = True,
+    warn: Callable[[str], None] = lambda _: None,
     progress: Progress,
 ) -> BuildReport:
     """Build the next version of an index from a collection, and make it the active one.
@@ -175,6 +178,7 @@ def build(
         memory_budget_bytes: refuse a plan that needs more, to build or to serve.
         device: for the encoder, and for training where FAISS has GPUs.
         activate: make it the version that is searched.
+        warn: told at once, and not by the report, how many items this model can't find.
         progress: hears the stages `embed`, `train`, `add` and `measure`.
 
     Raises:
@@ -199,6 +203,7 @@ def build(
         memory_budget_bytes=memory_budget_bytes,
         device=device,
         clock=clock,
+        warn=warn,
     )
     with sole_builder(index_dir):
         return evolve(job, progress)
@@ -212,6 +217,7 @@ def evolve(job: Job, progress: Progress) -> BuildReport:
         collection = job.collection
         listing = list_entries(collection.sources if collection else (), catalog, mirror=job.mirror)
         check_plan(len(listing.entries), job.encoder.dim, job.memory_budget_bytes, job.target_recall)
+        warn_of_unfindable(catalog, job.encoder.model, job.warn)
         judge = job.judge(listing)
         staging = staging_dir(job.index_dir, job.encoder.model, listing.entries)
         begun = unfinished(job.index_dir, job.encoder.model, staging)

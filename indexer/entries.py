@@ -1,7 +1,7 @@
 """What a version is to be built from: one entry for each item, from a collection or from the catalogue."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from indexer.catalog import Catalog
@@ -80,6 +80,22 @@ def list_entries(sources: Sequence[Source], catalog: Catalog, *, mirror: bool) -
     left = [entry for entry in live.values() if not mirror or entry.item in upserted]
     entries += sorted(left, key=lambda entry: order(entry.source) if entry.source else ("", 0))
     return Listing(tuple(entries), refused, overruled)
+
+
+def warn_of_unfindable(catalog: Catalog, model: str | None, warn: Callable[[str], None]) -> None:
+    """Tell how many items a version of a model can't hold, as only an embedding of another one is known, if any.
+
+    Args:
+        catalog: of the index.
+        model: id; None for one that is still to be learned.
+        warn: told a sentence.
+    """
+    if count := catalog.without_image(model):
+        which = f"model {model}" if model else "the model that is learned"
+        warn(
+            f"{count:,} items have no image and no embedding of {which}: this version does not hold them, and no "
+            "search finds them while it is active; upsert their images, or embeddings of that model"
+        )
 
 
 def _catalogued(row: Row) -> Entry:

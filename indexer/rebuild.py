@@ -23,7 +23,7 @@ from indexer.candidate import FEWEST, MIN_RECALL, compare, labelled_rows, object
 from indexer.codes import Clock
 from indexer.embedding import CHANGED, Progress
 from indexer.encoder import Device, Encoder
-from indexer.entries import Entry, Listing, list_entries
+from indexer.entries import Entry, Listing, list_entries, warn_of_unfindable
 from indexer.labels import read_classes, read_few
 from indexer.learning import Lesson, forget_lesson, lesson
 from indexer.manifest import ManifestError, VersionManifest
@@ -61,6 +61,7 @@ def rebuild(
     few_labels: Path | None = None,
     settings: str = "",
     activate: bool = True,
+    warn: Callable[[str], None] = lambda _: None,
     progress: Progress,
 ) -> BuildReport:
     """Build the next version of an index from all that its catalogue says is live, and activate it if it is good.
@@ -90,6 +91,7 @@ def rebuild(
             there are none, the measure without labels decides, and a warning says so.
         settings: how `learn` learns; what it began with others is not gone on with.
         activate: make it the version that is searched, if nothing speaks against it.
+        warn: told at once, before it learns, and not by the report, how many items the model can't find.
         progress: hears the stages `embed`, `train`, `add`, `measure` and `catch up`.
 
     Raises:
@@ -108,7 +110,7 @@ def rebuild(
     with sole_builder(index_dir):
         if learn is not None:
             with clock.stage("learn"):
-                entries = _entries(index_dir, collection)
+                entries = _entries(index_dir, collection, warn)
                 check_plan(len(entries), manifest.read_model(chosen).dim, memory_budget_bytes, wanted)
                 if activate:
                     _check_images(index_dir, entries)
@@ -129,6 +131,7 @@ def rebuild(
             device=device,
             clock=clock,
             warnings=damaged,
+            warn=warn if learn is None else lambda _: None,
         )
         report = evolve(job, progress)
         if learn is not None:
@@ -173,8 +176,12 @@ def active_number(store: Store, name: str) -> int:
     raise NoActiveVersion(f"index {name!r} has no active version; {remedy}")
 
 
-def _entries(index_dir: Path, collection: Collection | None) -> Sequence[Entry]:
+def _entries(
+    index_dir: Path, collection: Collection | None, warn: Callable[[str], None]
+) -> Sequence[Entry]:
+    """What is to be learned from and embedded; of what the learned model won't find is told."""
     with closing(adopt.open_catalog(index_dir)) as catalog:
+        warn_of_unfindable(catalog, None, warn)
         return list_entries(collection.sources if collection else (), catalog, mirror=False).entries
 
 

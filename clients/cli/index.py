@@ -59,11 +59,10 @@ def build(
     Parquet tables with the images in a column. `kinsight train --help` says more of each. A table's column payload is
     not read here, but by `kinsight items import`.
 
-    Of what an earlier build put into NAME, the version holds what is in IMAGES still; of what was upserted, all; of
-    what was deleted, nothing. `kinsight rebuild` adds images instead, and measures before it activates.
-
-    The version appears whole or not at all; until then the one before it is served. The same command again goes on
-    where an interrupted one ended. Its recall is measured against exact search and kept with it.
+    Of what an earlier build put into NAME, the version holds what is in IMAGES still; of what was upserted, all that
+    MODEL embeds or has embedded; of what was deleted, nothing. `kinsight rebuild` adds images instead, and measures.
+    It appears whole or not at all; until then the one before it is served. The same command again goes on where an
+    interrupted one ended. Its recall is measured against exact search and kept with it.
 
     \b
     JSON keys: index, version, model, count, resumed, reused, decoded, deleted, upserted, skipped[].item,
@@ -85,12 +84,13 @@ def build(
             target_recall=target_recall,
             memory_budget_bytes=memory_budget,
             device=device,
+            warn=work.warn,
             progress=work.report,
         )
-        work.finish(result_of(done))
+        work.finish(result_of(done, work.told))
     warn_of(done)
     if as_json:
-        print_json(result_of(done))
+        print_json(result_of(done, work.told))
     else:
         _print_version(read_version(version_dir(place.index(name), done.version)))
 

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,7 +25,7 @@ from clients.cli.options import (
     store_option,
     target_recall_option,
 )
-from clients.cli.output import named, print_facts, print_json, printable, warn_duplicates, warn_skipped
+from clients.cli.output import named, print_facts, print_json, warn_duplicates, warn_skipped
 from clients.cli.recording import Work, operation_option, recorded
 
 if TYPE_CHECKING:
@@ -95,7 +96,8 @@ class Wanted:
 def rebuild(context: click.Context, /, **words: Any) -> None:
     """Build the next version of index NAME, and swap it in.
 
-    It is activated if it is good. It holds what was upserted, and nothing that was deleted. Images that have not
+    It is activated if it is good. It holds what was upserted, and nothing that was deleted. With another model, items
+    of which only an embedding is known can't be in it: how many is said before it begins. Images that have not
     changed are neither decoded nor embedded again under the same model. The active version is searched until the new
     one takes its place at once, and `kinsight index rollback` goes back. The same command goes on where an
     interrupted one ended.
@@ -129,8 +131,8 @@ def rebuild(context: click.Context, /, **words: Any) -> None:
         context.exit(REFUSED)
 
 
-def result_of(done: "BuildReport") -> dict[str, Any]:
-    """The JSON object of a build."""
+def result_of(done: "BuildReport", told: Sequence[str] = ()) -> dict[str, Any]:
+    """The JSON object of a build, with the warnings that were told before it was done."""
     known = ("index", "version", "model", "count", "resumed", "reused", "decoded", "deleted", "upserted")
     return {
         **{name: getattr(done, name) for name in known},
@@ -143,7 +145,7 @@ def result_of(done: "BuildReport") -> dict[str, Any]:
         "refused": done.refused,
         "activated": done.activated,
         "seconds": dict(done.seconds),
-        "warnings": list(done.warnings),
+        "warnings": [*told, *done.warnings],
     }
 
 
@@ -170,10 +172,8 @@ def _check(wanted: Wanted) -> None:
 
 def _once(wanted: Wanted) -> dict[str, Any]:
     with recorded("rebuild", wanted.name, wanted.store, wanted.progress_style, once=("follow", "interval")) as work:
-        told: list[str] = []
-        done = _rebuild(wanted, work, told)
-        result = result_of(done)
-        result["warnings"] = [*told, *result["warnings"]]
+        done = _rebuild(wanted, work)
+        result = result_of(done, work.told)
         work.finish(result)
     keep = KEPT_FOLLOWING if wanted.keep is None and wanted.follow else wanted.keep
     if keep is not None:
@@ -188,15 +188,10 @@ def _once(wanted: Wanted) -> dict[str, Any]:
     return result
 
 
-def _rebuild(wanted: Wanted, work: Work, told: list[str]) -> "BuildReport":
-    """The build; what learning warned of, and people were told at once, is added to `told`."""
+def _rebuild(wanted: Wanted, work: Work) -> "BuildReport":
     from clients.cli.learning import learn
     from indexer.rebuild import rebuild as run
     from indexer.store import Store
-
-    def warn(text: str) -> None:
-        work.warn(text)
-        told.append(printable(text))
 
     settings = ["--epochs", str(wanted.epochs)] if wanted.epochs else []
     settings += ["--method", wanted.method] if wanted.method else []
@@ -209,7 +204,7 @@ def _rebuild(wanted: Wanted, work: Work, told: list[str]) -> "BuildReport":
         device=wanted.device,
         memory_bytes=wanted.learn_memory,
         report=work.report,
-        warn=warn,
+        warn=work.warn,
     )
     return run(
         wanted.name,
@@ -225,6 +220,7 @@ def _rebuild(wanted: Wanted, work: Work, told: list[str]) -> "BuildReport":
         few_labels=wanted.finetune,
         settings=" ".join(settings),
         activate=wanted.activate,
+        warn=work.warn,
         progress=work.report,
     )
 

@@ -30,6 +30,7 @@ class Work:
         finish: records the result.
         operation: its id; empty for work that is not recorded.
         since: told the last change of an index, says after which one the work began, maybe by an earlier process.
+        told: what `warn` recorded so far.
     """
 
     report: Progress
@@ -37,6 +38,7 @@ class Work:
     finish: Callable[[Mapping[str, Any]], None]
     operation: str = ""
     since: Callable[[int], int] = lambda sequence: sequence
+    told: Sequence[str] = ()
 
 
 @contextmanager
@@ -64,7 +66,7 @@ def recorded(
     if index:
         place.index(index)  # raises where that is no name, before it becomes part of a record's
     _hear_cancellation()
-    directory = place.operations
+    directory, told = place.operations, list[str]()
     identity = context.params["operation"]
     try:
         identity = identity or operations.queue(directory, kind, index, words_of(context, once)).id
@@ -84,9 +86,10 @@ def recorded(
 
         def tell(text: str) -> None:
             warn(text, style)
-            recorder.warn(printable(text))
+            told.append(printable(text))
+            recorder.warn(told[-1])
 
-        yield Work(report, tell, recorder.finish, identity, recorder.begun_since)
+        yield Work(report, tell, recorder.finish, identity, recorder.begun_since, told)
 
 
 @contextmanager

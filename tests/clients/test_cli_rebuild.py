@@ -387,9 +387,9 @@ def test_old_versions_stay_while_the_next_build_is_at_work(
     assert run("rebuild", "photos", "--no-activate").exit_code == 0
     with ExitStack() as next_build:
 
-        def told(done: BuildReport) -> dict[str, object]:
+        def told(done: BuildReport, before: Sequence[str]) -> dict[str, object]:
             next_build.enter_context(sole_builder(index))
-            return result_of(done)
+            return result_of(done, before)
 
         monkeypatch.setattr("clients.cli.rebuild.result_of", told)
         result = run("rebuild", "photos", "--keep", 0, "--json")

@@ -622,3 +622,17 @@ def test_any_version_that_was_not_activated_is_known_once_it_is(store: Store, in
     assert len(searched(index)) == 80
     delete(index, "new-00.png")
     assert rebuild(NAME, store=store, progress=quiet).count == 79
+
+
+def test_items_that_another_model_cannot_find_are_told_before_it_embeds(
+    store: Store, tiny_model: str, make_model: Callable[..., str], index: Path
+) -> None:
+    """Only an embedding of the old model is known: how many leave the search must not be found out by missing them."""
+    upsert(index, *(Upsert(f"bare-{seed}", embedding=unit(seed), model=tiny_model) for seed in range(3)))
+    upsert(index, Upsert("pictured", embedding=unit(9), model=tiny_model, image=picture(9)))
+    other, heard = make_model(store, seed=1), list[str]()
+    rebuild(NAME, store=store, warn=heard.append, progress=quiet)
+    assert not heard
+    rebuild(NAME, store=store, model=other, warn=heard.append, progress=lambda stage, *_: heard.append(stage))
+    assert heard[0].startswith(f"3 items have no image and no embedding of model {other}: ")
+    assert [told for told in heard if "no image" in told] == heard[:1]
