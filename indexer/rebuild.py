@@ -176,9 +176,7 @@ def active_number(store: Store, name: str) -> int:
     raise NoActiveVersion(f"index {name!r} has no active version; {remedy}")
 
 
-def _entries(
-    index_dir: Path, collection: Collection | None, warn: Callable[[str], None]
-) -> Sequence[Entry]:
+def _entries(index_dir: Path, collection: Collection | None, warn: Callable[[str], None]) -> Sequence[Entry]:
     """What is to be learned from and embedded; of what the learned model won't find is told."""
     with closing(adopt.open_catalog(index_dir)) as catalog:
         warn_of_unfindable(catalog, None, warn)

@@ -297,10 +297,10 @@ def _from_table(table: Path) -> Collection:
     root = table.parent
     sources: dict[str, Source] = {}
     payloads: dict[str, str] = {}
-    empty, again = list[tuple[str, str]](), list[tuple[str, str]]()
+    unnamed, again = list[tuple[str, str]](), list[tuple[str, str]]()
     for one in read_paths(table, lambda item, _: item not in sources):
         if one.source is None:
-            empty.append((one.item, one.error))
+            unnamed.append((one.item, one.error))
         elif one.error:
             again.append((one.item, one.error))
         else:
@@ -309,13 +309,15 @@ def _from_table(table: Path) -> Collection:
                 payloads[one.item] = one.payload
     by_item = sorted(sources.values(), key=lambda source: source.item)
     ordered = tuple(sorted(by_item, key=reading_order()))
-    warnings = [f"{len(empty):,} rows of {shown(table)} have no path, the first in {empty[0][0]}"] if empty else []
+    warnings = []
+    if unnamed:
+        warnings.append(f"{len(unnamed):,} rows of {shown(table)} are left out, the first: {unnamed[0][1]}")
     if again:
         warnings.append(
             f"{len(again):,} rows of {shown(table)} name images that rows before them name, and are left out, for "
             f"example {again[0][0]!a}"
         )
-    return Collection(root, ordered, 0, tuple(warnings), payloads, (*empty, *again))
+    return Collection(root, ordered, 0, tuple(warnings), payloads, (*unnamed, *again))
 
 
 def read_paths(table: Path, is_first: Callable[[str, int], bool]) -> Iterator[Wanted]:
@@ -330,7 +332,11 @@ def read_paths(table: Path, is_first: Callable[[str, int], bool]) -> Iterator[Wa
     """
     folder, root = table.parent, str(table.parent)
     rows = Rows(table, ["path"], optional=["payload"])
-    for number, (cell, *payload) in rows:
+    for number, cells in rows.each():
+        if isinstance(cells, str):
+            yield Wanted(rows.place(number), error=f"{rows.place(number)} of {shown(table)}: {cells}")
+            continue
+        cell, *payload = cells
         if not cell:
             yield Wanted(rows.place(number), error=f"{rows.place(number)} of {shown(table)} has no path")
             continue

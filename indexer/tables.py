@@ -17,6 +17,7 @@ _TOLD = re.compile(r'"?sep=(.)"?', re.IGNORECASE)  # the first line by which Exc
 _PATHS = ("path", "path_a", "path_b")  # whose spaces may be those of a file's name
 _BATCH = 4_096  # rows of a Parquet table that are read at a time
 _BUFFER_BYTES = 2**20  # of a column's stream; without it a whole row group, often the whole file, is read at once
+_UNEVEN = "it has {} cells, and the header {}; a cell with what parts cells in it needs quotes"
 _UNDECODED = re.compile(r".{,20}[\udc80-\udcff].{,20}")  # and what stands around it
 
 
@@ -70,16 +71,24 @@ class Rows:
 
     def __iter__(self) -> Iterator[tuple[int, tuple[str, ...]]]:
         """Where each row is, as `place` takes it, and its cells in the order of `columns`; raises SourceError."""
+        for number, cells in self.each():
+            if isinstance(cells, str):
+                raise SourceError(f"{shown(self._path)}, {self.place(number)}: {cells}")
+            yield number, cells
+
+    def each(self) -> Iterator[tuple[int, tuple[str, ...] | str]]:
+        """As iterating; where a row can't be used, the reason why is in the place of its cells."""
         spelled = [*self._spelled.values()]
         rows = _parquet_rows(self._path, spelled) if self._is_parquet else _csv_rows(self._path, spelled)
         meant = [_MEANT.get(name, str.strip) for name in self.columns]
         with _translated(self._path):
             for number, cells in rows:
-                for name, cell in zip(self.columns, cells, strict=True):
-                    if "\0" in cell:
-                        where = f"{shown(self._path)}, {self.place(number)}"
-                        raise SourceError(f"{where}: {name} {cell!r} holds a NUL; save it as UTF-8 text")
-                yield number, tuple(mean(cell) for mean, cell in zip(meant, cells, strict=True))
+                if isinstance(cells, str):
+                    yield number, cells
+                elif bad := [cell for cell in cells if "\0" in cell]:
+                    yield number, f"{self.columns[cells.index(bad[0])]} {bad[0]!r} holds a NUL; save it as UTF-8 text"
+                else:
+                    yield number, tuple(mean(cell) for mean, cell in zip(meant, cells, strict=True))
 
     def place(self, number: int) -> str:
         """Where a row stands in the file, for messages: its line, or its number from 1."""
@@ -155,16 +164,16 @@ def _csv_names(path: Path) -> list[str]:
     return [name.strip() for name in header]
 
 
-def _csv_rows(path: Path, wanted: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
-    """The line of each row, and its cells in some columns."""
+def _csv_rows(path: Path, wanted: Sequence[str]) -> Iterator[tuple[int, list[str] | str]]:
+    """The line of each row, and its cells in some columns, or the reason why not."""
     with _csv(path) as rows:
         _, header = next(rows, (1, []))
         names = [name.strip() for name in header]
         places = [names.index(name) for name in wanted]
         for line, cells in rows:
             if cells and len(cells) != len(names):
-                raise csv.Error(f"line {line} has not the header's {len(names)} cells")
-            if any(cells):  # as spreadsheets leave below a table
+                yield line, _UNEVEN.format(len(cells), len(names))
+            elif any(cells):  # as spreadsheets leave below a table
                 yield line, [cells[place] for place in places]
 
 

@@ -29,7 +29,9 @@ def test_how_many_items_leave_the_search_with_their_model_is_told(
         return CliRunner().invoke(kinsight, [*map(str, words), "--store", str(store.root)])
 
     run("index", "build", "photos", photos, "--model", tiny_model)
-    known = [Upsert(f"bare-{row}", np.eye(TINY_DIM, dtype=np.float32)[row], tiny_model) for row in range(BY_EMBEDDING)]
+    known = [
+        Upsert(f"bare-{row}", np.eye(TINY_DIM, dtype=np.float32)[row], tiny_model) for row in range(BY_EMBEDDING)
+    ]
     with closing(Catalog(store.index("photos"))) as catalog:
         catalog.upsert(known, dim=TINY_DIM)
     other = make_model(store, seed=5)

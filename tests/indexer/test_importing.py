@@ -123,11 +123,21 @@ def test_what_people_change_while_images_are_imported_stays_so(
 
 
 def test_every_row_that_is_not_taken_is_listed(store: Store, index: Path, tmp_path: Path) -> None:
-    """Bad images, bad payloads, rows without a path and rows that name an image again."""
+    """Bad images, bad payloads, rows without a path, with a cell too many, and that name an image again."""
     for number in range(4):
         (tmp_path / f"{number}.png").write_bytes(photo(number) if number else b"none")
     table = tmp_path / "table.csv"
-    rows = ["path,payload", "0.png,", "1.png,[1]", '2.png,"{""a"": 1}"', ",", '2.png,"{""a"": 2}"', ',"{}"', "3.png,"]
+    rows = [
+        "path,payload",
+        "0.png,",
+        "1.png,[1]",
+        '2.png,"{""a"": 1}"',
+        ",",
+        '2.png,"{""a"": 2}"',
+        ',"{}"',
+        "3.png,",
+        "4.png,{},",
+    ]
     table.write_text("\n".join([*rows, "gone.png,", ""]))
     listed: list[tuple[str, str]] = []
 
@@ -135,7 +145,7 @@ def test_every_row_that_is_not_taken_is_listed(store: Store, index: Path, tmp_pa
         NAME, table, store=store, left_out=lambda item, reason: listed.append((item, reason)), progress=quiet
     )
 
-    assert (report.imported, report.failed, listed) == (2, 5, report.failures)
-    assert sorted(item for item, _ in listed) == ["0.png", "1.png", "2.png", "gone.png", "line 7"]
+    assert (report.imported, report.failed, listed) == (2, 6, report.failures)
+    assert sorted(item for item, _ in listed) == ["0.png", "1.png", "2.png", "gone.png", "line 7", "line 9"]
     with closing(Catalog(index)) as catalog:
         assert catalog.get("2.png").payload == {"a": 1}

@@ -96,7 +96,7 @@ def test_rows_without_a_path_are_told_of(tmp_path: Path) -> None:
     table.write_text('path,payload\na.png,\n,"{""a"": 1}"\n,"{""a"": 2}"\n')
     collection = open_collection(table)
     assert [source.item for source in collection.sources] == ["a.png"]
-    assert collection.warnings == (f"2 rows of {table} have no path, the first in line 3",)
+    assert collection.warnings == (f"2 rows of {table} are left out, the first: line 3 of {table} has no path",)
 
 
 def test_rows_that_name_an_image_again_are_told_of(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_rows_that_name_an_image_again_are_told_of(tmp_path: Path) -> None:
         ("b.png", "line 6 of it names it again; its first row is taken"),
     ]
     assert [warning.replace(str(table), "it") for warning in collection.warnings] == [
-        "1 rows of it have no path, the first in line 7",
+        "1 rows of it are left out, the first: line 7 of it has no path",
         "2 rows of it name images that rows before them name, and are left out, for example 'a.png'",
     ]
 
@@ -242,7 +242,7 @@ def test_a_row_of_a_table_knows_its_place_in_the_file(tmp_path: Path) -> None:
         (b"", "no column path; its columns are: none"),
         (b"path\na.png\nb\0.png\n", "line 3: path .* holds a NUL"),
         (b'path\n\n"a\n.png"\n""\nb\0.png\n', "line 6: path .* holds a NUL"),
-        (b'path,note\n\n"a\n.png",x\n,\n"b\n.png"\n', "line 6 has not the header's 2 cells"),
+        (b'path,note\n\n"a\n.png",x\n,\n"b\n.png"\n', "line 6: it has 1 cells, and the header 2; "),
         (b"sep=;\nFile;Class\n", "no column path; its columns are: File, Class"),
         (b'path\r\n\r\na.png\r\n\r\n"b.png\r\nc.png\r\n', "line 5: .*; is a quote there not closed"),
     ],
@@ -252,6 +252,25 @@ def test_a_broken_csv_is_refused(tmp_path: Path, text: bytes, message: str) -> N
     table = tmp_path / "t.csv"
     table.write_bytes(text)
     with pytest.raises(SourceError, match=message):
+        read_table(table, ["path"])
+
+
+def test_rows_that_cannot_be_used_leave_a_collection_its_others(tmp_path: Path) -> None:
+    """One row of millions with a cell too many, or a NUL, is named with its line and what is wrong with it."""
+    table = tmp_path / "t.csv"
+    table.write_bytes(b"path,payload\na.png,{}\nb.png,{},{}\nc\0.png,{}\nd.png\ne.png,{}\n")
+    collection = open_collection(table)
+    assert [source.item for source in collection.sources] == ["a.png", "e.png"]
+    assert collection.payloads == {"a.png": "{}", "e.png": "{}"}
+    needs_quotes = "; a cell with what parts cells in it needs quotes"
+    assert collection.unused == (
+        ("line 3", f"line 3 of {table}: it has 3 cells, and the header 2{needs_quotes}"),
+        ("line 4", f"line 4 of {table}: path 'c\\x00.png' holds a NUL; save it as UTF-8 text"),
+        ("line 5", f"line 5 of {table}: it has 1 cells, and the header 2{needs_quotes}"),
+    )
+    assert collection.warnings == (f"3 rows of {table} are left out, the first: {collection.unused[0][1]}",)
+    table.write_bytes(b"path\na.png,1\n")
+    with pytest.raises(SourceError, match=r"no image in .*1 rows .* left out, .* line 2 of .*: it has 2 cells"):
         open_collection(table)
 
 

@@ -168,7 +168,7 @@ def test_unknown_paths_of_the_training_split_are_not_missing(collection: Collect
         ("path,class_id,split\na.png,1,query\n", "query alone is nothing to judge on; .* or query and gallery"),
         ("path,class_id,split\na.png,1,gallery\nb.png,1,test\n", "gallery and test alone is nothing to judge on"),
         ("path,class_id\na.png,\nb.png,\n", "none of its 2 rows has a class_id; write a class into some"),
-        ("path,class_id\na.png\n", "line 2 has not the header's 2 cells"),
+        ("path,class_id\na.png\n", "line 2: it has 1 cells, and the header 2; "),
         ("", "has no column path, class_id"),
     ],
 )
