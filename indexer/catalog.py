@@ -183,7 +183,7 @@ class Catalog:
         return int(self._file.read("SELECT count(*) FROM items WHERE state NOT IN ('deleted', 'gone')")[0][0])
 
     def without_image(self, model: str | None) -> int:
-        """How many live items have neither an image nor an embedding by `model`, None for one that is still to come."""
+        """How many live items have neither an image nor an embedding by `model` (None: one still to come)."""
         query = (
             "SELECT count(*) FROM items WHERE state NOT IN ('deleted', 'gone') AND source IS NULL AND sha256 IS NULL "
             "AND NOT EXISTS (SELECT 1 FROM embeddings WHERE embeddings.item = items.item AND model = ?)"

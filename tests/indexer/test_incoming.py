@@ -47,7 +47,7 @@ def test_images_in_archives_come_in_the_order_in_which_they_lie_there(tmp_path: 
 def test_a_table_that_can_not_be_read_to_its_end_is_refused_before_anything_is_taken(tmp_path: Path) -> None:
     """And one that names no image."""
     (tmp_path / "t.csv").write_text('path,payload\na.png,\n"b.png\n')
-    with pytest.raises(SourceError, match="line 3: .* is a quote there not closed"):
+    with pytest.raises(SourceError, match=r"line 3: .* is a quote there not closed"):
         open_incoming(tmp_path / "t.csv")
     (tmp_path / "t.csv").write_text("path,payload\n,{}\n")
     with pytest.raises(SourceError, match=r"no image in .*1 rows of .* line 2 of .* has no path"):

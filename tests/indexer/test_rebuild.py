@@ -627,7 +627,7 @@ def test_any_version_that_was_not_activated_is_known_once_it_is(store: Store, in
 def test_items_that_another_model_cannot_find_are_told_before_it_embeds(
     store: Store, tiny_model: str, make_model: Callable[..., str], index: Path
 ) -> None:
-    """Only an embedding of the old model is known: how many leave the search must not be found out by missing them."""
+    """Of some only an embedding is known: how many leave the search must not be found out by missing them."""
     upsert(index, *(Upsert(f"bare-{seed}", embedding=unit(seed), model=tiny_model) for seed in range(3)))
     upsert(index, Upsert("pictured", embedding=unit(9), model=tiny_model, image=picture(9)))
     other, heard = make_model(store, seed=1), list[str]()

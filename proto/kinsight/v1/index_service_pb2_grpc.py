@@ -169,8 +169,8 @@ class IndexServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteVersion(self, request, context):
-        """Deletes a version. The active one and the one before it can't be: FAILED_PRECONDITION. ABORTED while a version of
-        the index is being built, which may take embeddings from any.
+        """Deletes a version; its number is not given to another. The active one and the one before it can't be deleted:
+        FAILED_PRECONDITION. ABORTED while a version of the index is being built, which may take embeddings from any.
         Safe to retry: the second time is NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
