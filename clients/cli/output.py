@@ -128,8 +128,10 @@ def warn_skipped(skipped: Sequence[tuple[str, str]], table: Path | None = None, 
         click.echo(printable(f"skipped {item}: {reason}"), err=True)
     more = (count or len(skipped)) - len(shown)
     if more > 0:
-        which = f"the first {len(skipped):,}" if not table and more > len(skipped) - len(shown) else "them all"
-        click.echo(f"skipped {more:,} more; {table or '--json'} lists {which}", err=True)
+        where = f"{table or '--json'} lists them all"
+        if not table and more > len(skipped) - len(shown):
+            where = f"--json lists the first {len(skipped):,}, and again with --failures FILE all"
+        click.echo(f"skipped {more:,} more; {where}", err=True)
 
 
 def warn_duplicates(duplicates: "Duplicates") -> None:

@@ -149,7 +149,9 @@ def test_paths_among_the_facts_of_a_result_can_steer_no_terminal(capsys: pytest.
 def test_images_that_a_report_does_not_list_are_counted_all_the_same(capsys: pytest.CaptureFixture[str]) -> None:
     """An import lists the first thousand of however many it left out."""
     warn_skipped([(f"{number}.jpg", "empty") for number in range(1_000)], count=5_020)
-    assert capsys.readouterr().err.splitlines()[20:] == ["skipped 5,000 more; --json lists the first 1,000"]
+    assert capsys.readouterr().err.splitlines()[20:] == [
+        "skipped 5,000 more; --json lists the first 1,000, and again with --failures FILE all"
+    ]
 
 
 def test_progress_of_a_resumed_stage_counts_only_what_it_does_now(capsys: pytest.CaptureFixture[str]) -> None:
