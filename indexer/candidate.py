@@ -262,15 +262,14 @@ def _not_better(comparison: Comparison) -> Iterator[str]:
 
 def _shared(candidate: Version, active: Version) -> tuple[Rows, Rows]:
     """Up to `SAMPLE` rows of the candidate whose item and image are in the active version too, and the rows there."""
-    here, there = candidate.digests(), active.digests()
     shuffled = shuffled_rows(candidate.count)
     rows, others = list[int](), list[int]()
     for start in range(0, len(shuffled), _CHUNK):
         chunk = shuffled[start : start + _CHUNK].tolist()
         items = candidate.items(chunk)
-        known = active.rows_of(items)
+        here, there, known = candidate.images_of(items), active.images_of(items), active.rows_of(items)
         for row, item in zip(chunk, items, strict=True):
-            if item in known and here[row] == there[known[item]]:
+            if item in known and here[item].sha256 == there[item].sha256:
                 rows.append(row)
                 others.append(known[item])
         if len(rows) >= SAMPLE:

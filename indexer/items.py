@@ -83,9 +83,9 @@ class ItemWriter:
         (count,) = self._connection.execute("SELECT count(*) FROM items").fetchone()
         return int(count)
 
-    def digests(self) -> list[str]:
+    def digests(self) -> Iterator[str]:
         """The SHA-256 of every row's image, by row; empty where there is none."""
-        return [sha256 for (sha256,) in self._connection.execute("SELECT sha256 FROM items ORDER BY row")]
+        return (sha256 for (sha256,) in self._connection.execute("SELECT sha256 FROM items ORDER BY row"))
 
     def skipped(self) -> tuple[tuple[str, str], ...]:
         """Every image left out, with the reason, sorted by item."""
@@ -189,9 +189,11 @@ class ItemTable:
                 yield row, item, Path(os.fsdecode(path)) if path else None, sha256
             after = found[-1][0]
 
-    def digests(self) -> list[str]:
+    def digests(self) -> Iterator[str]:
         """The SHA-256 of every row's image, by row; empty where there is none."""
-        return [sha256 for (sha256,) in self._read("SELECT sha256 FROM items ORDER BY row")]
+        query = "SELECT sha256 FROM items WHERE row >= ? AND row < ? ORDER BY row"
+        for first in range(0, self.count(), _CHUNK):
+            yield from (sha256 for (sha256,) in self._read(query, first, first + _CHUNK))
 
     def skipped(self) -> list[tuple[str, str]]:
         """Every image left out of the version, with the reason, sorted by item."""

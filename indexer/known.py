@@ -1,7 +1,7 @@
 """Embeddings that an index holds already, found by the SHA-256 of the image or by the item."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -59,7 +59,7 @@ class KnownRows:
         for number in _candidates(index_dir, model):
             try:
                 opened = version.open_version(version.version_dir(index_dir, number))
-                parts.append(_part(opened.embedding, opened.digests()))
+                parts.append(_part(opened.embedding, _as_digests(opened.digests())))
                 active = opened if number in _active(index_dir) else active
             except ManifestError as error:
                 warnings.append(f"version {number} is damaged, so its embeddings are not used again: {error}")
@@ -120,7 +120,7 @@ def _model_of(index_dir: Path, number: int) -> str | None:
 def _unfinished(staging: Path, dim: int) -> _Part | None:
     """The rows that an interrupted build has put on the disk; None where there are none."""
     with ItemWriter(staging / ITEMS) as items:
-        digests = items.digests()
+        digests = _as_digests(items.digests())
     try:
         rows = map_rows(staging / ROWS, len(digests), dim)
     except (OSError, ValueError):  # no file, or shorter than its items say
@@ -128,12 +128,14 @@ def _unfinished(staging: Path, dim: int) -> _Part | None:
     return _part(lambda row: np.array(rows[row]), digests)
 
 
-def _part(row: Callable[[int], Embeddings], digests: Sequence[str]) -> _Part:
-    known = _as_digests(digests)
-    order = np.argsort(known, kind="stable")
-    return _Part(row, known[order], order)
+def _part(row: Callable[[int], Embeddings], digests: Digests) -> _Part:
+    order = np.argsort(digests, kind="stable")
+    return _Part(row, digests[order], order)
 
 
-def _as_digests(digests: Sequence[str]) -> Digests:
+def _as_digests(digests: Iterable[str]) -> Digests:
     """Digests as NumPy compares them: elements lose the zero bytes at their end, and `bytes` would keep them."""
-    return np.frombuffer(bytes.fromhex("".join(digest or _NO_IMAGE for digest in digests)), "S32")
+    known = bytearray()  # a list of a million texts would take four times as much
+    for digest in digests:
+        known += bytes.fromhex(digest or _NO_IMAGE)
+    return np.frombuffer(known, "S32")

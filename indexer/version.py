@@ -161,7 +161,7 @@ class Version:
         """Row, item, source path and SHA-256 of every item, by row; the path as of `source_path`."""
         return self._items.read_all()
 
-    def digests(self) -> list[str]:
+    def digests(self) -> Iterator[str]:
         """The SHA-256 of every row's image, by row; empty where an item has none."""
         return self._items.digests()
 
