@@ -43,6 +43,9 @@ _ADD_ROW_S, _ADD_PRODUCT_S = 2.3e-6, 3.0e-11
 _MEASURE_PRODUCT_S = 3.6e-11  # of held-out rows with all rows
 
 _FLOAT_BYTES, _ID_BYTES = 4, 8
+# Of each item that a build lists, the most that was measured: 200 where the catalogue has only an embedding of it,
+# 250 where a table names it, 490 where the catalogue has path and hash.
+_LISTED_BYTES = 500
 _SCAN_BLOCK = 32  # rows; fast-scan pads each list to a multiple
 # Training holds the sample, its rotated copy, and k-means' or PQ's copy of it, and room that BLAS and OpenMP keep.
 _TRAIN_COPIES = 3
@@ -76,7 +79,8 @@ class Plan:
         reason: why this one, for a person.
         serving_bytes: memory that a search needs at hand: codes, ids and centroids, or all rows for flat. The
             full-precision rows of `ivfpq` are mapped from the disk and not counted.
-        peak_build_bytes: memory that building takes above the encoder's own.
+        peak_build_bytes: memory that building takes above the encoder's own, and above the list of the items.
+        listing_bytes: memory of that list, which a build holds from its beginning to its end.
         build_cpu_s: CPU seconds of one thread to train, add and measure; embedding images is not in it. Predicted.
         target_recall: recall@10 that a search has which names none, if any measured operating point has it.
         measured: operating points in the order of their cost, from which a search takes the cheapest that has the
@@ -92,6 +96,7 @@ class Plan:
     reason: str
     serving_bytes: int
     peak_build_bytes: int
+    listing_bytes: int
     build_cpu_s: float
     target_recall: float = TARGET_RECALL
     measured: tuple[MeasuredPoint, ...] = ()
@@ -121,12 +126,13 @@ def plan(
         chosen = _flat(count, dim, f"dimension {dim} is odd, which 2-dimensional product quantisation can't split")
     else:
         chosen = _ivfpq(count, dim, memory_budget_bytes)
-    needed = max(chosen.serving_bytes, chosen.peak_build_bytes)
+    needed = max(chosen.serving_bytes, chosen.peak_build_bytes + chosen.listing_bytes)
     if memory_budget_bytes is not None and needed > memory_budget_bytes:
         raise BudgetTooSmall(
-            f"{count:,} rows of dimension {dim} need {needed:,} bytes of memory ({chosen.serving_bytes:,} to serve, "
-            f"{chosen.peak_build_bytes:,} to build, in {chosen.build_cpu_s:,.0f} CPU seconds); the budget is "
-            f"{memory_budget_bytes:,}: raise it, index fewer images, or train a model of a smaller dimension"
+            f"{count:,} rows of dimension {dim} need {needed:,} bytes of memory ({chosen.serving_bytes:,} to serve; "
+            f"to build, {chosen.peak_build_bytes:,} and {chosen.listing_bytes:,} for the list of the items, in "
+            f"{chosen.build_cpu_s:,.0f} CPU seconds); the budget is {memory_budget_bytes:,}: raise it, index fewer "
+            "images, or train a model of a smaller dimension"
         )
     return replace(chosen, target_recall=target_recall)
 
@@ -155,6 +161,7 @@ def _flat(count: int, dim: int, reason: str) -> Plan:
         reason=reason,
         serving_bytes=row_bytes,
         peak_build_bytes=min(row_bytes, ADD_CHUNK * dim * _FLOAT_BYTES),
+        listing_bytes=count * _LISTED_BYTES,
         build_cpu_s=0.0,
     )
 
@@ -171,7 +178,8 @@ def _ivfpq(count: int, dim: int, budget: int | None) -> Plan:
     tables_bytes = (nlist + dim + 16) * row_bytes
     train_rows = min(trainable, TRAIN_PER_LIST * nlist)
     if budget is not None:
-        affordable = (budget - tables_bytes - _TRAIN_ROOM_BYTES) // (row_bytes * _TRAIN_COPIES)
+        left = budget - count * _LISTED_BYTES - tables_bytes - _TRAIN_ROOM_BYTES
+        affordable = left // (row_bytes * _TRAIN_COPIES)
         train_rows = max(nlist * MIN_PER_LIST, min(train_rows, affordable))
     training_bytes = train_rows * row_bytes * _TRAIN_COPIES + _TRAIN_ROOM_BYTES
     adding_bytes = 2 * lists_bytes + 2 * ADD_CHUNK * row_bytes  # a list doubles its room when it is full
@@ -185,6 +193,7 @@ def _ivfpq(count: int, dim: int, budget: int | None) -> Plan:
         reason=f"{count:,} rows: {nlist:,} lists, {train_rows / nlist:.0f} training rows each, 2 bits a dimension",
         serving_bytes=lists_bytes + tables_bytes,
         peak_build_bytes=tables_bytes + max(training_bytes, adding_bytes),
+        listing_bytes=count * _LISTED_BYTES,
         build_cpu_s=_build_cpu_s(count, dim, nlist, train_rows),
     )
 

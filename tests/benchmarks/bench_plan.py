@@ -139,6 +139,7 @@ def ivf_plan(dim: int, *, nlist: int, train_rows: int) -> Plan:
         reason="to compare",
         serving_bytes=0,
         peak_build_bytes=0,
+        listing_bytes=0,
         build_cpu_s=0.0,
     )
 

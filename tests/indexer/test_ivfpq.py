@@ -242,7 +242,9 @@ def test_the_predicted_time_grows_as_the_measured_one() -> None:
 def test_a_tight_budget_trains_on_less() -> None:
     """A budget below the usual peak shrinks the training sample; one below that is refused."""
     free = plan(100_000, 128)
-    tight = plan(100_000, 128, memory_budget_bytes=free.peak_build_bytes - 1)
+    usual = free.peak_build_bytes + free.listing_bytes
+    assert plan(100_000, 128, memory_budget_bytes=usual).train_rows == free.train_rows
+    tight = plan(100_000, 128, memory_budget_bytes=usual - 1)
     assert tight.train_rows < free.train_rows
     assert tight.peak_build_bytes < free.peak_build_bytes
     with pytest.raises(BudgetTooSmall, match="the budget is 1,000,000"):
