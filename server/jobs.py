@@ -269,10 +269,16 @@ class Jobs:
             if identity in self._cancelled:
                 operations.cancel(self.directory, identity)
                 return
-            with operations.running(self.directory, identity):
-                raise OperationFailed(
-                    f"{problem}; the same request again, by another request_id, goes on where it was"
-                )
+            with operations.running(self.directory, identity) as recorder:
+                raise OperationFailed(f"{problem}; {self._again(recorder.operation)}")
+
+    def _again(self, operation: Operation) -> str:
+        """How to go on with what was killed: a request has no word for the run of a training to go on with."""
+        again = "the same request again, by another request_id,"
+        if operation.kind in LEARNING and (self.store.runs / operation.id).exists():  # called as the operation
+            resume = f"kinsight {operation.kind} --resume {operation.id}"
+            return f"{resume} on the server's machine goes on where it was, and {again} begins anew"
+        return f"{again} {'begins anew' if operation.kind in LEARNING else 'goes on where it was'}"
 
     def _end(self) -> None:
         with self._starting:  # who is about to start one sees that we are ending

@@ -72,8 +72,9 @@ def show(operation_id: str, store: Path, as_json: bool) -> None:
 def cancel(operation_id: str, store: Path, as_json: bool) -> None:
     """Cancel an operation.
 
-    What it had finished stays for the same command to go on from. Its process is interrupted as by Ctrl-C and ends
-    soon after; `kinsight operations show` tells when.
+    What it had finished stays for the same command to go on from; `kinsight train` and `kinsight finetune` need
+    --resume ID for that, and begin anew without. Its process is interrupted as by Ctrl-C and ends soon after;
+    `kinsight operations show` tells when.
 
     \b
     JSON keys: id, kind, index, arguments[], state, stage, done, total, rate, eta_s, warnings[], started, updated,

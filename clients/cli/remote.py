@@ -311,8 +311,9 @@ def wait(operation_id: str, server: str, as_json: bool) -> None:
 def cancel(operation_id: str, server: str, as_json: bool) -> None:
     """Ask an operation to end.
 
-    What it had finished stays for the same request to go on from. It ends soon after; `kinsight remote wait` tells
-    when.
+    What it had finished stays for the same request to go on from. Train and finetune begin anew by it; on the
+    server's machine `kinsight train --resume ID`, or finetune, goes on. It ends soon after; `kinsight remote wait`
+    tells when.
 
     \b
     JSON keys: id, kind, index, state, stage, done, total, rate, eta_s, warnings[], started, updated, ended, is_done,

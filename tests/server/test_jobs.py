@@ -215,6 +215,28 @@ def test_a_process_that_can_not_be_followed_is_ended(tmp_path: Path, monkeypatch
     assert not any(Path(f"/proc/{pid}").exists() for pid in begun)
 
 
+@pytest.mark.parametrize(
+    ("kind", "began", "told"),
+    [
+        ("train", True, "kinsight train --resume {id} on the server's machine goes on where it was, and {again} "),
+        ("finetune", True, "kinsight finetune --resume {id} on the server's machine goes on where it was"),
+        ("train", False, "{again} begins anew"),
+        ("rebuild", False, "{again} goes on where it was"),
+    ],
+)
+def test_who_hears_of_a_killed_process_hears_how_to_go_on(tmp_path: Path, kind: str, began: bool, told: str) -> None:
+    """The same request was said to go on with a training, too, which began anew by it."""
+    store = Store(tmp_path)
+    started = asyncio.run((working := Jobs(store)).start(Job(kind, "photos", (kind, "nowhere"))))
+    if began:
+        (store.runs / started.id).mkdir(parents=True)
+    working._processes[started.id].kill()
+    until(lambda: operations.find(store.operations, started.id).state == "failed", PROCESS_S)
+    again = "the same request again, by another request_id,"
+    error = operations.find(store.operations, started.id).error
+    assert f"killed by signal 9 (Killed); {told.format(id=started.id, again=again)}" in error
+
+
 def test_what_an_earlier_server_left_waits_only_for_what_excludes_it(tmp_path: Path) -> None:
     """A second build of an index for the first, while all else goes on beside it."""
     store, labels = build_photos(tmp_path), tmp_path / "labels.csv"
