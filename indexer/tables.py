@@ -55,7 +55,7 @@ class Rows:
     """
 
     def __init__(self, path: Path, columns: Iterable[str], optional: Iterable[str] = ()) -> None:
-        """Open a table; arguments and errors as of `read_table`."""
+        """Open a table; arguments as of `read_table`, raises SourceError where that raises UnreadableLabels."""
         self._path = path
         wanted = (*columns, *optional)
         self._is_parquet = path.suffix.lower() == ".parquet"
@@ -95,8 +95,12 @@ class Rows:
         return f"{'row' if self._is_parquet else 'line'} {number}"
 
 
+class UnreadableLabels(SourceError):
+    """A table of labels can't be read, or lacks a column: who sent it looks at that, and not at the images."""
+
+
 def read_table(path: Path, columns: Iterable[str], optional: Iterable[str] = ()) -> Table:
-    """Columns of a CSV (UTF-8, header line) or Parquet table as text, `optional` ones where they exist.
+    """Columns of labels, a CSV (UTF-8, header line) or Parquet table, as text; `optional` ones where they exist.
 
     Cells of a CSV are parted by commas, or by semicolons or tabs where its header is, or as its first line `sep=;`
     says. Names of columns are taken in any case, one spelled as asked for first. Spaces around them and around cells
@@ -104,9 +108,15 @@ def read_table(path: Path, columns: Iterable[str], optional: Iterable[str] = ())
     is empty text.
 
     Raises:
-        SourceError: the file can't be read, is not such a table, lacks a column of `columns`, or has one twice.
+        UnreadableLabels: the file can't be read, is not such a table, lacks a column of `columns`, or has one twice.
     """
-    rows = Rows(path, columns, optional)
+    try:
+        return _read(path, Rows(path, columns, optional))
+    except SourceError as error:
+        raise UnreadableLabels(str(error)) from error
+
+
+def _read(path: Path, rows: Rows) -> Table:
     read: dict[str, list[str]] = {name: [] for name in rows.columns}
     appends = [cells.append for cells in read.values()]
     numbers = array("q")

@@ -31,6 +31,7 @@ from indexer.rebuild import ImagesGone, NoActiveVersion
 from indexer.snapshot import DamagedSnapshot, NotEmpty
 from indexer.source import SourceError
 from indexer.store import NotFound
+from indexer.tables import UnreadableLabels
 from indexer.version import UnknownItem, VersionError
 from server.errors import (
     BatchSizeOutOfRange,
@@ -174,6 +175,7 @@ TABLE: Mapping[type[Exception], Answer] = {
     PathExists: Answer(_EXISTS, "PATH_EXISTS"),
     SourceError: Answer(_INVALID, "INVALID_COLLECTION", field="path"),
     LabelsError: Answer(_INVALID, "INVALID_LABELS", field="labels"),
+    UnreadableLabels: Answer(_INVALID, "INVALID_LABELS", field="labels"),
     InvalidLabels: Answer(_INVALID, "INVALID_LABELS", field="labels"),
     InvalidLearning: Answer(_INVALID, "INVALID_LEARNING"),
     BudgetOutOfRange: Answer(_INVALID, "BUDGET_OUT_OF_RANGE", field="budget"),

@@ -120,6 +120,11 @@ def _read_classes(table: Path, collection: Collection) -> Taught:
         item: number for item, number in labels.class_of.items() if labels.split_of.get(item) in (None, "train")
     }
     numbers = {number: place for place, number in enumerate(dict.fromkeys(taught.values()))}
+    if not taught:
+        raise LabelsError(
+            f"{table}: none of its {len(labels.class_of):,} labelled images is to learn from, as none is of the "
+            f"split train; write train into the split of some"
+        )
     if len(numbers) < 2:
         raise LabelsError(
             f"{table}: its {len(taught):,} images to learn from are of {len(numbers)} class; what differs can only "

@@ -396,6 +396,10 @@ def test_what_a_process_can_not_do_is_the_error_of_its_operation(stubs: Stubs, t
     error = stubs.ended(built).error
     assert reason_of(error) == ("INVALID_ARGUMENT", "INVALID_LABELS")
     assert "labels.csv" in error.message
+    (tmp_path / "labels.csv").write_bytes("path,class_id\n000.png,Möwe\n".encode("latin-1"))
+    error = stubs.ended(stubs.indexes.BuildVersion(BuildVersionRequest(labels=str(tmp_path / "labels.csv")))).error
+    assert reason_of(error) == ("INVALID_ARGUMENT", "INVALID_LABELS")  # and not what images are answered with
+    assert "is not UTF-8 text; save the table as UTF-8" in error.message
 
 
 def test_nothing_is_learned_where_images_are_gone(tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ def test_of_many_contradictions_five_are_named_and_the_rest_counted(collection: 
         ("path,class_id\nx.png,1\ny.png,2\n", "none of its 2 paths is in .*, for example 'x.png'"),
         ("path,class_id\na.png,1\nb.png,1\n", "its 2 images to learn from are of 1 class"),
         ("path,class_id,split\na.png,1,train\nb.png,2,test\n", "its 1 images to learn from are of 1 class"),
-        ("path,class_id,split\na.png,1,test\nb.png,1,test\n", "its 0 images to learn from are of 0 class"),
+        ("path,class_id,split\na.png,1,test\nb.png,1,rest\nc.png,1,test\n", "none of its 3 labelled images is to"),
         ("path,class_id,split\na.png,1,train\nb.png,2,query\n", "query alone is nothing to judge on"),
         ("path,class_id\na.png,1\na.png,2\nb.png,2\n", "line 3: 'a.png' has two classes, '1' and '2'; an"),
         ("path_a,path_b\na.png,b.png\n", "has no column relation"),
