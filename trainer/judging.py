@@ -187,7 +187,7 @@ def embed_sources(
         if len(batch) == most or (batch and decoded.row + 1 == len(sources)):
             embeddings.append(torch.from_numpy(runtime.embed(np.stack(batch))))
             batch.clear()
-        progress("judge", decoded.row + 1, len(sources))
+        progress("embed", decoded.row + 1, len(sources))
     return torch.cat(embeddings), items, skipped
 
 
@@ -291,7 +291,7 @@ def evaluate(
         labels: a table `path,class_id[,split]`.
         recall_at: each k of R@k.
         device: where to compute.
-        progress: hears the stage `judge`.
+        progress: hears the stage `embed`.
         warn: called with a sentence for what of images and labels is left out, before any is embedded.
 
     Returns:

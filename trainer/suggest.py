@@ -97,7 +97,7 @@ def suggest(
             more labels. Images that it keeps for judging are left out. None where there are none.
         seed: of the choice.
         device: auto, cpu or cuda.
-        progress: hears the stage `judge`.
+        progress: hears the stage `embed`.
 
     Raises:
         ManifestError: the model can't be opened.

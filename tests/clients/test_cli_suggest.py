@@ -68,6 +68,7 @@ def test_the_table_is_one_to_fill_in_for_finetuning(suggest: Run, photos: Path, 
     table.write_text(re.sub("^(.*?),,", r"\1,crow,", done.stdout, flags=re.MULTILINE))
     assert len(read_labels(table, open_collection(photos), to_teach=True).class_of) == 7
     assert suggest(photos, "--budget", 7).stdout == done.stdout
+    assert re.findall(r"^(\w+)  \d", done.stderr, flags=re.MULTILINE) == ["embed"]  # nothing is judged
 
 
 def test_a_sheet_in_no_folder_is_refused_before_any_work(suggest: Run, photos: Path, tmp_path: Path) -> None:
@@ -75,7 +76,7 @@ def test_a_sheet_in_no_folder_is_refused_before_any_work(suggest: Run, photos: P
     done = suggest(photos, "--budget", 7, "--sheet", tmp_path / "nowhere" / "sheet.html")
     assert done.exit_code == 2
     assert f"--sheet: there is no folder {tmp_path / 'nowhere'}; make it, or name another file" in done.stderr
-    assert "judge" not in done.stderr
+    assert "embed" not in done.stderr
 
 
 def test_the_sheet_shows_what_is_suggested_and_runs_only_its_own_script(
