@@ -1,7 +1,6 @@
 """kinsight.v1.IndexService: requests to operations and swaps, and answers to responses, nothing else."""
 
 import asyncio
-import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, suppress
 from functools import partial
@@ -15,7 +14,7 @@ from indexer import adopt, version
 from indexer.catalog import CatalogError
 from indexer.locks import turn
 from indexer.rebuild import active_number
-from server import descriptions, learning
+from server import answers, descriptions, learning
 from server.admission import Admission
 from server.answered import answered
 from server.errors import (
@@ -34,8 +33,6 @@ from server.indexes import Indexes
 from server.jobs import Job, Jobs
 from server.paging import Page, part
 from server.starting import started
-
-log = logging.getLogger(__name__)
 
 
 class IndexService(index_service_pb2_grpc.IndexServiceServicer):
@@ -114,12 +111,11 @@ class IndexService(index_service_pb2_grpc.IndexServiceServicer):
         return pb.ListIndexesResponse(indexes=map(self._listed, shown.entries), next_page_token=shown.token)
 
     def _listed(self, name: str) -> pb.Index:
-        """An index; of one whose pointer or catalogue is damaged the name alone, as the others are fine."""
+        """An index; of one whose pointer or catalogue is damaged the name and that alone, as the others are fine."""
         try:
             return descriptions.index(self._store, self._indexes, name)
         except (version.VersionError, CatalogError) as error:
-            log.warning("nothing but the name of an index is listed: %s", error)
-            return pb.Index(index=name)
+            return pb.Index(index=name, problem=str(answers.status_of(error).message))
 
     def _list_versions(self, request: pb.ListVersionsRequest) -> pb.ListVersionsResponse:
         name = self._indexes.resolve(request.index)

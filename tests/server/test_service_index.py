@@ -426,12 +426,14 @@ def test_an_index_without_an_active_version_can_be_given_one(stubs: Stubs, store
 
 
 def test_a_damaged_pointer_is_mended_by_activating_a_version(stubs: Stubs, store: Store) -> None:
-    """As its message says; until then the other indexes are listed beside its name."""
+    """As its message says; until then the other indexes are listed beside its name and what is wrong with it."""
     shutil.copytree(store.index("photos"), store.index("new"))
     (store.index("new") / "active").write_text("nonsense")
     assert _reason(stubs.indexes.GetIndex, GetIndexRequest(index="new")) == ("DATA_LOSS", "INDEX_CORRUPT")
     listed = stubs.indexes.ListIndexes(ListIndexesRequest()).indexes
     assert [(one.index, one.active_version, one.etag) for one in listed] == [("new", 0, ""), ("photos", 1, "1-0")]
+    assert "active says 'nonsense', which is not what was written; activate a version again" in listed[0].problem
+    assert listed[1].problem == ""
     stale = ActivateVersionRequest(index="new", version=1, etag="1-0")
     assert _reason(stubs.indexes.ActivateVersion, stale) == ("DATA_LOSS", "INDEX_CORRUPT")
     activated = stubs.indexes.ActivateVersion(ActivateVersionRequest(index="new", version=1))
