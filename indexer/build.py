@@ -1,7 +1,7 @@
 """Build an index version: entries -> embeddings -> rows -> index -> measured recall -> published version.
 
 BuildError
-├── NothingToIndex    none of the images could be decoded
+├── NothingToIndex    there is no item, or none has an image that can be decoded, or an embedding of the model
 └── WriteFailed       the disk is full or not writable; nothing of the version is left
 BuildInProgress       (of `indexer.staging`) another process is building this index
 SourceError, ManifestError, EncoderError, CatalogError, BudgetTooSmall, NotFound   of the parts, unchanged
@@ -46,7 +46,7 @@ class BuildError(Exception):
 
 
 class NothingToIndex(BuildError):
-    """None of the images could be decoded."""
+    """There is no item, or none has an image that can be decoded, or an embedding of the model."""
 
 
 class WriteFailed(BuildError):
@@ -371,4 +371,4 @@ def _nothing(skipped: tuple[tuple[str, str], ...]) -> str:
     if not skipped:
         return "there is no item to index: nothing is upserted, and nothing of a collection is left"
     item, reason = skipped[0]
-    return f"none of the {len(skipped):,} images can be decoded; the first, {item}: {reason}"
+    return f"none of the {len(skipped):,} items can be indexed; the first, {item}: {reason}"

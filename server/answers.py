@@ -18,6 +18,7 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from indexer import records
+from indexer.build import NothingToIndex
 from indexer.calibration import CalibrationError
 from indexer.catalog import CatalogBusy, CatalogCorrupt, CatalogWriteFailed, RequestReused, UnknownContent
 from indexer.comparable import TypeMismatch
@@ -182,6 +183,7 @@ TABLE: Mapping[type[Exception], Answer] = {
     CalibrationError: Answer(_INVALID, "LABELS_NOT_CALIBRATABLE", field="labels"),
     NoActiveVersion: Answer(_UNMET, "NO_ACTIVE_VERSION", subject="index"),
     ImagesGone: Answer(_UNMET, "IMAGES_GONE", subject="index"),
+    NothingToIndex: Answer(_UNMET, "NOTHING_TO_INDEX", subject="index"),
     NotEmpty: Answer(_EXISTS, "PATH_EXISTS"),
     DamagedSnapshot: Answer(_LOST, "SNAPSHOT_CORRUPT"),
     NoSuchOperation: Answer(_NOT_FOUND, "OPERATION_NOT_FOUND"),

@@ -410,6 +410,16 @@ def test_nothing_is_learned_where_images_are_gone(tmp_path: Path) -> None:
     assert error.message.startswith("nothing was learned: 6 of 6 items would be lost")
 
 
+def test_that_there_is_nothing_to_index_is_no_defect_of_the_server(tmp_path: Path) -> None:
+    """No image is left that another model could embed."""
+    gallery = make_gallery(tmp_path, count=6)
+    other = make_model(gallery.store, seed=1)
+    with serving(gallery.store) as served, Stubs(served.target) as stubs:
+        error = stubs.ended(stubs.indexes.BuildVersion(BuildVersionRequest(model=other))).error
+    assert reason_of(error) == ("FAILED_PRECONDITION", "NOTHING_TO_INDEX")
+    assert error.message.startswith("none of the 6 items can be indexed; the first, some class/0.png: can't be read")
+
+
 def test_an_index_without_an_active_version_can_be_given_one(stubs: Stubs, store: Store) -> None:
     """Though it can't be rebuilt, copied or measured before."""
     shutil.copytree(store.index("photos"), store.index("new"))
