@@ -184,11 +184,7 @@ class Catalog:
 
     def without_image(self, model: str | None) -> int:
         """How many live items have neither an image nor an embedding by `model` (None: one still to come)."""
-        query = (
-            "SELECT count(*) FROM items WHERE state NOT IN ('deleted', 'gone') AND source IS NULL AND sha256 IS NULL "
-            "AND NOT EXISTS (SELECT 1 FROM embeddings WHERE embeddings.item = items.item AND model = ?)"
-        )
-        return int(self._file.read(query, model)[0][0])
+        return int(self._file.read(catalog_rows.WITHOUT_IMAGE, model)[0][0])
 
     def contents(self, model: str | None = None) -> Iterator[Content]:
         """Every live item, in the order of `page`, with its embedding by `model` where the catalogue has one."""

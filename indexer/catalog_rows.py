@@ -41,6 +41,12 @@ class Row(NamedTuple):
 
 COLUMNS = len(Row._fields) + 1  # of the table: these and the seal
 
+# Counts the live items that a version of a model can't hold.
+WITHOUT_IMAGE = (
+    "SELECT count(*) FROM items WHERE state NOT IN ('deleted', 'gone') AND source IS NULL AND sha256 IS NULL "
+    "AND NOT EXISTS (SELECT 1 FROM embeddings WHERE embeddings.item = items.item AND model = ?)"
+)
+
 
 def read_row(file: CatalogFile, columns: tuple[Any, ...]) -> Row:
     """The row of some columns as SQLite gave them; raises CatalogCorrupt."""

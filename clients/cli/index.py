@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from clients.cli.described import print_version, summary_of
 from clients.cli.options import (
     PATH,
     Device,
@@ -16,12 +17,11 @@ from clients.cli.options import (
     store_option,
     target_recall_option,
 )
-from clients.cli.output import cell, print_facts, print_json, print_table, tell_facts
+from clients.cli.output import cell, print_json, print_table, tell_facts
 from clients.cli.rebuild import result_of, warn_of
 from clients.cli.recording import operation_option, recorded
 
 if TYPE_CHECKING:
-    from indexer.manifest import VersionManifest
     from indexer.store import Store
 
 
@@ -92,7 +92,7 @@ def build(
     if as_json:
         print_json(result_of(done, work.told))
     else:
-        _print_version(read_version(version_dir(place.index(name), done.version)))
+        print_version(read_version(version_dir(place.index(name), done.version)))
 
 
 @index.command(name="list")
@@ -145,9 +145,9 @@ def inspect(name: str, version: int | None, store: Path, as_json: bool) -> None:
     manifest = read_version(directory)
     verify(directory, manifest)
     if as_json:
-        print_json({**dataclasses.asdict(manifest), **_summary(manifest)})
+        print_json({**dataclasses.asdict(manifest), **summary_of(manifest)})
     else:
-        _print_version(manifest)
+        print_version(manifest)
 
 
 @index.command()
@@ -381,29 +381,3 @@ def _number(place: "Store", name: str, version: int | None) -> int:
     if number not in known:
         raise NotFound(f"index {name!r} has no version {number}; it has: {', '.join(map(str, known))}")
     return number
-
-
-def _summary(manifest: "VersionManifest") -> dict[str, object]:
-    return {
-        "index": manifest.index,
-        "version": manifest.version,
-        "model": manifest.model,
-        "count": manifest.count,
-        "recall_at_10": manifest.recall.get("recall_at_10"),
-        "recall": dict(manifest.recall),
-        "plan": dict(manifest.plan),
-    }
-
-
-def _print_version(manifest: "VersionManifest") -> None:
-    facts: dict[str, object] = {
-        "index": manifest.index,
-        "version": manifest.version,
-        "model": manifest.model,
-        "count": f"{manifest.count:,}",
-        "skipped": f"{manifest.skipped:,}",
-        "created": manifest.created,
-    }
-    parts = {"plan": manifest.plan, "recall": manifest.recall, "build": manifest.build}
-    nested = {f"{part}.{name}": cell(value) for part, values in parts.items() for name, value in values.items()}
-    print_facts(facts | nested)
