@@ -19,7 +19,7 @@ from indexer import catalog_rows, mirroring, records, requests
 from indexer.catalog_changes import Changes, Transaction
 from indexer.catalog_file import CatalogBusy, CatalogCorrupt, CatalogError, CatalogFile, CatalogWriteFailed
 from indexer.catalog_rows import COLUMNS, Row
-from indexer.records import Change, Content, Item, Outcome, Payload, Refused, Upsert
+from indexer.records import Change, Content, Item, Outcome, Refused, Upsert
 from indexer.requests import RequestReused
 from indexer.rows import Embeddings
 
@@ -222,7 +222,11 @@ class Catalog:
         held = set()
         for place, payload, vector in self._file.read(query, json.dumps([one.item for one in upserts]), model):
             one = upserts[place]
-            if one.embedding is not None and one.embedding.tobytes() == vector and _is_payload(one.payload, payload):
+            if (
+                one.embedding is not None
+                and one.embedding.tobytes() == vector
+                and catalog_rows.is_payload(one.payload, payload)
+            ):
                 held.add(one.item)
         return held
 
@@ -389,11 +393,6 @@ class Catalog:
         """The embedding that was joined to an item's columns."""
         vector, its_seal = columns[COLUMNS:]
         return None if vector is None else catalog_rows.read_vector(self._file, columns[0], model, vector, its_seal)
-
-
-def _is_payload(wanted: Payload | None, stored: str | None) -> bool:
-    """Whether an upsert with a payload, or without, leaves the stored one as it is."""
-    return wanted is None or wanted == (None if stored is None else json.loads(stored))
 
 
 def _is_text(item: str) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 
 from indexer.catalog_file import CatalogFile, seal
 from indexer.items import Image
-from indexer.records import Change, Item
+from indexer.records import Change, Item, Payload
 from indexer.rows import Embeddings
 
 LIVE, DELETED, GONE = "live", "deleted", "gone"
@@ -104,6 +104,14 @@ def remove_contents(connection: sqlite3.Connection, *replaced: Row) -> None:
         "AND NOT EXISTS (SELECT 1 FROM items WHERE source IS NULL AND items.sha256 = images.sha256)",
         [(old.sha256,) for old in replaced if old.source is None and old.sha256 is not None],
     )
+
+
+def is_payload(wanted: Payload | None, stored: str | None) -> bool:
+    """Whether an upsert with a payload, or without, leaves the stored one as it is."""
+    try:
+        return wanted is None or (stored is not None and wanted == json.loads(stored))
+    except ValueError:  # damaged: whoever reads the row by its checksum says so
+        return False
 
 
 def count(connection: sqlite3.Connection, sequence: int) -> None:

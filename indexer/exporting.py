@@ -161,7 +161,7 @@ class _Writer:
         columns = {
             ITEM: items,
             EMBEDDING: [known.get(item) for item in items],
-            PAYLOAD: [json.dumps(one.item.payload) if one.item.payload else None for one in contents],
+            PAYLOAD: [None if one.item.payload is None else json.dumps(one.item.payload) for one in contents],
             MODEL: [model if item in known else None for item in items],
         }
         self._file.write_table(self._arrow.table(columns, schema=self._schema))

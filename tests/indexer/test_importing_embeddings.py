@@ -1,6 +1,7 @@
 """Importing tables of embeddings: what an export wrote, and what others did."""
 
 import json
+import sqlite3
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from indexer import importing_embeddings
-from indexer.catalog import Catalog
+from indexer.catalog import Catalog, CatalogCorrupt
 from indexer.embedding_table import EmbeddingTable, ModelMismatch
 from indexer.exporting import export_items
 from indexer.import_report import ImportReport
@@ -70,7 +71,7 @@ def test_what_was_exported_is_imported_bit_by_bit(tmp_path: Path, fresh: tuple[S
     other, model = fresh
     with closing(Catalog(store.index(NAME))) as catalog:
         catalog.upsert([Upsert("new", units(1)[0], model, payload={"ö": [1, None]})], dim=TINY_DIM)
-        catalog.upsert([Upsert("001.png", payload={"year": 2026})], dim=TINY_DIM)
+        catalog.upsert([Upsert("001.png", payload={"year": 2026}), Upsert("002.png", payload={})], dim=TINY_DIM)
     export_items(NAME, table, store=store, progress=quiet)
 
     assert imported(table, other).imported == 7
@@ -81,6 +82,7 @@ def test_what_was_exported_is_imported_bit_by_bit(tmp_path: Path, fresh: tuple[S
         assert (report.imported, report.unchanged, catalog.sequence()) == (0, 7, sequence)
     export_items(NAME, again, store=other, progress=quiet)
     before, after = (pq.read_table(path).to_pylist() for path in (table, again))
+    assert [row["payload"] for row in before if row["item"] in ("001.png", "002.png")] == ['{"year": 2026}', "{}"]
     assert len(before) == 7
     assert [row for row in after if row["item"] not in ("first", "second")] == before
     assert rebuild(NAME, store=other, progress=quiet).reused == 7
@@ -100,6 +102,18 @@ def test_an_index_takes_its_own_export_as_unchanged(tmp_path: Path) -> None:
     with closing(Catalog(store.index(NAME))) as catalog:
         known = catalog.get("001.png")
         assert (known.payload, known.source is not None) == ({"a": 1}, True)
+
+
+def test_a_damaged_payload_is_refused_by_name(tmp_path: Path, fresh: tuple[Store, str]) -> None:
+    """What the catalogue holds is compared with the rows before its checksum is."""
+    store, model = fresh
+    table = write(tmp_path / "items.parquet", columns_of(model, units(2), payload=['{"a": 1}', None]))
+    assert imported(table, store).imported == 2
+    with closing(sqlite3.connect(store.index(NAME) / "catalog.sqlite")) as damaged, damaged:
+        damaged.execute("""UPDATE items SET payload = '{"a' WHERE item = 'item 0'""")
+
+    with pytest.raises(CatalogCorrupt, match="item 0"):
+        imported(table, store)
 
 
 def test_every_bad_row_is_listed_and_the_others_are_taken(tmp_path: Path, fresh: tuple[Store, str]) -> None:
