@@ -5,7 +5,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from clients.cli.options import PATH, SEED, Device, device_option, json_option, progress_option, store_option
+from clients.cli.options import (
+    HTML_PAGE,
+    PATH,
+    SEED,
+    Device,
+    device_option,
+    json_option,
+    progress_option,
+    store_option,
+)
 from clients.cli.output import cell, named, print_facts, print_json, print_table, printable, warn_skipped
 from clients.cli.recording import operation_option, recorded
 
@@ -28,7 +37,9 @@ _SHOWN = 5  # unknown paths: enough to see what is wrong
     metavar="N",
     help="How many different things the collection shows that is searched.  [default: as many as are labelled]",
 )
-@click.option("--report", type=PATH, metavar="FILE", help="Also write an HTML page with the reliability plot.")
+@click.option(
+    "--report", type=HTML_PAGE, metavar="FILE", help="Also write an HTML page (.html) with the reliability plot."
+)
 @click.option("--seed", type=SEED, default=0, show_default=True, metavar="N", help="Of what is held out.")
 @store_option
 @device_option

@@ -6,6 +6,8 @@ from typing import Literal
 
 import click
 
+from clients.cli.output import printable
+
 Device = Literal["auto", "cpu", "cuda"]
 PATH = click.Path(path_type=Path)
 
@@ -24,6 +26,28 @@ class ByteCount(click.ParamType[int]):
             self.fail(f"{value!r} is not a number of bytes, such as 500000000, 512M or 2G", param, ctx)
         return int(match[1]) * _UNITS[match[2].upper()]
 
+
+class FileOf(click.ParamType[Path]):
+    """A file to write; one whose name says that it holds something else is refused before any work."""
+
+    name = "file"
+
+    def __init__(self, what: str, *suffixes: str):
+        self._what, self._suffixes = what, suffixes
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """The path; a usage error where it is a folder, or has a suffix of other files."""
+        path = Path(str(value))
+        if path.is_dir():
+            self.fail(f"{printable(str(path))} is a folder; name a file in it", param, ctx)
+        if path.suffix.lower() not in ("", *self._suffixes):
+            better = printable(str(path.with_suffix(self._suffixes[0])))
+            self.fail(f"{printable(str(path))} is not how {self._what} is named; say {better}", param, ctx)
+        return path
+
+
+HTML_PAGE = FileOf("an HTML page", ".html", ".htm")
+PNG = FileOf("a PNG image", ".png")
 
 store_option = click.option(
     "--store",

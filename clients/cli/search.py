@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from clients.cli.options import PATH, json_option, server_option
+from clients.cli.options import PATH, PNG, json_option, server_option
 from clients.cli.output import payload_text, print_json, print_table, printable
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ Undecodable = tuple[str, str]  # item, and what is wrong with its image
 @click.option("--diversity", type=click.FloatRange(0, 1), help="How much hits should differ from each other.")
 @click.option("--payload", "include_payload", is_flag=True, help="Show what is kept with each hit.")
 @click.option("--target-recall", type=click.FloatRange(0, 1, min_open=True), help="The recall@10 to search for.")
-@click.option("--grid", type=PATH, metavar="PNG", help="Draw queries and their neighbours; needs --images.")
+@click.option("--grid", type=PNG, metavar="FILE", help="Draw queries and their neighbours (.png); needs --images.")
 @click.option(
     "--images", type=PATH, help="Where the indexed images are, for --grid: the IMAGES that the index was built from."
 )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from clients.cli.options import PATH, SEED, Device, device_option, json_option, store_option
+from clients.cli.options import HTML_PAGE, PATH, SEED, Device, device_option, json_option, store_option
 from clients.cli.output import named, print_json, warn_skipped
 from clients.cli.recording import operation_option, recorded
 
@@ -30,7 +30,9 @@ _COLUMNS = ("path", "class_id", "stands_for", "density_rank", "nearest", "simila
     help="How to choose; usl-t trains the groups that it chooses from: slower, and measured no better.",
 )
 @click.option("--labels", type=PATH, help="CSV or Parquet of those that are labelled already, as for finetune.")
-@click.option("--sheet", type=PATH, metavar="FILE", help="Also write an HTML page to look at and label them on.")
+@click.option(
+    "--sheet", type=HTML_PAGE, metavar="FILE", help="Also write an HTML page (.html) to look at and label them on."
+)
 @click.option("--seed", type=SEED, default=0, show_default=True, metavar="N", help="Of the choice.")
 @store_option
 @device_option

@@ -145,6 +145,31 @@ def test_a_wrong_call_exits_with_2(words: list[str], run: Run) -> None:
     assert result.stdout == ""
 
 
+@pytest.mark.parametrize(
+    ("words", "named", "right"),
+    [
+        (["calibrate", "m", "photos", "--labels", "l.csv", "--report"], "an HTML page", "plot.html"),
+        (["suggest", "photos", "--model", "m", "--budget", "3", "--sheet"], "an HTML page", "plot.html"),
+        (["search", "item:a", "--images", "photos", "--grid"], "a PNG image", "plot.png"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else None,
+)
+def test_a_file_whose_name_says_that_it_holds_something_else_is_refused(
+    words: list[str], named: str, right: str, run: Run, tmp_path: Path
+) -> None:
+    """Before any work, with a better name; a folder in its place too, and what has no suffix says nothing wrong."""
+
+    def told(name: str) -> str:
+        result = run(*words, tmp_path / name, with_store=words[0] != "search")
+        return result.stderr.partition("Error: ")[2] if result.exit_code == 2 else ""
+
+    (tmp_path / "folder").mkdir()
+    option = f"Invalid value for '{words[-1]}': "
+    assert told("plot.jpeg") == f"{option}{tmp_path}/plot.jpeg is not how {named} is named; say {tmp_path}/{right}\n"
+    assert told("folder") == f"{option}{tmp_path}/folder is a folder; name a file in it\n"
+    assert told(right) == told(right.upper()) == told("plot") == ""
+
+
 def test_an_empty_folder_is_one_clear_line(run: Run, tmp_path: Path, tiny_model: str) -> None:
     """Training on it and indexing it name the folder and what is accepted."""
     empty = tmp_path / "empty"
