@@ -30,7 +30,7 @@ from trainer.profiling import Profile, Profiler, part
 from trainer.recipe import Recipe
 
 LOG_EVERY = 10  # steps; reading the losses waits for the device, so not at each
-SAVE_EVERY_S = 60.0  # what a crash may cost, and the steps until the losses are read
+SAVE_EVERY_S = 60.0  # what a crash may cost, and the step that it falls into
 
 _AVERAGED = "averaged."  # before the names of its weights in a checkpoint
 
@@ -199,8 +199,10 @@ class _Training:
         for batch in self.feed.batches(self.order[first:], self.log.waiting, self.objective.large_size):
             self._step(batch, statistics, self.epochs * steps)
             self.progress("train", self.position.total_steps, self.epochs * steps)
-            if self.position.step % LOG_EVERY == 0 or self.position.step == steps:
-                self._look(at_end=self.position.step == steps)
+            at_end = self.position.step == steps
+            save = not at_end and self._is_time_to_save()  # at its end an epoch is judged first
+            if save or at_end or self.position.step % LOG_EVERY == 0:
+                self._look(save=save)
             if self.profiler:
                 self.profiler.end_step()
         return self.order[first:].numel()
@@ -280,11 +282,15 @@ class _Training:
             self.optimizer = make_optimizer(self.objective, self.recipe.optimizer)
         self._save()
 
-    def _look(self, *, at_end: bool) -> None:
-        """Read the losses; save within an epoch when it is time to, which the main process decides."""
+    def _is_time_to_save(self) -> bool:
+        """Asked within an epoch, after each step, however long those take: the main process's clock, no device."""
+        return distributed.from_main(lambda: time.monotonic() - self.saved_at > SAVE_EVERY_S)
+
+    def _look(self, *, save: bool) -> None:
+        """Read the losses; then save, if they are numbers."""
         with part("log and save"):
             self._read_losses()
-            if not at_end and distributed.from_main(lambda: time.monotonic() - self.saved_at > SAVE_EVERY_S):
+            if save:
                 self._save()
 
     def _read_losses(self) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -33,7 +34,6 @@ def assert_equal_weights(first: dict[str, Tensor], second: dict[str, Tensor]) ->
 
 
 def save_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "LOG_EVERY", 1)
     monkeypatch.setattr(loop, "SAVE_EVERY_S", 0.0)
 
 
@@ -141,13 +141,31 @@ def test_killed_training_resumes_to_the_same_weights(tmp_path: Path) -> None:
 
 def train_slowly(directory: str) -> None:
     """What the killed child runs: a checkpoint after every step, and time to be killed in."""
-    loop.LOG_EVERY, loop.SAVE_EVERY_S = 1, 0.0
+    loop.SAVE_EVERY_S = 0.0
     torch.set_num_threads(1)
     train(Path(directory), recipe("run.epochs=8"), progress=lambda *_: time.sleep(0.1))
 
 
 def newest(directory: Path) -> Path:
     return max((directory / "checkpoints").glob("step-*"))
+
+
+def test_a_minute_without_a_checkpoint_ends_with_the_step_that_it_ends_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of steps of 7 s, every ninth; losses are read with a checkpoint, every ten steps, and at the end."""
+    now, saved_at = 0.0, set[int]()
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: now, perf_counter=time.perf_counter))
+
+    def progress(stage: str, done: int, _: int) -> None:
+        nonlocal now
+        now += 7 * (stage == "train")
+        saved_at.update(int(path.name.split("-")[1]) for path in (tmp_path / "checkpoints").glob("step-*"))
+
+    train(tmp_path, recipe("run.epochs=1", "run.least_steps=29"), progress=progress)
+    assert saved_at == {9, 18, 27}
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [9, 10, 18, 20, 27, 29]
 
 
 def test_damaged_newest_checkpoint_falls_back_with_a_warning(tmp_path: Path) -> None:
@@ -244,15 +262,16 @@ class _Bursts(Objective):
 
 
 @pytest.mark.parametrize(("precision", "at"), [("float32", 3), ("bfloat16", 8)])
+@pytest.mark.parametrize("save_every_s", [0.0, 3600.0])
 def test_loss_that_is_no_number_names_step_term_and_images(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, at: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, at: int, save_every_s: float
 ) -> None:
     """Losses are read every five steps, and still the right step is named; no checkpoint holds the damage.
 
-    The remedy is one that is left: float32 is none for what was float32.
+    One that is due after that very step doesn't either. The remedy is one that is left: float32 is none for float32.
     """
     monkeypatch.setattr(loop, "LOG_EVERY", 5)
-    monkeypatch.setattr(loop, "SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr(loop, "SAVE_EVERY_S", save_every_s)
     objective = _Bursts(encoder(), at)
     with pytest.raises(TrainingError) as raised:
         train(tmp_path, recipe("run.batch_size=4", f"run.precision={precision}"), objective)
@@ -260,8 +279,8 @@ def test_loss_that_is_no_number_names_step_term_and_images(
     remedy = "start a run with a lower optimizer.lr than 0.0003"
     more = "" if precision == "float32" else ", or with run.precision=float32"
     assert str(raised.value).endswith(f"; {remedy}{more}")
-    saved = [path.name for path in (tmp_path / "checkpoints").glob("*")]
-    assert saved == ([] if at < 5 else ["step-000000005-00000"])
+    saved = sorted(path.name for path in (tmp_path / "checkpoints").glob("*"))
+    assert saved == ([] if save_every_s else [f"step-{step:09}-00000" for step in (at - 2, at - 1)])
 
 
 @pytest.mark.parametrize("name", sorted(OBJECTIVES))
