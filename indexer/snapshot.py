@@ -9,7 +9,9 @@ it to another disk to be safe from the loss of this one.
 
 SnapshotError
 ├── NotEmpty        the directory, or the index, is there already, or being written
-└── DamagedSnapshot a file of a snapshot is missing or changed, or there is no snapshot
+├── NotThere        there is nothing where the snapshot should be
+├── NotASnapshot    there is something else
+└── DamagedSnapshot a file of a snapshot is missing or changed
 """
 
 import errno
@@ -46,6 +48,14 @@ class SnapshotError(Exception):
 
 class NotEmpty(SnapshotError):
     """What a snapshot or a restored index would be written to holds something already."""
+
+
+class NotThere(SnapshotError):
+    """There is nothing at the path that a snapshot is to be read from."""
+
+
+class NotASnapshot(SnapshotError):
+    """What is to be restored is a file, or a directory that no snapshot was written to."""
 
 
 class DamagedSnapshot(SnapshotError):
@@ -130,6 +140,7 @@ def restore(store: Store, directory: Path, name: str | None, progress: Progress)
         What was restored.
 
     Raises:
+        NotThere, NotASnapshot: naming the directory.
         DamagedSnapshot: naming the file.
         NotEmpty: the store has something under that name.
         CatalogError, OSError: a file can't be written.
@@ -268,12 +279,27 @@ def _read_receipt(directory: Path) -> tuple[Snapshot, dict[str, FileRecord]]:
             raise DamagedSnapshot(f"{path} has format {found}; this Kinsight reads format {FORMAT}")
         files = {str(name): FileRecord(**record) for name, record in fields.pop("files").items()}
         taken = Snapshot(**fields)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise _without_receipt(directory) from error
     except OSError as error:
-        raise DamagedSnapshot(f"{directory} is not a snapshot: {path}: {error.strerror}") from error
+        raise DamagedSnapshot(f"{path} can't be read: {error.strerror}; {_REMEDY}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedSnapshot(f"{path} is not the receipt of a snapshot: {error}; {_REMEDY}") from error
     _check_names(directory, files)
     return taken, files
+
+
+def _without_receipt(directory: Path) -> SnapshotError:
+    """What is wrong with a directory that has no receipt."""
+    remedy = "name a folder that `kinsight index snapshot` made"
+    if not directory.exists():
+        return NotThere(f"there is no {directory} to restore; {remedy}")
+    if not directory.is_dir():
+        return NotASnapshot(f"{directory} is a file, and a snapshot is a folder; {remedy}")
+    # Receipts are written last: a copy that ended early may lack it, beside what nothing else has together.
+    if (directory / CATALOG).exists() and any((directory / part).is_dir() for part in (_VERSION, _MODEL)):
+        return DamagedSnapshot(f"{directory / RECEIPT} is missing; {_REMEDY}")
+    return NotASnapshot(f"{directory} is no snapshot: it has no {RECEIPT}; {remedy}")
 
 
 def _check_names(directory: Path, files: Mapping[str, FileRecord]) -> None:

@@ -292,8 +292,9 @@ def snapshot(
 ) -> None:
     """Copy NAME with its model into DIRECTORY.
 
-    Copied are its catalogue, its active version and that version's model. Searches and upserts go on meanwhile. On
-    the store's own disk, files that never change are linked, not copied.
+    DIRECTORY is a folder that is not there yet, or an empty one. Copied are the catalogue, the active version and its
+    model. Searches and upserts go on meanwhile. On the store's own disk, files that never change are linked, not
+    copied.
 
     \b
     JSON keys: index, version, model, items, sequence, bytes, created, directory
@@ -322,9 +323,10 @@ def restore(
     operation: str | None,  # noqa: ARG001  `recorded` takes it from the context
     as_json: bool,
 ) -> None:
-    """Make an index of a snapshot in DIRECTORY.
+    """Make an index of the snapshot in DIRECTORY.
 
-    The snapshot is verified before anything is written. An index of that name must not be there.
+    DIRECTORY is a folder that `kinsight index snapshot` made, or a copy of one. It is verified before anything is
+    written. An index of that name must not be there.
 
     \b
     JSON keys: index, version, model, items, sequence, bytes, created

@@ -161,6 +161,8 @@ def activate(name: str, version: int, server: str, as_json: bool) -> None:
     That may be one that was refused when it was built. The server verifies every byte of it first; it is waited for
     up to an hour.
 
+    DIRECTORY is of the server's machine; nothing may be there yet.
+
     \b
     JSON keys: index, active_version, previous_version, model, items, etag, problem
     """
@@ -252,9 +254,10 @@ def snapshot(name: str, directory: str, server: str, as_json: bool) -> None:
 @server_option
 @json_option
 def restore(directory: str, name: str, server: str, as_json: bool) -> None:
-    """Make the index NAME of a snapshot in DIRECTORY.
+    """Make the index NAME of the snapshot in DIRECTORY.
 
-    An index of that name must not be there.
+    DIRECTORY is a folder of the server's machine that a snapshot made, or a copy of one. An index of that name must
+    not be there.
 
     \b
     JSON keys: index, active_version, previous_version, model, items, etag, problem

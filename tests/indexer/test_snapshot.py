@@ -16,7 +16,7 @@ from indexer.embedding import Progress
 from indexer.live import LiveIndex
 from indexer.rebuild import rebuild
 from indexer.records import Upsert
-from indexer.snapshot import DamagedSnapshot, NotEmpty, restore, snapshot
+from indexer.snapshot import DamagedSnapshot, NotASnapshot, NotEmpty, NotThere, restore, snapshot
 from indexer.stats import read_stats
 from indexer.store import Store
 
@@ -104,6 +104,26 @@ def test_every_damaged_file_is_refused_by_name(copied: Path, tmp_path: Path) -> 
         path.write_bytes(whole)
     assert not target.root.exists()
     restore(target, copied, None, quiet)
+
+
+def test_what_is_no_snapshot_is_not_called_a_damaged_one(
+    store: Store, built: Path, photos: Path, tmp_path: Path
+) -> None:
+    """Nothing at all, a file, an empty folder, one of images, an index: each by name and with the remedy."""
+    remedy = "name a folder that `kinsight index snapshot` made"
+    (tmp_path / "empty").mkdir()
+
+    def told(directory: Path, kind: type[Exception] = NotASnapshot) -> str:
+        with pytest.raises(kind) as raised:
+            restore(Store(tmp_path / "other"), directory, None, quiet)
+        assert not (tmp_path / "other").exists()
+        return str(raised.value)
+
+    assert told(tmp_path / "nowhere", NotThere) == f"there is no {tmp_path}/nowhere to restore; {remedy}"
+    file = built / "manifest.json"
+    assert told(file) == f"{file} is a file, and a snapshot is a folder; {remedy}"
+    for folder in (tmp_path / "empty", photos, store.index("street"), built):
+        assert told(folder) == f"{folder} is no snapshot: it has no snapshot.json; {remedy}"
 
 
 def test_no_flipped_bit_of_a_receipt_restores_another_index(copied: Path, tmp_path: Path) -> None:

@@ -252,6 +252,10 @@ def test_a_snapshot_can_be_restored_under_another_name(stubs: Stubs, tmp_path: P
     restore.index = "third"
     damaged = stubs.ended(stubs.indexes.RestoreIndex(restore)).error
     assert reason_of(damaged) == ("DATA_LOSS", "SNAPSHOT_CORRUPT")
+    restore.directory = str(tmp_path)
+    other = stubs.ended(stubs.indexes.RestoreIndex(restore)).error
+    assert reason_of(other) == ("INVALID_ARGUMENT", "NOT_A_SNAPSHOT")
+    assert other.message.startswith(f"{tmp_path} is no snapshot: it has no snapshot.json; ")
     assert "rows.faiss" in damaged.message
 
 

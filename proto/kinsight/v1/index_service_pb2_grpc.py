@@ -195,7 +195,8 @@ class IndexServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RestoreIndex(self, request, context):
-        """Makes an index of a snapshot. Every file is verified first: DATA_LOSS names the one that is damaged.
+        """Makes an index of a snapshot. Every file is verified first: DATA_LOSS names the one that is damaged. A directory that
+        is no snapshot is INVALID_ARGUMENT.
         The operation may be cancelled, and then leaves nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
