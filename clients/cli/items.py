@@ -182,7 +182,7 @@ def list_(name: str, condition: str, limit: int, server: str, as_json: bool) -> 
     "--failures",
     type=PATH,
     metavar="FILE",
-    help="List in this CSV all that is left out; with --server, a new file of its machine.",
+    help="Write a CSV of all that is left out, item and reason; with --server, a new file of its machine.",
 )
 @by_server_option
 @store_option
