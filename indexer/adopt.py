@@ -11,12 +11,14 @@ So the catalogue has of collections what the active version has, also after a ro
 not read.
 """
 
+from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
 
 from indexer import manifest, version
 from indexer.acknowledged import note_of
 from indexer.catalog import CATALOG, Catalog, CatalogBusy, CatalogWriteFailed
+from indexer.entries import warn_of_unfindable
 from indexer.store import Store
 from indexer.version import Version, VersionError
 
@@ -105,11 +107,17 @@ def settle(index_dir: Path, catalog: Catalog) -> None:
         _agree(index_dir, catalog, noted)
 
 
-def activate(store: Store, name: str, number: int) -> None:
+def activate(store: Store, name: str, number: int, *, warn: Callable[[str], None] = lambda _: None) -> None:
     """Make any version of an index active, also one that was refused, or built without being activated.
 
     What it has of a collection is searched again, also what a later build let go of; what users deleted is not. What
     other versions have of collections is let go: the next build does not take it in.
+
+    Args:
+        store: that holds the index.
+        name: of the index.
+        number: of the version.
+        warn: told, before it is searched, how many items its model can't find.
 
     Raises:
         NoSuchVersion: there is none of this number.
@@ -125,11 +133,17 @@ def activate(store: Store, name: str, number: int) -> None:
     # Not as it is opened otherwise, by which it would learn of the version until now first: that may be damaged.
     with closing(Catalog(index_dir)) as catalog:
         take_in(index_dir, catalog, wanted)
+        warn_of_unfindable(catalog, wanted.manifest.model, warn)
         switch(index_dir, catalog, number)
 
 
-def rollback(store: Store, name: str) -> int:
+def rollback(store: Store, name: str, *, warn: Callable[[str], None] = lambda _: None) -> int:
     """Make the version that was active before the present one active again; a second time, the present one.
+
+    Args:
+        store: that holds the index.
+        name: of the index.
+        warn: as of `activate`.
 
     Returns:
         Its number.
@@ -144,7 +158,7 @@ def rollback(store: Store, name: str) -> int:
     if number is None:
         known = ", ".join(map(str, version.list_versions(index_dir))) or "none"
         raise version.NoSuchVersion(f"{index_dir} has no version that was active before; activate one of: {known}")
-    activate(store, name, number)
+    activate(store, name, number, warn=warn)
     return number
 
 

@@ -4,7 +4,7 @@ from typing import Any, NoReturn
 
 import click
 
-from clients.cli import remote_models
+from clients.cli import remote_models, remote_versions
 from clients.cli.calibrate import calibrate
 from clients.cli.demo import demo
 from clients.cli.doctor import doctor
@@ -90,6 +90,10 @@ for verb in (
     kinsight.add_command(verb)
 
 for remote_verb in (
+    remote_versions.versions,
+    remote_versions.activate,
+    remote_versions.rollback,
+    remote_versions.delete_version,
     remote_models.models,
     remote_models.train,
     remote_models.finetune,

@@ -1,6 +1,7 @@
 """`kinsight index`: build, list, measure, activate and copy versions of an index."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from clients.cli.options import (
     store_option,
     target_recall_option,
 )
-from clients.cli.output import cell, print_json, print_table, tell_facts
+from clients.cli.output import cell, print_json, print_table, tell_facts, warn
 from clients.cli.rebuild import result_of, warn_of
 from clients.cli.recording import operation_option, recorded
 
@@ -158,17 +159,18 @@ def inspect(name: str, version: int | None, store: Path, as_json: bool) -> None:
 def activate(name: str, version: int, store: Path, as_json: bool) -> None:
     """Make VERSION the one of NAME that is searched.
 
-    Running servers swap to it within seconds. Any version works, also one that was refused when it was built.
+    Running servers swap to it within seconds. Any version works, also one that was refused when it was built. With
+    one of another model, no search finds items of which only an embedding is known: how many is told.
 
     \b
-    JSON keys: index, version
+    JSON keys: index, version, warnings[]
     """
     from indexer.adopt import activate as run
     from indexer.store import Store
 
-    place = Store(store)
-    run(place, name, _number(place, name, version))
-    _tell_active(name, version, as_json)
+    place, told = Store(store), list[str]()
+    run(place, name, _number(place, name, version), warn=told.append)
+    _tell_active(name, version, told, as_json)
 
 
 @index.command()
@@ -179,17 +181,18 @@ def rollback(name: str, store: Path, as_json: bool) -> None:
     """Go back to the version of NAME that was active before.
 
     The same once more undoes that. What a build has let go of since is searched again, and what it took in is not,
-    nor taken in by the next build. What was upserted, imported and deleted since stays so.
+    nor taken in by the next build. What was upserted, imported and deleted since stays so; how many items another
+    model can't find is told, as by activate.
 
     \b
-    JSON keys: index, version
+    JSON keys: index, version, warnings[]
     """
     from indexer.adopt import rollback as run
     from indexer.store import Store
 
-    place = Store(store)
+    place, told = Store(store), list[str]()
     _known(place, name)
-    _tell_active(name, run(place, name), as_json)
+    _tell_active(name, run(place, name, warn=told.append), told, as_json)
 
 
 @index.command(name="delete-version")
@@ -340,9 +343,11 @@ def restore(
     tell_facts(result, as_json)
 
 
-def _tell_active(name: str, version: int, as_json: bool) -> None:
+def _tell_active(name: str, version: int, told: Sequence[str], as_json: bool) -> None:
+    for warning in told:
+        warn(warning)
     if as_json:
-        print_json({"index": name, "version": version})
+        print_json({"index": name, "version": version, "warnings": told})
     else:
         click.echo(f"{name}: version {version} is active")
 

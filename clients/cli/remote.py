@@ -17,12 +17,11 @@ from clients.cli.options import (
 from clients.cli.output import cell, print_json, print_table, progress, tell_facts, warn
 
 if TYPE_CHECKING:
-    from kinsight_client import Client, Index, Operation
+    from kinsight_client import Client, Operation
 
 R = TypeVar("R")
 
 REFUSED = 1  # exit code, as of `kinsight rebuild`
-SWAP_TIMEOUT_S = 3600.0  # the server reads every byte of a version before it searches it, perhaps from a slow disk
 
 
 @click.group()
@@ -115,26 +114,6 @@ def list_(server: str, as_json: bool) -> None:
 @click.argument("name")
 @server_option
 @json_option
-def versions(name: str, server: str, as_json: bool) -> None:
-    """List the versions of index NAME, newest first.
-
-    \b
-    JSON keys: versions[].index, versions[].version, versions[].state, versions[].model, versions[].dimension,
-    versions[].items, versions[].sequence, versions[].factory, versions[].bytes, versions[].recall_at_10,
-    versions[].created, versions[].refusal
-    """
-    from kinsight_client import Client
-
-    with Client(server) as client:
-        found = [plain(version) for version in client.indexes.versions(name)]
-    shown = ["version", "state", "model", "items", "bytes", "recall_at_10", "created", "refusal"]
-    tell_all("versions", found, shown, as_json)
-
-
-@remote.command()
-@click.argument("name")
-@server_option
-@json_option
 def stats(name: str, server: str, as_json: bool) -> None:
     """Show what index NAME is now.
 
@@ -148,66 +127,6 @@ def stats(name: str, server: str, as_json: bool) -> None:
 
     with Client(server) as client:
         tell_facts(plain(client.indexes.stats(name)), as_json)
-
-
-@remote.command()
-@click.argument("name")
-@click.argument("version", type=int)
-@server_option
-@json_option
-def activate(name: str, version: int, server: str, as_json: bool) -> None:
-    """Make VERSION the one of index NAME that is searched.
-
-    That may be one that was refused when it was built. The server verifies every byte of it first; it is waited for
-    up to an hour.
-
-    DIRECTORY is of the server's machine; nothing may be there yet.
-
-    \b
-    JSON keys: index, active_version, previous_version, model, items, etag, problem
-    """
-    from kinsight_client import Client
-
-    with Client(server, timeout_s=SWAP_TIMEOUT_S) as client:
-        _tell_active(client.indexes.activate(version, index=name), as_json)
-
-
-@remote.command()
-@click.argument("name")
-@server_option
-@json_option
-def rollback(name: str, server: str, as_json: bool) -> None:
-    """Go back to the version of NAME that was active before.
-
-    The same once more undoes that.
-
-    \b
-    JSON keys: index, active_version, previous_version, model, items, etag, problem
-    """
-    from kinsight_client import Client
-
-    with Client(server, timeout_s=SWAP_TIMEOUT_S) as client:
-        _tell_active(client.indexes.rollback(name), as_json)
-
-
-@remote.command(name="delete-version")
-@click.argument("name")
-@click.argument("version", type=int)
-@server_option
-@json_option
-def delete_version(name: str, version: int, server: str, as_json: bool) -> None:
-    """Remove VERSION of index NAME from the server's disk.
-
-    It can't be the active one, nor the one before that.
-
-    \b
-    JSON keys: index, version
-    """
-    from kinsight_client import Client
-
-    with Client(server) as client:
-        client.indexes.delete_version(version, index=name)
-    tell_facts({"index": name, "version": version}, as_json)
 
 
 @remote.command()
@@ -238,6 +157,8 @@ def evaluate(name: str, version: int | None, labels: str, server: str, as_json: 
 @json_option
 def snapshot(name: str, directory: str, server: str, as_json: bool) -> None:
     """Copy index NAME with its model into a new DIRECTORY.
+
+    DIRECTORY is of the server's machine; nothing may be there yet.
 
     \b
     JSON keys: directory, version, sequence, bytes
@@ -377,13 +298,6 @@ def _plain_value(value: object) -> object:
     if isinstance(value, datetime):
         return value.isoformat()
     return str(value) if isinstance(value, Exception) else value
-
-
-def _tell_active(index: "Index", as_json: bool) -> None:
-    if as_json:
-        print_json(plain(index))
-    else:
-        click.echo(f"{index.index}: version {index.active_version} is active")
 
 
 def tell_all(name: str, found: Sequence[Mapping[str, Any]], columns: Sequence[str], as_json: bool) -> None:

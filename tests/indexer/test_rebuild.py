@@ -636,3 +636,8 @@ def test_items_that_another_model_cannot_find_are_told_before_it_embeds(
     rebuild(NAME, store=store, model=other, warn=heard.append, progress=lambda stage, *_: heard.append(stage))
     assert heard[0].startswith(f"3 items have no image and no embedding of model {other}: ")
     assert [told for told in heard if "no image" in told] == heard[:1]
+    told = list[str]()
+    for number in (1, 3, 1):
+        adopt.activate(store, NAME, number, warn=told.append)
+    assert adopt.rollback(store, NAME, warn=told.append) == 3
+    assert told == heard[:1] * 2

@@ -112,6 +112,9 @@ class IndexCalls:
     def activate(self, version: int, *, index: str = "", etag: str = "") -> Call[Index]:
         """Make a version the one that is searched. Not retried.
 
+        If it is of another model, items of which only an embedding is known leave the search: see
+        `IndexStats.pending_items`.
+
         Args:
             version: its number; one that was refused is activated all the same.
             index: its name; empty for the server's default.
@@ -122,6 +125,8 @@ class IndexCalls:
 
     def rollback(self, index: str = "", *, etag: str = "") -> Call[Index]:
         """Make the version that was active before the one that is searched; again, and it is back. Not retried.
+
+        Items leave the search as by `activate`.
 
         Args:
             index: its name; empty for the server's default.

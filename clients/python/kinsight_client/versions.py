@@ -41,7 +41,7 @@ class IndexStats:
         items: how many items a search can find.
         delta_items: how many of them are not in the version but searched beside it.
         hidden_items: how many items of the version are hidden, because they were deleted or replaced.
-        pending_items: how many items wait for the index's model.
+        pending_items: how many items no search finds, as the index's model has not embedded them, or can't.
         sequence: the number of the last change.
         recall_at_10: of the version against exact search, measured when it was built, 0 to 1.
         list_imbalance: of the inverted lists; 1 for even, 2 where a search scans twice as many codes.

@@ -142,7 +142,8 @@ class IndexServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ActivateVersion(self, request, context):
-        """Makes a version the one that is searched; it may be of another model than the one before.
+        """Makes a version the one that is searched; it may be of another model than the one before. Items of which only an
+        embedding of another model is known leave the search then, and are counted in IndexStats.pending_items.
         In a server of several processes the others search it once they have opened it too, as a rule a second later.
         Safe to retry: activating the active version changes nothing.
         """
@@ -153,7 +154,7 @@ class IndexServiceServicer:
     def RollbackIndex(self, request, context):
         """Makes the version that was active before the one that is searched again. Again, and it is back.
         What only the other one has of a collection is no longer of the index then, and the next version does not take it
-        in; what was upserted, imported or deleted stays so.
+        in; what was upserted, imported or deleted stays so. Items leave the search as by ActivateVersion.
         Not safe to retry without an etag.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
