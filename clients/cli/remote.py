@@ -281,7 +281,35 @@ def awaited(client: "Client", operation: "Operation[R]") -> R:
 
 def tell_result(result: Mapping[str, Any], as_json: bool) -> None:
     """Print what long work resulted in; people were told what it warns of when it was known."""
-    tell_facts(result if as_json else {name: result[name] for name in result if name != "warnings"}, as_json)
+    if as_json:
+        print_json(result)
+        return
+    facts, metrics = _apart_from_metrics({name: result[name] for name in result if name != "warnings"})
+    tell_facts(facts, as_json=False)
+    if metrics:
+        _print_metrics(metrics)
+
+
+def _apart_from_metrics(result: Mapping[str, Any]) -> tuple[dict[str, Any], Mapping[str, float]]:
+    """A result without the metrics of the model in it, and those; none where it is of no model."""
+    facts, found = dict(result), {}
+    for name, value in result.items():
+        if name == "metrics":
+            found = facts.pop(name)
+        elif isinstance(value, Mapping):
+            facts[name], within = _apart_from_metrics(value)
+            found = found or within
+    return facts, found
+
+
+def _print_metrics(metrics: Mapping[str, float]) -> None:
+    """Print metrics named WHO.METRIC, a line each metric, a column for each that was judged."""
+    whose = list(dict.fromkeys(name.partition(".")[0] for name in metrics))
+    rows = []
+    for metric in dict.fromkeys(name.partition(".")[2] for name in metrics):
+        values = (metrics.get(f"{who}.{metric}") for who in whose)
+        rows.append([metric, *("" if value is None else f"{value:.4g}" for value in values)])
+    print_table(["", *whose], rows)
 
 
 def plain(result: object) -> dict[str, Any]:

@@ -62,6 +62,8 @@ class Taught(ModelServiceServicer, OperationsServicer):
         """Done at once."""
         response = FineTuneResponse(compared=34, warnings=["look at these labels", "no report"])
         response.model.model = "4bdd588b31ec364b"
+        for name, value in (("trained.recall_at_1", 0.925), ("start.recall_at_1", 0.9083333), ("start.queries", 120)):
+            response.model.metrics[name] = value
         for item, like in (("a.jpg", "b.jpg"), ("[red].jpg", "d.jpg")):
             response.suspects.add(item=item, like=like, similarity=0.32543325424194336, own_similarity=-0.033)
         done = _at_work("skipped 1 image", "look at these labels")
@@ -95,9 +97,15 @@ def test_what_a_result_lists_is_a_table_and_its_warnings_are_told(options: list[
     assert result.exit_code == 0, result.output
     assert result.stderr == "warning: skipped 1 image\nwarning: look at these labels\nwarning: no report\n"
     if options:
-        assert [one["item"] for one in json.loads(result.stdout)["suspects"]] == ["a.jpg", "[red].jpg"]
+        told = json.loads(result.stdout)
+        assert [one["item"] for one in told["suspects"]] == ["a.jpg", "[red].jpg"]
+        assert [*told["model"]["metrics"]] == ["start.queries", "start.recall_at_1", "trained.recall_at_1"]
     else:
         facts, table = result.stdout.split("\nsuspects\n")
+        assert "metrics" not in facts
+        assert re.search(r"^ +start +trained *$", table, re.MULTILINE)
+        assert re.search(r"^ queries +120 *$", table, re.MULTILINE)
+        assert re.search(r"^ recall_at_1 +0\.9083 +0\.925 *$", table, re.MULTILINE)
         assert "{" not in result.stdout
         assert "look at these labels" not in result.stdout  # once is enough
         assert re.search(r"^compared +34$", facts, re.MULTILINE)

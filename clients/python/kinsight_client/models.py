@@ -191,7 +191,7 @@ def model_of(message: pb.Model) -> Model:
         dimension=message.dimension,
         images=message.images,
         labelled=message.labelled,
-        metrics=dict(message.metrics),
+        metrics=dict(sorted(message.metrics.items())),  # a message's map has no order
         created=message.create_time.ToDatetime(UTC),
         licence=message.licence,
         calibration=calibration_of(message.calibration) if message.HasField("calibration") else None,
@@ -228,7 +228,7 @@ def fine_tune_result(message: pb.FineTuneResponse) -> FineTuneResult:
         warnings=tuple(message.warnings),
         beats_start=_beats_start(message),
         beats_supervised=message.beats_supervised if message.HasField("beats_supervised") else None,
-        supervised=dict(message.supervised),
+        supervised=dict(sorted(message.supervised.items())),
     )
 
 
