@@ -278,8 +278,7 @@ class Catalog:
             "WHERE quiet = 0 AND sequence > ? ORDER BY sequence LIMIT ?"
         )
         while rows := self._file.read(query, model, after, _CHUNK):
-            for row in rows:
-                yield catalog_rows.change_of(self._read_row(row), self._vector(row, model))
+            yield from catalog_rows.read_changes(self._file, rows, model)
             after = rows[-1][1]
 
     def pending(self, model: str, after: int = 0) -> Iterator[Item]:

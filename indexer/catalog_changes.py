@@ -9,8 +9,6 @@ import os
 import sqlite3
 from collections.abc import Iterator, Sequence
 
-import numpy as np
-
 from indexer import catalog_rows, records
 from indexer.catalog_file import CatalogFile
 from indexer.catalog_rows import DELETED, LIVE, Row
@@ -79,7 +77,7 @@ class Changes:
 
     def read_back(self, model: str) -> Iterator[Change]:
         """What `Catalog.changes` would give of them, but for the items of which it would read the embedding."""
-        vectors = {item: np.frombuffer(vector, "<f4") for item, maker, vector in self._vectors if maker == model}
+        vectors = {item: vector for item, maker, vector in self._vectors if maker == model}
         for item, row in self._changed.items():
             if item not in self._kept:
                 yield catalog_rows.change_of(row, vectors.get(item))

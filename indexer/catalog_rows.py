@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import sqlite3
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ import numpy as np
 
 from indexer.catalog_file import CatalogFile, seal
 from indexer.items import Image
-from indexer.records import Change, Item, Payload
+from indexer.records import FLOAT32, Change, Item, Payload
 from indexer.rows import Embeddings
 
 LIVE, DELETED, GONE = "live", "deleted", "gone"
@@ -40,6 +41,7 @@ class Row(NamedTuple):
 
 
 COLUMNS = len(Row._fields) + 1  # of the table: these and the seal
+Values = tuple[str, int, str, int, int, str | None, bytes | None, str | None]  # of a row, in its order
 
 # Counts the live items that a version of a model can't hold.
 WITHOUT_IMAGE = (
@@ -51,24 +53,55 @@ WITHOUT_IMAGE = (
 def read_row(file: CatalogFile, columns: tuple[Any, ...]) -> Row:
     """The row of some columns as SQLite gave them; raises CatalogCorrupt."""
     row = Row._make(columns[: COLUMNS - 1])
-    if columns[COLUMNS - 1] != seal(*row):
+    if columns[COLUMNS - 1] != seal_of_row(row):
         raise file.unsealed(f"item {row.item!r}")
     return row
 
 
-def change_of(row: Row, vector: Embeddings | None) -> Change:
+def read_changes(file: CatalogFile, found: Sequence[tuple[Any, ...]], model: str) -> Iterator[Change]:
+    """What rows say, each with the embedding by a model, and its seal, behind its columns; raises CatalogCorrupt.
+
+    Opening an index reads all that no version holds through this, so it makes nothing of a row but the change.
+    """
+    for columns in found:
+        row, (its_seal, vector, vector_seal) = columns[: COLUMNS - 1], columns[COLUMNS - 1 :]
+        if its_seal != seal_of_row(row):
+            raise file.unsealed(f"item {row[0]!r}")
+        if vector is not None and vector_seal != seal_of_vector(row[0], model, vector):
+            raise file.unsealed(f"the embedding of item {row[0]!r}")
+        yield change_of(row, vector)
+
+
+def change_of(row: Values, vector: bytes | None) -> Change:
     """What a row says to who searches by the model of an embedding, which is None where that has made none."""
-    has_image = row.source is not None or row.sha256 is not None
-    live = row.state == LIVE and (vector is not None or has_image)
-    image = Image(row.source, row.sha256 or "") if has_image and not row.mirrored else None
-    return Change(row.item, row.sequence, live, vector, row.payload, image)
+    item, sequence, state, mirrored, _, payload, source, sha256 = row
+    has_image = source is not None or sha256 is not None
+    live = state == LIVE and (vector is not None or has_image)
+    image = Image(source, sha256 or "") if has_image and not mirrored else None
+    return Change(item, sequence, live, vector, payload, image)
 
 
 def read_vector(file: CatalogFile, item: str, model: str | None, vector: bytes, found: int) -> Embeddings:
     """An embedding, (D,) float32; raises CatalogCorrupt."""
-    if found != seal(item, model, vector):
+    if found != seal_of_vector(item, model, vector):
         raise file.unsealed(f"the embedding of item {item!r}")
-    return np.frombuffer(vector, "<f4")
+    return np.frombuffer(vector, FLOAT32)
+
+
+def seal_of_row(row: Values) -> int:
+    """What `seal` gives of these columns, in less time."""
+    item, sequence, state, mirrored, quiet, payload, source, sha256 = row
+    text = f"{item!r}{sequence!r}{state!r}{mirrored!r}{quiet!r}{payload!r}"
+    if type(source) is not bytes:
+        return zlib.crc32(f"{text}{source!r}{sha256!r}".encode())
+    return zlib.crc32(repr(sha256).encode(), zlib.crc32(source, zlib.crc32(text.encode())))
+
+
+def seal_of_vector(item: str, model: str | None, vector: bytes) -> int:
+    """What `seal` gives of an embedding's columns, likewise."""
+    # Damage can make a text of it.
+    stored = vector if type(vector) is bytes else repr(vector).encode()
+    return zlib.crc32(stored, zlib.crc32(f"{item!r}{model!r}".encode()))
 
 
 def row_of(file: CatalogFile, connection: sqlite3.Connection, item: str) -> Row | None:
@@ -86,13 +119,13 @@ def rows_of(file: CatalogFile, connection: sqlite3.Connection, items: Sequence[s
 
 def put(connection: sqlite3.Connection, *rows: Row) -> None:
     """Write the rows of items in the place of those that there were."""
-    sealed = [(*row, seal(*row)) for row in rows]
+    sealed = [(*row, seal_of_row(row)) for row in rows]
     connection.executemany("INSERT OR REPLACE INTO items VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", sealed)
 
 
 def put_vectors(connection: sqlite3.Connection, *vectors: tuple[str, str | None, bytes]) -> None:
     """Write embeddings: item, model and vector."""
-    sealed = [(*row, seal(*row)) for row in vectors]
+    sealed = [(*row, seal_of_vector(*row)) for row in vectors]
     connection.executemany("INSERT OR REPLACE INTO embeddings VALUES (?, ?, ?, ?)", sealed)
 
 

@@ -30,7 +30,8 @@ class Delta:
     Attributes:
         vectors: (capacity, D) float32; the first `count` are this state's.
         count: how many rows there are, live or not.
-        codes: of the version's rows and, after them, the first `sealed` of these; None where the version is flat.
+        codes: of the version's rows and, after them, the first `sealed` of these; None where the version is flat, and
+            while it is opened.
         sealed: how many rows are in the codes.
     """
 
@@ -51,16 +52,23 @@ class Delta:
             store = np.empty((max(count, 2 * len(store)), store.shape[1]), np.float32)
             store[: self.count] = self.vectors[: self.count]
         store[self.count : count] = vectors
-        grown = replace(self, vectors=store, count=count)
-        if self.codes is None or count - self.sealed < max(SEAL_ROWS, self.codes.ntotal // 1000):
-            return grown
-        return grown.settled()
+        return replace(self, vectors=store, count=count)._sealed()
+
+    def behind(self, codes: Any | None) -> "Delta":
+        """The state over the codes of a version, None where that is flat; of rows that were appended without any."""
+        return replace(self, codes=codes)._sealed()
 
     def settled(self) -> "Delta":
         """The state with all rows in the codes, if there are codes."""
         if self.codes is None or self.sealed == self.count:
             return self
         return replace(self, codes=ivfpq.extended(self.codes, self.unsealed), sealed=self.count)
+
+    def _sealed(self) -> "Delta":
+        """The state with all rows in the codes, if so many are not that this is worth a copy."""
+        if self.codes is None or self.count - self.sealed < max(SEAL_ROWS, self.codes.ntotal // 1000):
+            return self
+        return self.settled()
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,14 +91,9 @@ class Upserted:
         self.payloads.extend(change.payload for change in changes)
 
 
-def empty(dim: int, codes: Any | None) -> Delta:
-    """The state before anything was upserted.
-
-    Args:
-        dim: D.
-        codes: of the version; None where it is flat.
-    """
-    return Delta(np.empty((SEAL_ROWS, dim), np.float32), 0, codes)
+def empty(dim: int) -> Delta:
+    """The state before anything was upserted, without codes."""
+    return Delta(np.empty((SEAL_ROWS, dim), np.float32), 0, None)
 
 
 def best(similarities: Embeddings, rows: Rows, k: int) -> Neighbours:

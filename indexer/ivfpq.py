@@ -152,7 +152,8 @@ def extended(codes: Any, rows: Embeddings) -> Any:
     """A copy of codes with (N, D) more rows; the codes themselves stay as others are searching them."""
     _use_threads(1)  # the other cores are for searches
     copy = faiss.clone_index(codes)
-    copy.add(rows)
+    for start in range(0, len(rows), ADD_CHUNK):  # FAISS takes memory for all rows that it is given, once more
+        copy.add(rows[start : start + ADD_CHUNK])
     return copy
 
 

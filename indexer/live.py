@@ -17,7 +17,7 @@ from indexer.catalog_changes import Transaction
 from indexer.columns import Columns
 from indexer.delta import Upserted
 from indexer.live_snapshot import Snapshot
-from indexer.records import Change
+from indexer.records import FLOAT32, Change
 from indexer.version import Version
 
 DEAD_ROWS = 16_384  # of the delta, of replaced and deleted items, that are kept in any case
@@ -77,7 +77,7 @@ class LiveIndex:
     def _opened(self) -> Snapshot:
         """What the catalogue says now, without what has come and gone since the version was made."""
         version = self.version
-        rows, upserted = delta.empty(version.manifest.dim, version.index.codes), Upserted()
+        rows, upserted = delta.empty(version.manifest.dim), Upserted()
         payloads = partial(_payloads, version, self._catalog, upserted)
         columns = Columns(payloads, partial(_items, version, upserted))
         live = np.ones(version.count, bool)
@@ -88,7 +88,8 @@ class LiveIndex:
             own = _of_same_images(version, (change for change in chunk if change.sequence <= known))
             news = [change for change in chunk if change.sequence > known or change.item not in own]
             snapshot = self._after(snapshot, news, chunk[-1].sequence)
-        return snapshot
+        rows = snapshot.delta.behind(version.index.codes)
+        return Snapshot(version, rows, snapshot.live, upserted, columns, snapshot.sequence)
 
     def _changes(self, after: int, transaction: Transaction | None = None) -> Iterator[list[Change]]:
         model = self.version.manifest.model
@@ -105,9 +106,9 @@ class LiveIndex:
         hidden = [*mains.values(), *(first + upserted.rows[item] for item in last if item in upserted.rows)]
         for item in _of_same_images(self.version, last.values()):
             # A changed payload needs a row of its own: those of the columns never change.
-            last[item] = last[item]._replace(vector=self.version.embedding(mains[item]))
-        added = [change for change in last.values() if change.live and change.vector is not None]
-        vectors = np.array([change.vector for change in added], np.float32)
+            last[item] = last[item]._replace(vector=self.version.embedding(mains[item]).tobytes())
+        added = [change for change in last.values() if change.live and change.vector]
+        vectors = np.frombuffer(b"".join([change.vector for change in added if change.vector]), FLOAT32)
         rows = old.delta.appended(vectors.reshape(-1, self.version.manifest.dim))
         live = np.concatenate([old.live, np.ones(len(added), bool)])
         live[hidden] = False

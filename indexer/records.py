@@ -27,7 +27,7 @@ MAX_ITEM_BYTES = 4_096  # of an item id, as UTF-8: the longest path
 UNIT_TOLERANCE = 1e-3  # of an embedding's length
 
 Payload = Mapping[str, Any]  # a JSON object
-_FLOAT32 = np.dtype("<f4")  # as it is stored
+FLOAT32 = np.dtype("<f4")  # as embeddings are stored
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 _LONG_NUMBER = re.compile(r"\d{300}")  # the largest 64-bit float has 309 digits
 _JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
@@ -153,8 +153,8 @@ class Change(NamedTuple):
         sequence: of the change.
         live: False for deleted ones, ones that left the mirrored collection, and ones of which nothing but another
             model's embedding is known.
-        vector: (D,) float32 by the model asked for; None without one: what the version holds of the item stays, if
-            that is of the same image.
+        vector: the bytes of (D,) FLOAT32 by the model asked for; None without one: what the version holds of the item
+            stays, if that is of the same image.
         payload: a JSON object as text, or None.
         image: that was upserted; None without one, and of an item of a collection, whose image is the version's own.
     """
@@ -162,7 +162,7 @@ class Change(NamedTuple):
     item: str
     sequence: int
     live: bool
-    vector: Embeddings | None
+    vector: bytes | None
     payload: str | None
     image: Image | None = None
 
@@ -252,7 +252,7 @@ def vector_bytes(upsert: Upsert, dim: int) -> bytes | None:
         return None
     if not upsert.model:
         raise InvalidEmbedding("the embedding comes without the id of its model")
-    if vector.dtype != _FLOAT32 or vector.shape != (dim,):
+    if vector.dtype != FLOAT32 or vector.shape != (dim,):
         raise InvalidEmbedding(
             f"the embedding is {vector.dtype} {vector.shape}; model {upsert.model} makes float32 ({dim},)"
         )

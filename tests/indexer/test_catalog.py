@@ -42,7 +42,10 @@ def put(catalog: Catalog, *items: str, model: str = "m", **more: Any) -> list[Ou
 def told(catalog: Catalog, after: int = 0, model: str = "m") -> dict[str, tuple[bool, list[float] | None]]:
     """What `changes` says: live, and the embedding as a list."""
     return {
-        change.item: (change.live, None if change.vector is None else change.vector.tolist())
+        change.item: (
+            change.live,
+            None if change.vector is None else np.frombuffer(change.vector, np.float32).tolist(),
+        )
         for change in catalog.changes(after, model)
     }
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from indexer import catalog_file
+from indexer import catalog_file, catalog_rows
 from indexer.acknowledged import note_of
 from indexer.catalog import (
     CATALOG,
@@ -59,7 +59,7 @@ def everything(index_dir: Path) -> Any:
                 change.sequence,
                 change.live,
                 change.payload,
-                change.vector is not None and change.vector.tobytes(),
+                change.vector,
             )
             for change in catalog.changes(0, "m")
         ]
@@ -394,3 +394,12 @@ def test_a_row_is_sealed_as_it_always_was() -> None:
     """By another checksum every catalogue that there is would be taken for damaged."""
     assert catalog_file.seal("cat é.jpg", 7, None, 2.5) == zlib.crc32("'cat é.jpg'7None2.5".encode())
     assert catalog_file.seal("a", b"\xff\0", None, b"") == zlib.crc32(b"'a'\xff\0None")
+
+
+@pytest.mark.parametrize("source", [None, b"", b"/photos/\xff \0.jpg", "a text, by damage"])
+@pytest.mark.parametrize("text", ["", "it's", '{"a":"\\n é"}', "\0'\"\ud800", None])
+def test_items_and_embeddings_are_sealed_as_any_row(source: Any, text: Any) -> None:
+    """Their checksums have a faster way, which gives the same."""
+    row = (text, 7, "live", 1, 0, text, source, text)
+    assert catalog_rows.seal_of_row(row) == catalog_file.seal(*row)
+    assert catalog_rows.seal_of_vector(text, text, source) == catalog_file.seal(text, text, source)

@@ -71,10 +71,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Killed:
 def told(index_dir: Path) -> Told:
     """All that a catalogue tells."""
     with contextlib.closing(Catalog(index_dir)) as catalog:
-        return [
-            (one.item, one.sequence, None if one.vector is None else one.vector.tobytes())
-            for one in catalog.changes(0, "m")
-        ]
+        return [(one.item, one.sequence, one.vector) for one in catalog.changes(0, "m")]
 
 
 def told_or_refused(index_dir: Path) -> Told | str:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from indexer import delta, live, live_snapshot
+from indexer import delta, ivfpq, live, live_snapshot
 from indexer.adopt import adopt, switch, take_in
 from indexer.catalog import CATALOG, Catalog, CatalogCorrupt
 from indexer.filters import parse
@@ -355,6 +355,31 @@ def test_a_quiet_index_puts_its_newest_rows_into_the_codes(twin: Twin, monkeypat
     twin.upsert("newer", "new")
     twin.live.refresh()
     twin.check(twin.live.snapshot, k=10)
+
+
+def test_what_is_opened_is_what_grew(twin: Twin, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opening reads all changes at once and encodes them in pieces; rows and results are those of a live index."""
+    monkeypatch.setattr(live, "_CHUNK", 100)
+    monkeypatch.setattr(ivfpq, "ADD_CHUNK", 64)
+    for first in range(0, 900, 300):
+        twin.upsert(*(f"new {number}" for number in range(first, first + 300)))
+        twin.live.refresh()
+    twin.catalog.upsert([Upsert("item 5", payload={"year": 1999}), Upsert("new 7", payload={"year": 1999})], dim=16)
+    twin.delete("item 1", "new 3")
+    twin.live.refresh()
+    grown, opened = twin.live.snapshot, LiveIndex(twin.version, twin.catalog).snapshot
+    assert (grown.count, grown.sequence) == (opened.count, opened.sequence)
+    assert opened.delta.sealed == (0 if twin.version.index.codes is None else opened.delta.count)
+    queries = twin.vectors(20)
+    for one in (grown, opened):
+        twin.check(one, k=10)
+        assert set(twin.truth) == set(one.items(np.flatnonzero(one.live)))
+        dated = np.flatnonzero(one.matching(parse("year = 1999")) & one.live)
+        assert {"item 5", "new 7"} == set(one.items(dated))
+    similarities, rows = opened.search(queries, 10, nprobe=1)
+    expected, grown_rows = grown.settled().search(queries, 10, nprobe=1)
+    np.testing.assert_allclose(similarities, expected, atol=1e-6)
+    assert opened.items(rows.ravel()) == grown.items(grown_rows.ravel())
 
 
 def test_few_and_many_candidates_sort_alike() -> None:
