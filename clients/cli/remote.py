@@ -292,7 +292,8 @@ def tell_result(result: Mapping[str, Any], as_json: bool) -> None:
 
 def _apart_from_metrics(result: Mapping[str, Any]) -> tuple[dict[str, Any], Mapping[str, float]]:
     """A result without the metrics of the model in it, and those; none where it is of no model."""
-    facts, found = dict(result), {}
+    facts = dict(result)
+    found: Mapping[str, float] = {}
     for name, value in result.items():
         if name == "metrics":
             found = facts.pop(name)
