@@ -1,7 +1,6 @@
 """`kinsight index`: build, list, measure, activate and copy versions of an index."""
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +17,7 @@ from clients.cli.options import (
     store_option,
     target_recall_option,
 )
-from clients.cli.output import cell, print_json, print_table, tell_facts, warn
+from clients.cli.output import cell, print_json, print_table, tell_active, tell_facts
 from clients.cli.rebuild import result_of, warn_of
 from clients.cli.recording import operation_option, recorded
 
@@ -170,7 +169,7 @@ def activate(name: str, version: int, store: Path, as_json: bool) -> None:
 
     place, told = Store(store), list[str]()
     run(place, name, _number(place, name, version), warn=told.append)
-    _tell_active(name, version, told, as_json)
+    tell_active(name, version, {"index": name, "version": version}, told, as_json)
 
 
 @index.command()
@@ -192,7 +191,8 @@ def rollback(name: str, store: Path, as_json: bool) -> None:
 
     place, told = Store(store), list[str]()
     _known(place, name)
-    _tell_active(name, run(place, name, warn=told.append), told, as_json)
+    version = run(place, name, warn=told.append)
+    tell_active(name, version, {"index": name, "version": version}, told, as_json)
 
 
 @index.command(name="delete-version")
@@ -341,15 +341,6 @@ def restore(
         result = dataclasses.asdict(run(Store(store), directory, name, work.report))
         work.finish(result)
     tell_facts(result, as_json)
-
-
-def _tell_active(name: str, version: int, told: Sequence[str], as_json: bool) -> None:
-    for warning in told:
-        warn(warning)
-    if as_json:
-        print_json({"index": name, "version": version, "warnings": told})
-    else:
-        click.echo(f"{name}: version {version} is active")
 
 
 def _active(place: "Store", name: str) -> int | None:

@@ -105,6 +105,16 @@ def warn(text: str, style: str = "auto") -> None:
     tell(json.dumps({"warning": text}) if style == "json" else printable(f"warning: {text}"))
 
 
+def tell_active(index: str, version: int, result: Mapping[str, Any], warnings: Sequence[str], as_json: bool) -> None:
+    """Print that a version is the one of an index that is searched, and what to know of it; for programs a result."""
+    for warning in warnings:
+        warn(warning)
+    if as_json:
+        print_json({**result, "warnings": warnings})
+    else:
+        click.echo(f"{index}: version {version} is active")
+
+
 def tell(line: str) -> None:
     """Write a line to stderr, above the bars of progress: Rich sees what is printed, and not what click echoes."""
     print(line, file=sys.stderr)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import click
 
 from clients.cli.options import json_option, server_option
-from clients.cli.output import print_json, tell_facts, warn
+from clients.cli.output import tell_active, tell_facts
 from clients.cli.remote import plain, tell_all
 
 if TYPE_CHECKING:
@@ -94,12 +94,7 @@ def delete_version(name: str, version: int, server: str, as_json: bool) -> None:
 
 def _tell_active(client: "Client", index: "Index", as_json: bool) -> None:
     told = _warnings_of(client, index)
-    for warning in told:
-        warn(warning)
-    if as_json:
-        print_json({**plain(index), "warnings": told})
-    else:
-        click.echo(f"{index.index}: version {index.active_version} is active")
+    tell_active(index.index, index.active_version, plain(index), told, as_json)
 
 
 def _warnings_of(client: "Client", index: "Index") -> list[str]:
