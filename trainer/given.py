@@ -34,6 +34,8 @@ class Doubts:
         left_out: items whose labels are not learned from, the surest to be wrong first.
         listed: the file that has these.
         at_odds: labelled images whose files are those of others labelled as something else, each with one of these.
+        kept: the share of the model that the run starts from which stays in what it learns from the labels: as large
+            as that of the wrong ones where some are left out, as others could not be told from right ones.
     """
 
     suspects: tuple[Suspect, ...] = ()
@@ -42,11 +44,12 @@ class Doubts:
     left_out: tuple[str, ...] = ()
     listed: Path | None = None
     at_odds: tuple[tuple[str, str], ...] = ()
+    kept: float = 0.0
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """What to tell of the labels as a whole."""
-        return (*self._of_copies, *self._of_all)
+        return (*self._of_copies, *self._of_all, *self._of_kept)
 
     @property
     def _of_copies(self) -> tuple[str, ...]:
@@ -70,6 +73,16 @@ class Doubts:
             )
             return (disagreement,)
         return self.noise.warnings(self.listed if self.left_out else None)
+
+    @property
+    def _of_kept(self) -> tuple[str, ...]:
+        if not self.kept:
+            return ()
+        warning = (
+            f"the model that comes of this is {self.kept:.0%} of the way back to the one that the run starts from, "
+            f"for the wrong labels that it can't tell from right ones"
+        )
+        return (warning,)
 
 
 @dataclass(frozen=True)
@@ -150,6 +163,7 @@ class Given:
         suspects, compared = find_suspects(embeddings, cache.items, known)
         noise = label_noise(embeddings, cache.items, known.label)
         left_out = _settled(run / _LEFT_OUT, () if self.keep_doubted else noise.doubted)
+        has_learned = start.encoder.head_is_trained
         return Doubts(
             suspects=tuple(suspects),
             compared=compared,
@@ -157,6 +171,7 @@ class Given:
             left_out=left_out,
             listed=run / _LEFT_OUT,
             at_odds=tuple(copies_at_odds(cache.items, cache.sha256, known)),
+            kept=(noise.wrong_share or 0.0) if left_out and has_learned else 0.0,
         )
 
 

@@ -25,7 +25,7 @@ from trainer.known import Known
 from trainer.log import Log
 from trainer.numerics import convolving_in, deterministic, training_dtype
 from trainer.objective import Batch, Objective
-from trainer.optimizer import Average, make_optimizer, rate_share, running_statistics
+from trainer.optimizer import Average, Kept, make_optimizer, rate_share, running_statistics
 from trainer.profiling import Profile, Profiler, part
 from trainer.recipe import Recipe
 
@@ -73,6 +73,7 @@ def train(
     device: torch.device,
     progress: Progress,
     known: Known | None = None,
+    kept: float = 0.0,
     on_epoch: OnEpoch | None = None,
     profile: bool = False,
 ) -> Outcome:
@@ -92,6 +93,8 @@ def train(
         device: where to train.
         progress: called with ("train", done, total) after each step, and ("embed", done, total).
         known: what people have told of the images, for objectives that learn from that.
+        kept: the share of the objective's encoder as it is now that is kept in what is judged and in the outcome, 0
+            to 1: see `trainer.optimizer.Kept`.
         on_epoch: called after each epoch, counted from 1, with the encoder as `Outcome` would have it; what it
             returns is logged.
         profile: find out where the time of this call's first steps goes, and write a trace of some.
@@ -109,7 +112,8 @@ def train(
     profiler = Profiler(device, directory) if profile and distributed.is_main() else None
     known = known or Known(torch.full((len(images),), -1))
     try:
-        return _Training(objective, images, known, recipe, directory, device, progress, profiler).run(on_epoch)
+        training = _Training(objective, images, known, recipe, directory, device, progress, profiler, kept)
+        return training.run(on_epoch)
     except torch.OutOfMemoryError as error:
         said = str(error).partition(". Of the allocated memory")[0]  # then follow torch's own settings
         raise TrainingError(
@@ -131,6 +135,7 @@ class _Training:
         device: torch.device,
         progress: Progress,
         profiler: Profiler | None,
+        kept: float,
     ):
         self.device, self.recipe, self.progress, self.profiler = device, recipe, progress, profiler
         self.count = len(images)
@@ -146,6 +151,7 @@ class _Training:
         self.dtype = training_dtype(recipe.run.precision, device)
         decay = recipe.run.averaging
         self.averaged = Average(objective.encoder, decay) if decay else None
+        self.kept = Kept(objective.encoder, kept) if kept else None
         self.optimizer = make_optimizer(objective, recipe.optimizer)
         self.base_lrs = [float(group["lr"]) for group in self.optimizer.param_groups]
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
@@ -180,8 +186,8 @@ class _Training:
 
     @property
     def encoder(self) -> Encoder:
-        chosen = self.averaged.module if self.averaged else self.objective.encoder
-        return cast("Encoder", chosen.eval())
+        chosen = cast("Encoder", self.averaged.module if self.averaged else self.objective.encoder)
+        return (self.kept.within(chosen) if self.kept else chosen).eval()
 
     def _epoch(self) -> int:
         """The rest of the current epoch; how many images it drew."""

@@ -1,4 +1,4 @@
-"""What moves the weights: the optimiser and the schedule of its rate; and what follows them: averages, statistics."""
+"""What moves the weights: the optimiser and the schedule of its rate; and what is made of them."""
 
 import copy
 import math
@@ -43,6 +43,26 @@ class Average(nn.Module):
         """Move toward the encoder as it is now."""
         self._following.update(self.decay if self.n_averaged else 0)
         self.n_averaged += 1
+
+
+class Kept:
+    """What an encoder knew before it learned on, of which a share is kept in what it has learned since.
+
+    Source:
+        Wortsman et al., Robust fine-tuning of zero-shot models, CVPR 2022 (WiSE-FT): weights between those before and
+        after fine-tuning do better on what was not learned from than either. There people choose the share.
+    """
+
+    def __init__(self, encoder: Encoder, share: float):
+        """Of the encoder as it is now; `share` is in [0, 1], of its weights and of BatchNorm's statistics."""
+        self._before = copy.deepcopy(encoder)
+        self.share = share
+
+    def within(self, encoder: Encoder) -> Encoder:
+        """An encoder between the one before and this one, which stays as it is."""
+        between = copy.deepcopy(self._before)
+        MovingAverage((between, encoder)).update(self.share)
+        return between
 
 
 def rate_share(name: str, done: float) -> float:

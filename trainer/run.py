@@ -191,14 +191,16 @@ def _lead(
     clock.lap("frozen")
     choice = Choice(run)
     warnings += setting.told(*choice.warnings)
-    outcome = learn(setting, given, decoded, objective, choice, profile)
+    outcome = learn(setting, given, decoded, objective, choice, kept=doubts.kept, profile=profile)
     warnings += setting.told(*outcome.warnings)
     clock.lap("train")
     score = Score(decoded.shown, decoded.judge, before, progress)
     model = export_scored(setting, given, decoded, start, outcome.encoder, score)
     warnings += setting.told(*collapsed(before.embeddings, score.embeddings))
     clock.lap("export")
-    supervised = learn_from_labels_alone(setting, given, decoded) if baseline and setting.has_other_images else None
+    supervised = None
+    if baseline and setting.has_other_images:
+        supervised = learn_from_labels_alone(setting, given, decoded, kept=doubts.kept)
     clock.lap("baseline")
     done = TrainReport(
         model=model,

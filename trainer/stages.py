@@ -150,16 +150,23 @@ def _tell_of(decoded: Decoded, setting: Setting) -> None:
         setting.warn(decoded.duplicates.summary)
 
 
-def learn_from_labels_alone(setting: Setting, given: Given, decoded: Decoded) -> Encoder:
+def learn_from_labels_alone(setting: Setting, given: Given, decoded: Decoded, *, kept: float) -> Encoder:
     """What learns from the same labels alone, from the same start, by the same recipe and for as many epochs."""
     alone = setting.of_labels_alone()
-    return learn(alone, given, decoded, alone.begun(), Choice(alone.run), profile=False).encoder
+    return learn(alone, given, decoded, alone.begun(), Choice(alone.run), kept=kept).encoder
 
 
 def learn(
-    setting: Setting, given: Given, decoded: Decoded, objective: Objective, choice: Choice, profile: bool
+    setting: Setting,
+    given: Given,
+    decoded: Decoded,
+    objective: Objective,
+    choice: Choice,
+    *,
+    kept: float,
+    profile: bool = False,
 ) -> Outcome:
-    """Train, and give the outcome the encoder that was chosen."""
+    """Train, and give the outcome the encoder that was chosen; `kept` is as of `trainer.loop.train`."""
     outcome = train(
         objective,
         decoded.training,
@@ -168,6 +175,7 @@ def learn(
         device=setting.device,
         progress=setting.progress,
         known=given.known(decoded.training.items),
+        kept=kept,
         on_epoch=partial(_after_epoch, setting, given, decoded, objective, choice),
         profile=profile,
     )

@@ -96,7 +96,8 @@ def finetune(
 
     Labels that MODEL disagrees with are listed, the surest first: they may be wrong, or be what it has yet to learn.
     Where 20 or more, of 5 classes or more, tell that over 15 % of them are wrong, those that likely are wrong, such
-    that nine in ten of them are by estimate, are left out, unless --keep-doubted is given.
+    that nine in ten of them are by estimate, are left out, unless --keep-doubted is given, and what is learned goes
+    back toward MODEL by the share that is wrong.
 
     \b
     JSON keys: model, run, report, epoch, images, images_per_s, skipped[].item, skipped[].reason,

@@ -7,12 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from PIL import Image
+from safetensors.torch import load_file
 
 from clients.cli.command import kinsight
 from indexer.store import Store
 from tests.conftest import School, copied
+from trainer import checkpoint
 from trainer.recipe import load, taught
 from trainer.run_directory import finish_run, new_run
 from trainer.start import recipe_from
@@ -314,6 +317,14 @@ def test_with_two_labels_in_five_wrong_the_model_gets_no_worse(
     card = (store.model(told["model"]) / "card.md").read_text()
     assert f"from 40 images, {40 - len(left_out)} of them labelled." in card
     assert json.loads((store.runs / "doubted" / "left_out.json").read_text()) == told["left_out"]
+    share = told["wrong_share"]
+    assert any(f"this is {share:.0%} of the way back" in line for line in told["warnings"])
+    found, _ = checkpoint.latest(store.runs / "doubted" / "checkpoints")
+    assert found is not None
+    learned = found.weights["averaged.module.head.weight"]
+    before, after = (load_file(store.model(name) / "head.safetensors")["weight"] for name in (model, told["model"]))
+    torch.testing.assert_close(after, share * before + (1 - share) * learned, rtol=0, atol=3e-7)
+    assert (learned - before).abs().max() > 5e-6  # in so few steps, of which all are of the warm-up
 
 
 @pytest.mark.slow
@@ -334,4 +345,5 @@ def test_doubted_labels_are_kept_where_that_is_asked_for_and_a_resumed_run_goes_
         assert told["left_out"] == []
         (warning,) = [line for line in told["warnings"] if "likeliest to be wrong" in line]
         assert warning.endswith("are learned from too, as was asked")
+        assert not any("of the way back" in line for line in told["warnings"])
     assert json.loads(first.stdout)["model"] == json.loads(again.stdout)["model"]

@@ -60,6 +60,47 @@ def test_without_averaging_the_encoder_is_the_objective_s(tmp_path: Path) -> Non
     assert outcome.encoder is objective.encoder
 
 
+@pytest.mark.parametrize("averaging", [0.0, 0.7])
+def test_a_share_of_what_was_known_before_is_kept(tmp_path: Path, averaging: float) -> None:
+    """Every weight and statistic of what is judged and given is so far back to where it was, on a straight line."""
+    chosen = recipe(f"run.averaging={averaging}")
+    objective = build(chosen)
+    before, judged = _weights(objective.encoder), []
+
+    def judge(_: int, encoder: Encoder) -> dict[str, float]:
+        judged.append(_weights(encoder))
+        return {}
+
+    _, kept = train(tmp_path / "kept", chosen, objective, kept=0.3, on_epoch=judge)
+    _, learned = train(tmp_path / "learned", chosen)
+    after = learned.encoder.state_dict()
+    assert not kept.encoder.training
+    moved = 0.0
+    for name, value in kept.encoder.state_dict().items():
+        expected = 0.3 * before[name] + 0.7 * after[name] if value.is_floating_point() else after[name]
+        torch.testing.assert_close(value, expected)
+        assert torch.equal(value, judged[-1][name]), name
+        moved += (value - before[name]).abs().sum().item()
+    assert moved > 0.01
+    assert not all(torch.equal(value, judged[0][name]) for name, value in judged[-1].items())
+
+
+def test_a_stopped_training_keeps_what_was_known_before_it_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed within an epoch and continued, it goes back to where the run began, not to its checkpoint."""
+    monkeypatch.setattr("trainer.loop.SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr("trainer.loop.LOG_EVERY", 1)
+    chosen = recipe("run.averaging=0.7", "run.batch_size=10")
+    _, whole = train(tmp_path / "whole", chosen, kept=0.5)
+    with pytest.raises(Stopped):
+        train(tmp_path / "stopped", chosen, kept=0.5, progress=stop_at(3))
+    _, resumed = train(tmp_path / "stopped", chosen, kept=0.5)
+    assert resumed.steps < whole.steps
+    for name, value in whole.encoder.state_dict().items():
+        assert torch.equal(value, resumed.encoder.state_dict()[name]), name
+
+
 def test_a_stopped_training_goes_on_with_the_same_average(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed within an epoch and continued, it ends with the same average, bit by bit."""
     monkeypatch.setattr("trainer.loop.SAVE_EVERY_S", 0.0)
