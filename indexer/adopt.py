@@ -17,8 +17,10 @@ from pathlib import Path
 
 from indexer import manifest, version
 from indexer.acknowledged import note_of
+from indexer.calibrate import no_calibration
 from indexer.catalog import CATALOG, Catalog, CatalogBusy, CatalogWriteFailed
 from indexer.entries import warn_of_unfindable
+from indexer.manifest import ManifestError
 from indexer.store import Store
 from indexer.version import Version, VersionError
 
@@ -117,7 +119,8 @@ def activate(store: Store, name: str, number: int, *, warn: Callable[[str], None
         store: that holds the index.
         name: of the index.
         number: of the version.
-        warn: told, before it is searched, how many items its model can't find.
+        warn: told, before it is searched, how many items its model can't find, and where searches by probability end;
+            after that, what will be made up for.
 
     Raises:
         NoSuchVersion: there is none of this number.
@@ -134,7 +137,8 @@ def activate(store: Store, name: str, number: int, *, warn: Callable[[str], None
     with closing(Catalog(index_dir)) as catalog:
         take_in(index_dir, catalog, wanted)
         warn_of_unfindable(catalog, wanted.manifest.model, warn)
-        switch(index_dir, catalog, number)
+        for warning in (*_of_calibration(store, index_dir, wanted), *switch(index_dir, catalog, number)):
+            warn(warning)
 
 
 def rollback(store: Store, name: str, *, warn: Callable[[str], None] = lambda _: None) -> int:
@@ -160,6 +164,14 @@ def rollback(store: Store, name: str, *, warn: Callable[[str], None] = lambda _:
         raise version.NoSuchVersion(f"{index_dir} has no version that was active before; activate one of: {known}")
     activate(store, name, number, warn=warn)
     return number
+
+
+def _of_calibration(store: Store, index_dir: Path, wanted: Version) -> tuple[str, ...]:
+    for active in version.pointed(index_dir)[:1]:
+        with suppress(ManifestError):  # nobody misses what a damaged version had
+            before = manifest.read_version(version.version_dir(index_dir, active)).model
+            return no_calibration(store, before, wanted.manifest.model, wanted.manifest.version)
+    return ()
 
 
 def _begin(index_dir: Path, number: int) -> None:

@@ -12,9 +12,11 @@ from indexer.embedding import BATCH, Progress
 from indexer.encoder import Device, Encoder
 from indexer.finder import Finder
 from indexer.labels import LabelsError, splits_of
+from indexer.manifest import ManifestError
 from indexer.pairs import PAIR_COLUMNS, PairsError, pairs_of
 from indexer.rows import Embeddings
 from indexer.sources import Collection, Source, decode_all, open_collection
+from indexer.store import Store
 from indexer.tables import Table, read_table
 
 MAX_IMAGES = 5_000  # 12 million pairs: more of them move the curve by less than other classes would
@@ -132,6 +134,25 @@ def calibrate_like(
     fitted = calibration.fit(evidence, before.things or None).calibration
     manifest.amend_model(model, fitted.fields())
     return fitted
+
+
+def calibration_of(model: Path) -> Calibration | None:
+    """The calibration of a model by its directory; None where it has none, or is damaged or gone."""
+    try:
+        return Calibration.of(manifest.read_model(model).calibration)
+    except ManifestError:
+        return None
+
+
+def no_calibration(store: Store, before: str, model: str, number: int) -> tuple[str, ...]:
+    """A warning where searches by probability end with a version whose model has no calibration; `before` had one."""
+    if calibration_of(store.models / before) is None or calibration_of(store.models / model) is not None:
+        return ()
+    warning = (
+        f"model {model} has no calibration, which model {before} has: searches of version {number} by probability "
+        f"are refused until `kinsight calibrate {model}` with labels"
+    )
+    return (warning,)
 
 
 def _read(labels: Path, collection: Collection) -> _Labelled:

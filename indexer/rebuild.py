@@ -17,8 +17,8 @@ from pathlib import Path
 
 from indexer import adopt, manifest, version
 from indexer.build import BuildReport, Job, Judge, Judgement, check_plan, default_recall, evolve
-from indexer.calibrate import calibrate_like
-from indexer.calibration import Calibration, CalibrationError
+from indexer.calibrate import calibrate_like, calibration_of, no_calibration
+from indexer.calibration import CalibrationError
 from indexer.candidate import FEWEST, MIN_RECALL, compare, labelled_rows, objections, too_many_lost
 from indexer.codes import Clock
 from indexer.embedding import CHANGED, Progress
@@ -138,7 +138,8 @@ def rebuild(
             forget_lesson(index_dir)
         if active is not None and active.manifest.model != chosen.name:
             report = _with_warning_of_too_few(report, active.manifest.version)
-            report = _with_warning_of_no_calibration(report, store, active.manifest.model)
+            ended = no_calibration(store, active.manifest.model, report.model, report.version)
+            report = dataclasses.replace(report, warnings=(*report.warnings, *ended))
         return _with_warning(report) if few_labels else report
 
 
@@ -244,9 +245,9 @@ class _Gate:
 
         By the labels that judge it, as far as they reach; a sentence that says so, or none.
         """
-        before = _calibration(self.store.models / self.active.manifest.model) if self.active else None
+        before = calibration_of(self.store.models / self.active.manifest.model) if self.active else None
         model = self.store.models / self.model
-        if not classes or before is None or _calibration(model) is not None:
+        if not classes or before is None or calibration_of(model) is not None:
             return ()
         rows, numbers = labelled_rows(candidate, classes)
         try:
@@ -281,24 +282,6 @@ def _with_warning_of_too_few(report: BuildReport, active: int) -> BuildReport:
         f"both with the same image, too few to say which is better; look at some searches before you rely on it"
     )
     return dataclasses.replace(report, warnings=(*report.warnings, warning))
-
-
-def _with_warning_of_no_calibration(report: BuildReport, store: Store, before: str) -> BuildReport:
-    """A report that says where searches by probability end with the model that had a calibration."""
-    if _calibration(store.models / before) is None or _calibration(store.models / report.model) is not None:
-        return report
-    warning = (
-        f"model {report.model} has no calibration, which model {before} has: searches of version {report.version} by "
-        f"probability are refused until `kinsight calibrate {report.model}` with labels"
-    )
-    return dataclasses.replace(report, warnings=(*report.warnings, warning))
-
-
-def _calibration(model: Path) -> Calibration | None:
-    try:
-        return Calibration.of(manifest.read_model(model).calibration)
-    except ManifestError:  # that of the old version is not needed any more, and may be gone
-        return None
 
 
 def _open_active(index_dir: Path) -> tuple[Version | None, tuple[str, ...]]:

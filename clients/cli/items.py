@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from clients.cli.options import PATH, Device, device_option, json_option, server_option, store_option
+from clients.cli.options import PARQUET, PATH, Device, device_option, json_option, server_option, store_option
 from clients.cli.output import (
     named,
     payload_text,
@@ -239,7 +239,7 @@ def import_(
 
 @items.command()
 @click.argument("name")
-@click.argument("file", type=PATH)
+@click.argument("file", type=PARQUET)
 @by_server_option
 @store_option
 @operation_option

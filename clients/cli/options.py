@@ -47,6 +47,7 @@ class FileOf(click.ParamType[Path]):
 
 
 HTML_PAGE = FileOf("an HTML page", ".html", ".htm")
+PARQUET = FileOf("a Parquet file", ".parquet")
 PNG = FileOf("a PNG image", ".png")
 
 store_option = click.option(

@@ -151,6 +151,7 @@ def test_a_wrong_call_exits_with_2(words: list[str], run: Run) -> None:
         (["calibrate", "m", "photos", "--labels", "l.csv", "--report"], "an HTML page", "plot.html"),
         (["suggest", "photos", "--model", "m", "--budget", "3", "--sheet"], "an HTML page", "plot.html"),
         (["search", "item:a", "--images", "photos", "--grid"], "a PNG image", "plot.png"),
+        (["items", "export", "photos"], "a Parquet file", "plot.parquet"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else None,
 )
@@ -164,7 +165,7 @@ def test_a_file_whose_name_says_that_it_holds_something_else_is_refused(
         return result.stderr.partition("Error: ")[2] if result.exit_code == 2 else ""
 
     (tmp_path / "folder").mkdir()
-    option = f"Invalid value for '{words[-1]}': "
+    option = f"Invalid value for '{words[-1] if words[-1].startswith('--') else 'FILE'}': "
     assert told("plot.jpeg") == f"{option}{tmp_path}/plot.jpeg is not how {named} is named; say {tmp_path}/{right}\n"
     assert told("folder") == f"{option}{tmp_path}/folder is a folder; name a file in it\n"
     assert told(right) == told(right.upper()) == told("plot") == ""
