@@ -54,21 +54,25 @@ class Delta:
         store[self.count : count] = vectors
         return replace(self, vectors=store, count=count)._sealed()
 
-    def behind(self, codes: Any | None) -> "Delta":
-        """The state over the codes of a version, None where that is flat; of rows that were appended without any."""
-        return replace(self, codes=codes)._sealed()
+    def behind(self, codes: Any | None, *, unhurried: bool) -> "Delta":
+        """The state over the codes of a version, None where that is flat; of rows that were appended without any.
 
-    def settled(self) -> "Delta":
-        """The state with all rows in the codes, if there are codes."""
+        `unhurried` is as of `indexer.ivfpq.extended`.
+        """
+        return replace(self, codes=codes)._sealed(unhurried=unhurried)
+
+    def settled(self, *, unhurried: bool = True) -> "Delta":
+        """The state with all rows in the codes, if there are codes; `unhurried` is as of `indexer.ivfpq.extended`."""
         if self.codes is None or self.sealed == self.count:
             return self
-        return replace(self, codes=ivfpq.extended(self.codes, self.unsealed), sealed=self.count)
+        codes = ivfpq.extended(self.codes, self.unsealed, unhurried=unhurried)
+        return replace(self, codes=codes, sealed=self.count)
 
-    def _sealed(self) -> "Delta":
+    def _sealed(self, *, unhurried: bool = True) -> "Delta":
         """The state with all rows in the codes, if so many are not that this is worth a copy."""
         if self.codes is None or self.count - self.sealed < max(SEAL_ROWS, self.codes.ntotal // 1000):
             return self
-        return self.settled()
+        return self.settled(unhurried=unhurried)
 
 
 @dataclass(frozen=True, eq=False)

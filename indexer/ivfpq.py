@@ -148,9 +148,12 @@ def compare(flat: Any, more: Embeddings, queries: Embeddings, rows: Rows) -> Emb
     return np.maximum(similarities, others, out=similarities)
 
 
-def extended(codes: Any, rows: Embeddings) -> Any:
-    """A copy of codes with (N, D) more rows; the codes themselves stay as others are searching them."""
-    _use_threads(1)  # the other cores are for searches
+def extended(codes: Any, rows: Embeddings, *, unhurried: bool = True) -> Any:
+    """A copy of codes with (N, D) more rows; the codes themselves stay as others are searching them.
+
+    On one core if `unhurried`: the other ones are for searches.
+    """
+    _use_threads(1 if unhurried else _ALL_THREADS)
     copy = faiss.clone_index(codes)
     for start in range(0, len(rows), ADD_CHUNK):  # FAISS takes memory for all rows that it is given, once more
         copy.add(rows[start : start + ADD_CHUNK])

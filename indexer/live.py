@@ -33,8 +33,13 @@ class LiveIndex:
         snapshot: what is searched now; another object after every change.
     """
 
-    def __init__(self, version: Version, catalog: Catalog) -> None:
+    def __init__(self, version: Version, catalog: Catalog, *, unhurried: bool = False) -> None:
         """Read what changed since the version was made.
+
+        Args:
+            version: what is searched.
+            catalog: of its index.
+            unhurried: leave cores to those who search something else meanwhile.
 
         Raises:
             CatalogError: the catalogue is damaged, or older than the version.
@@ -48,7 +53,7 @@ class LiveIndex:
                 f"{catalog.path} ends at change {catalog.sequence():,}, but {version.directory} was made at change "
                 f"{version.manifest.sequence:,}: it is not the catalogue of this index; restore it from a snapshot"
             )
-        self.snapshot = self._opened()
+        self.snapshot = self._opened(unhurried=unhurried)
 
     def refresh(self, transaction: Transaction | None = None) -> int:
         """Take in what was committed to the catalogue, by any process, since the last time; call it now and then.
@@ -71,10 +76,10 @@ class LiveIndex:
             if time.monotonic() - self._changed_at_s > QUIET_S:
                 self.snapshot = self.snapshot.settled()
             if self.snapshot.dead > max(DEAD_ROWS, self.snapshot.delta.count // 2):
-                self.snapshot = self._opened()
+                self.snapshot = self._opened(unhurried=True)
         return taken
 
-    def _opened(self) -> Snapshot:
+    def _opened(self, *, unhurried: bool) -> Snapshot:
         """What the catalogue says now, without what has come and gone since the version was made."""
         version = self.version
         rows, upserted = delta.empty(version.manifest.dim), Upserted()
@@ -88,7 +93,7 @@ class LiveIndex:
             own = _of_same_images(version, (change for change in chunk if change.sequence <= known))
             news = [change for change in chunk if change.sequence > known or change.item not in own]
             snapshot = self._after(snapshot, news, chunk[-1].sequence)
-        rows = snapshot.delta.behind(version.index.codes)
+        rows = snapshot.delta.behind(version.index.codes, unhurried=unhurried)
         return Snapshot(version, rows, snapshot.live, upserted, columns, snapshot.sequence)
 
     def _changes(self, after: int, transaction: Transaction | None = None) -> Iterator[list[Change]]:

@@ -292,9 +292,9 @@ class Indexes:
     def _open(self, name: str, number: int) -> ActiveIndex:
         version = open_version(self._store.index(name) / "versions" / str(number), gpu=True)
         encoder, catalog = self._encoder(version.manifest.model), self._catalogs.of(name)
-        live, inbox = LiveIndex(version, catalog), Inbox(self.news)
+        live = LiveIndex(version, catalog, unhurried=bool(self._active))
         curve = self._curves.of(encoder.model)
-        opened = ActiveIndex(name, number, live, catalog, ItemIds(version), encoder, inbox, curve)
+        opened = ActiveIndex(name, number, live, catalog, ItemIds(version), encoder, Inbox(self.news), curve)
         log.info("index %s: version %d with %d items, model %s", name, number, opened.snapshot.count, opened.model)
         return opened
 
