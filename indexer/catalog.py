@@ -180,7 +180,7 @@ class Catalog:
 
     def count(self) -> int:
         """How many items are live."""
-        return int(self._file.read("SELECT count(*) FROM items WHERE state NOT IN ('deleted', 'gone')")[0][0])
+        return catalog_rows.count_live(self._file)
 
     def without_image(self, model: str | None) -> int:
         """How many live items have neither an image nor an embedding by `model` (None: one still to come)."""

@@ -58,6 +58,18 @@ def read_row(file: CatalogFile, columns: tuple[Any, ...]) -> Row:
     return row
 
 
+def count_live(file: CatalogFile) -> int:
+    """How many items are live; raises CatalogCorrupt where the state of one is none that there is.
+
+    No checksums are compared, but no flipped bit makes one state of another.
+    """
+    counts = dict(file.read("SELECT state, count(*) FROM items GROUP BY state"))
+    live = int(counts.pop(LIVE, 0))
+    if unknown := counts.keys() - {DELETED, GONE}:
+        raise file.corrupt(f"the state of an item is {min(unknown, key=repr)!r}")
+    return live
+
+
 def read_changes(file: CatalogFile, found: Sequence[tuple[Any, ...]], model: str) -> Iterator[Change]:
     """What rows say, each with the embedding by a model, and its seal, behind its columns; raises CatalogCorrupt.
 

@@ -143,6 +143,31 @@ def test_a_row_of_no_known_state_is_refused(tmp_path: Path, state: bytes) -> Non
                 read()
 
 
+def test_no_flipped_bit_of_a_state_changes_how_many_items_are_live(tmp_path: Path) -> None:
+    """A deleted item's, which no search would show, was counted as a live one's."""
+    fill(tmp_path, 6)
+    path = tmp_path / CATALOG
+    whole = path.read_bytes()
+    expected = _count(tmp_path)
+    states = [place for found in re.finditer(b"deleted|live", whole) for place in range(*found.span())]
+    refused = 0
+    for place, bit in itertools.product(states, range(8)):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << bit
+        _replace(path, damaged)
+        counted = _count(tmp_path)
+        assert counted in (expected, None)
+        refused += counted is None
+    assert refused > 100
+
+
+def _count(index_dir: Path) -> int | None:
+    """How many items are live; None where that is refused."""
+    with contextlib.suppress(CatalogCorrupt), contextlib.closing(Catalog(index_dir)) as catalog:
+        return catalog.count()
+    return None
+
+
 def test_a_schema_that_is_no_text_is_refused(tmp_path: Path) -> None:
     """SQLite's own message quotes it, and Python can't read that."""
     fill(tmp_path, 6)
