@@ -75,7 +75,14 @@ class Writer(threading.Thread):
                 if self.known.get(item) is not None and self._random.random() < 0.4:
                     self._change(stubs, item, None)
                 else:
-                    self._change(stubs, item, self._random.randrange(10_000, 10_000_000))
+                    self._change(stubs, item, self._new_image())
+
+    def _new_image(self) -> int:
+        """One that no other item has: of two with the same picture either may be found first."""
+        while True:
+            image = self._random.randrange(10_000, 10_000_000)
+            if image % WRITERS == self._number and image not in self.known.values():
+                return image
 
     def _change(self, stubs: Stubs, item: str, image: int | None) -> None:
         self.unsure = {item: image}
