@@ -225,16 +225,20 @@ def test_a_damaged_record_is_named_and_hides_no_other(tmp_path: Path, text: str)
 def test_old_records_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once they need not be remembered; the newest stay, and every unfinished one."""
     monkeypatch.setattr(operations, "KEPT", 2)
-    unfinished = queue(tmp_path, "build", "street", []).id
+
+    def queued_next() -> str:
+        time.sleep(0.002)  # the records' times, by which they are sorted, are of milliseconds
+        return queue(tmp_path, "build", "street", []).id
+
+    unfinished = queued_next()
     ended = []
     for _ in range(4):
-        ended.append(queue(tmp_path, "build", "street", []).id)
+        ended.append(queued_next())
         cancel(tmp_path, ended[-1])
-    queued = queue(tmp_path, "build", "street", []).id
+    queued = queued_next()
     assert [one.id for one in list_operations(tmp_path)] == [unfinished, *ended, queued]
     monkeypatch.setattr(operations, "REMEMBERED", timedelta(0))
-    time.sleep(0.002)  # the records' times are of milliseconds
-    last = queue(tmp_path, "build", "street", []).id
+    last = queued_next()
     assert [one.id for one in list_operations(tmp_path)] == [unfinished, ended[-1], queued, last]
 
 
