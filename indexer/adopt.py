@@ -137,7 +137,9 @@ def activate(store: Store, name: str, number: int, *, warn: Callable[[str], None
     with closing(Catalog(index_dir)) as catalog:
         take_in(index_dir, catalog, wanted)
         warn_of_unfindable(catalog, wanted.manifest.model, warn)
-        for warning in (*_of_calibration(store, index_dir, wanted), *switch(index_dir, catalog, number)):
+        for warning in _of_calibration(store, index_dir, wanted):
+            warn(warning)
+        for warning in switch(index_dir, catalog, number):
             warn(warning)
 
 

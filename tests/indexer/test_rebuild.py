@@ -250,15 +250,23 @@ def test_a_model_without_the_calibration_that_the_one_before_had_is_told(
     manifest.amend_model(store.model(one), CURVE.fields())
     (warning,) = told(other)
     assert warning.startswith(f"model {other} has no calibration, which model {one} has: searches of version 3 by")
-    heard = list[str]()
+    heard, searched = list[str](), list[int | None]()
+
+    def hear(told: str) -> None:
+        heard.append(told)
+        searched.append(version.active_version(index))
+
     for number in (2, 3, 1, 3):  # the first one that is active has none either
-        adopt.activate(store, NAME, number, warn=heard.append)
-    assert heard == [warning]
+        adopt.activate(store, NAME, number, warn=hear)
+    assert (heard, searched) == ([warning], [2])  # told before it is searched
     assert adopt.rollback(store, NAME, warn=heard.append) == 1
     assert heard == [warning]
     adopt.activate(store, NAME, 2)
     (version.version_dir(index, 2) / "manifest.json").write_text("{}")
     adopt.activate(store, NAME, 3, warn=heard.append)  # what the damaged one had, nobody misses
+    (index / "active").write_text("?")
+    adopt.activate(store, NAME, 3, warn=heard.append)
+    assert version.active_version(index) == 3
     assert heard == [warning]
     for model in (other, third):
         manifest.amend_model(store.model(model), CURVE.fields())
