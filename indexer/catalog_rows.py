@@ -63,11 +63,12 @@ def count_live(file: CatalogFile) -> int:
 
     No checksums are compared, but no flipped bit makes one state of another.
     """
-    counts = dict(file.read("SELECT state, count(*) FROM items GROUP BY state"))
-    live = int(counts.pop(LIVE, 0))
-    if unknown := counts.keys() - {DELETED, GONE}:
-        raise file.corrupt(f"the state of an item is {min(unknown, key=repr)!r}")
-    return live
+    # Not by GROUP BY, which would sort all items.
+    query = "SELECT count(*), count(*) FILTER (WHERE state = ?), count(*) FILTER (WHERE state IN (?, ?)) FROM items"
+    ((total, live, gone),) = file.read(query, LIVE, DELETED, GONE)
+    if unknown := total - live - gone:
+        raise file.corrupt(f"{unknown:,} items are in no state that there is")
+    return int(live)
 
 
 def read_changes(file: CatalogFile, found: Sequence[tuple[Any, ...]], model: str) -> Iterator[Change]:
