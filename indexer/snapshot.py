@@ -11,6 +11,7 @@ SnapshotError
 ├── NotEmpty        the directory, or the index, is there already, or being written
 ├── NotThere        there is nothing where the snapshot should be
 ├── NotASnapshot    there is something else
+├── NewerSnapshot   it is of a format that this Kinsight does not know yet
 └── DamagedSnapshot a file of a snapshot is missing or changed
 """
 
@@ -56,6 +57,10 @@ class NotThere(SnapshotError):
 
 class NotASnapshot(SnapshotError):
     """What is to be restored is a file, or a directory that no snapshot was written to."""
+
+
+class NewerSnapshot(SnapshotError):
+    """A newer Kinsight wrote the snapshot, in a format that this one does not know."""
 
 
 class DamagedSnapshot(SnapshotError):
@@ -275,8 +280,13 @@ def _read_receipt(directory: Path) -> tuple[Snapshot, dict[str, FileRecord]]:
         if its_seal is not None and its_seal != manifest.seal(fields):
             raise DamagedSnapshot(f"{path} was changed: it does not match its own SHA-256; {_REMEDY}")
         found = fields.pop("format")
+        if isinstance(found, int) and found > FORMAT:
+            raise NewerSnapshot(
+                f"{path} has format {found}, of a newer Kinsight; this one reads format {FORMAT}: restore it with "
+                f"the one that wrote it, or update this one"
+            )
         if found != FORMAT:
-            raise DamagedSnapshot(f"{path} has format {found}; this Kinsight reads format {FORMAT}")
+            raise DamagedSnapshot(f"{path} has format {found}; this Kinsight reads format {FORMAT}; {_REMEDY}")
         files = {str(name): FileRecord(**record) for name, record in fields.pop("files").items()}
         taken = Snapshot(**fields)
     except (FileNotFoundError, NotADirectoryError) as error:

@@ -29,7 +29,7 @@ from indexer.manifest import ManifestError
 from indexer.operations import NoSuchOperation, OperationRunning
 from indexer.pixels import ImageTooLarge, UndecodableImage
 from indexer.rebuild import ImagesGone, NoActiveVersion
-from indexer.snapshot import DamagedSnapshot, NotASnapshot, NotEmpty, NotThere
+from indexer.snapshot import DamagedSnapshot, NewerSnapshot, NotASnapshot, NotEmpty, NotThere
 from indexer.source import SourceError
 from indexer.store import NotFound
 from indexer.tables import UnreadableLabels
@@ -187,6 +187,7 @@ TABLE: Mapping[type[Exception], Answer] = {
     NotEmpty: Answer(_EXISTS, "PATH_EXISTS"),
     NotThere: Answer(_NOT_FOUND, "PATH_NOT_FOUND"),
     NotASnapshot: Answer(_INVALID, "NOT_A_SNAPSHOT", field="directory"),
+    NewerSnapshot: Answer(_UNMET, "SNAPSHOT_NEWER", subject="directory"),
     DamagedSnapshot: Answer(_LOST, "SNAPSHOT_CORRUPT"),
     NoSuchOperation: Answer(_NOT_FOUND, "OPERATION_NOT_FOUND"),
     OperationRunning: Answer(_UNMET, "OPERATION_RUNNING", subject="operation"),

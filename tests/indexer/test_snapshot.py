@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from indexer import adopt, version
+from indexer import adopt, manifest, version
 from indexer.build import build
 from indexer.embedding import Progress
 from indexer.live import LiveIndex
 from indexer.rebuild import rebuild
 from indexer.records import Upsert
-from indexer.snapshot import DamagedSnapshot, NotASnapshot, NotEmpty, NotThere, restore, snapshot
+from indexer.snapshot import DamagedSnapshot, NewerSnapshot, NotASnapshot, NotEmpty, NotThere, restore, snapshot
 from indexer.stats import read_stats
 from indexer.store import Store
 
@@ -218,6 +218,18 @@ def test_what_was_made_meanwhile_is_not_replaced(
     with pytest.raises(NotEmpty, match="twice is there already and not empty"):
         snapshot(store, "street", tmp_path / "twice", write_meanwhile)
     assert [path.name for path in tmp_path.glob("*twice*")] == ["twice"]
+
+
+def test_a_snapshot_of_a_newer_kinsight_is_not_called_damaged(copied: Path, tmp_path: Path) -> None:
+    """Nothing is wrong with it: who restores it needs another Kinsight, not another copy."""
+    receipt = json.loads((copied / "snapshot.json").read_text())
+    del receipt["sha256"]
+    receipt["format"] = 2
+    receipt["sha256"] = manifest.seal(receipt)
+    (copied / "snapshot.json").write_text(json.dumps(receipt))
+    with pytest.raises(NewerSnapshot, match="has format 2, of a newer Kinsight; this one reads format 1"):
+        restore(Store(tmp_path / "other"), copied, None, quiet)
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize("name", ["../evil", "/etc/passwd", "version/../../evil", "model/a/b", "version/.."])
