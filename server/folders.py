@@ -58,6 +58,12 @@ def check_free(path: Path) -> None:
         raise PathExists(f"{path} is there already; name another one")
 
 
+def check_parquet(path: Path) -> None:
+    """Raise InvalidPath where the name of a Parquet file that is to be made says that it is another kind of file."""
+    if path.suffix.lower() not in ("", ".parquet"):
+        raise InvalidPath(f"{path} is not how a Parquet file is named; say {path.with_suffix('.parquet')}")
+
+
 def _inside(path: str, folders: Sequence[Path], option: str) -> Path:
     """A path in one of some folders, symbolic links followed.
 

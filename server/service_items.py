@@ -28,7 +28,7 @@ from server import answers, reading
 from server.admission import Admission
 from server.answered import answered
 from server.errors import BatchSizeOutOfRange, RefusedBefore, WaitForUnknown
-from server.folders import Folders, check_free, check_there
+from server.folders import Folders, check_free, check_parquet, check_there
 from server.indexes import ActiveIndex, Indexes
 from server.jobs import Job, Jobs
 from server.paging import Page
@@ -106,6 +106,7 @@ class ItemService(item_service_pb2_grpc.ItemServiceServicer):
 
         def job() -> Job:
             path, name = self._folders.to_write(request.path), self._indexes.get(request.index).name
+            check_parquet(path)
             return Job("export", name, ("items", "export", name, str(path)), partial(check_free, path))
 
         return await started(self._jobs, self._indexes, job, request.request_id)

@@ -337,6 +337,8 @@ def test_images_are_imported_and_items_exported(own: Gallery, tmp_path: Path) ->
         written = ExportItemsResponse()
         assert stubs.ended(stubs.items.ExportItems(export)).response.Unpack(written)
         assert _reason(stubs.items.ExportItems, export) == ("ALREADY_EXISTS", "PATH_EXISTS")
+        text = ExportItemsRequest(path=str(tmp_path / "items.csv"))
+        assert _reason(stubs.items.ExportItems, text) == ("INVALID_ARGUMENT", "INVALID_PATH")
     table = pq.read_table(tmp_path / "items.parquet").to_pylist()
     assert (written.items, written.model) == (10, own.model)
     assert [row["item"] for row in table] == sorted([*own.items, *(f"{seed}.png" for seed in range(100, 104))])
