@@ -36,7 +36,7 @@ from kinsight.v1.item_service_pb2 import GetItemRequest, ImportItemsRequest, Ite
 from kinsight.v1.operation_metadata_pb2 import OperationMetadata
 from kinsight.v1.search_service_pb2 import SearchRequest
 
-from indexer import pixels, version
+from indexer import manifest, pixels, version
 from indexer.encoder import Encoder
 from indexer.locks import hold, turn
 from indexer.operations import find, queue
@@ -252,6 +252,11 @@ def test_a_snapshot_can_be_restored_under_another_name(stubs: Stubs, tmp_path: P
     restore.index = "third"
     damaged = stubs.ended(stubs.indexes.RestoreIndex(restore)).error
     assert reason_of(damaged) == ("DATA_LOSS", "SNAPSHOT_CORRUPT")
+    receipt = json.loads((tmp_path / "copy/snapshot.json").read_text()) | {"format": 2}
+    receipt["sha256"] = manifest.seal({name: receipt[name] for name in receipt if name != "sha256"})
+    (tmp_path / "copy/snapshot.json").write_text(json.dumps(receipt))
+    newer = stubs.ended(stubs.indexes.RestoreIndex(restore)).error
+    assert reason_of(newer) == ("FAILED_PRECONDITION", "SNAPSHOT_NEWER")
     restore.directory = str(tmp_path)
     other = stubs.ended(stubs.indexes.RestoreIndex(restore)).error
     assert reason_of(other) == ("INVALID_ARGUMENT", "NOT_A_SNAPSHOT")
