@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from indexer.manifest import write_atomically
 from indexer.pixels import PixelSpec
@@ -21,6 +22,8 @@ from trainer.suspects import Suspect, copies_at_odds, find_suspects
 
 _LEFT_OUT = "left_out.json"
 _MANY = 0.5  # share of labels that disagree from which they are doubted as a whole, where no share can be estimated
+_KEPT_OF_SINGLES = 0.5  # of the model that a run starts from, with one label a class
+_NOT_FEW = 4  # labels a class from which none of it is kept
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +37,9 @@ class Doubts:
         left_out: items whose labels are not learned from, the surest to be wrong first.
         listed: the file that has these.
         at_odds: labelled images whose files are those of others labelled as something else, each with one of these.
-        kept: the share of the model that the run starts from which stays in what it learns from the labels: as large
-            as that of the wrong ones where some are left out, as others could not be told from right ones.
+        kept_of_wrong: the share of the model that the run starts from which stays in what it learns from the labels:
+            as large as that of the wrong ones where some are left out, as others could not be told from right ones.
+        kept_of_few: the same, for there are few labels of each class; see `share_of_few`.
     """
 
     suspects: tuple[Suspect, ...] = ()
@@ -44,7 +48,13 @@ class Doubts:
     left_out: tuple[str, ...] = ()
     listed: Path | None = None
     at_odds: tuple[tuple[str, str], ...] = ()
-    kept: float = 0.0
+    kept_of_wrong: float = 0.0
+    kept_of_few: float = 0.0
+
+    @property
+    def kept(self) -> float:
+        """The share that stays: for whichever reason asks for more."""
+        return max(self.kept_of_wrong, self.kept_of_few)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -78,9 +88,11 @@ class Doubts:
     def _of_kept(self) -> tuple[str, ...]:
         if not self.kept:
             return ()
+        few = "as few labels a class say little of what looks alike: with four or more of each, it goes all the way"
+        wrong = "for the wrong labels that it can't tell from right ones"
         warning = (
             f"the model that comes of this is {self.kept:.0%} of the way back to the one that the run starts from, "
-            f"for the wrong labels that it can't tell from right ones"
+            f"{few if self.kept_of_few > self.kept_of_wrong else wrong}"
         )
         return (warning,)
 
@@ -163,6 +175,7 @@ class Given:
         suspects, compared = find_suspects(embeddings, cache.items, known)
         noise = label_noise(embeddings, cache.items, known.label)
         left_out = _settled(run / _LEFT_OUT, () if self.keep_doubted else noise.doubted)
+        learned_from = self.taught.without(left_out).known(cache.items)
         has_learned = start.encoder.head_is_trained
         return Doubts(
             suspects=tuple(suspects),
@@ -171,8 +184,28 @@ class Given:
             left_out=left_out,
             listed=run / _LEFT_OUT,
             at_odds=tuple(copies_at_odds(cache.items, cache.sha256, known)),
-            kept=(noise.wrong_share or 0.0) if left_out and has_learned else 0.0,
+            kept_of_wrong=(noise.wrong_share or 0.0) if left_out and has_learned else 0.0,
+            kept_of_few=share_of_few(learned_from.label) if has_learned else 0.0,
         )
+
+
+def share_of_few(label: Tensor) -> float:
+    """The share of what a model knew that is kept in what it learns from labels, as these are few of each class.
+
+    One label a class says only what differs, and a metric that sees little loses by it what it had learned without
+    labels. So half is kept then, a third with two of each class, a sixth with three, and none with four or more.
+
+    Args:
+        label: (N,) int64, the classes of images; -1 where unknown.
+
+    Source:
+        CHOICES.md, "What to keep where labels are few": measured here, as no paper has it.
+    """
+    counts = torch.bincount(label[label >= 0])
+    if not counts.any():
+        return 0.0
+    a_class = (counts.sum() / (counts > 0).sum()).item()
+    return _KEPT_OF_SINGLES * max(0.0, (_NOT_FEW - a_class) / (_NOT_FEW - 1))
 
 
 def _settled(file: Path, found: tuple[str, ...]) -> tuple[str, ...]:

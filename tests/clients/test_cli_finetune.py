@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -319,12 +320,35 @@ def test_with_two_labels_in_five_wrong_the_model_gets_no_worse(
     assert json.loads((store.runs / "doubted" / "left_out.json").read_text()) == told["left_out"]
     share = told["wrong_share"]
     assert any(f"this is {share:.0%} of the way back" in line for line in told["warnings"])
-    found, _ = checkpoint.latest(store.runs / "doubted" / "checkpoints")
+    assert_between(store, model, told, share)
+
+
+def assert_between(store: Store, model: str, told: dict[str, Any], share: float) -> None:
+    """The weights that came of a run lie so far back from those learned toward the model that it began with."""
+    found, _ = checkpoint.latest(store.runs / told["run"] / "checkpoints")
     assert found is not None
     learned = found.weights["averaged.module.head.weight"]
     before, after = (load_file(store.model(name) / "head.safetensors")["weight"] for name in (model, told["model"]))
     torch.testing.assert_close(after, share * before + (1 - share) * learned, rtol=0, atol=3e-7)
     assert (learned - before).abs().max() > 5e-6  # in so few steps, of which all are of the warm-up
+
+
+@pytest.mark.parametrize(("a_class", "share"), [(1, 1 / 2), (2, 1 / 3), (4, 0)])
+def test_with_few_labels_a_class_the_model_goes_part_of_the_way(
+    work: tuple[Path, Store, str], mislabelled: tuple[Path, Path, set[str]], a_class: int, share: float
+) -> None:
+    """Half of the way with one label of each class, two thirds with two; with four it goes all of it."""
+    _, store, model = work
+    pictures, table, _ = mislabelled
+    rows = [f"{hue}{number}.png,{hue}" for hue in range(8) for number in range(a_class)]
+    table.write_text("\n".join(["path,class_id", *rows]) + "\n")
+    words = ["finetune", model, pictures, "--labels", table, "--store", store.root, "--run", f"few-{a_class}"]
+    done = CliRunner().invoke(kinsight, list(map(str, [*words, "--epochs", 2, "--no-baselines", "--json"])))
+    assert done.exit_code == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert_between(store, model, told, share)
+    warnings = [line for line in told["warnings"] if "of the way back" in line]
+    assert [f"is {share:.0%} of the way back" in line for line in warnings] == ([True] if share else [])
 
 
 @pytest.mark.slow
